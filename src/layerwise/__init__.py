@@ -1,0 +1,1 @@
+"""Layer-wise adversarial training: perturb every layer, measure honestly."""

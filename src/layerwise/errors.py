@@ -1,0 +1,39 @@
+"""The errors that layerwise raises: each says what, where, what was found and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LayerwiseError(Exception):
+    """Base of every error that a user can cause and mend; the command line prints it in one sentence, exit code 2."""
+
+
+class SiteError(LayerwiseError):
+    """A site is unknown, ambiguous, dead or was not reached."""
+
+
+class DataError(LayerwiseError):
+    """A data set, file or batch is missing, corrupt or out of range."""
+
+
+class ConfigError(LayerwiseError):
+    """A setting is unknown, of the wrong kind or out of range."""
+
+
+class CheckpointError(LayerwiseError):
+    """A checkpoint or run folder is missing, corrupt or belongs to something else."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """A sentence that names the entries of `known` closest to `name`, or all of them when none is close.
+
+    >>> did_you_mean("slta", ["slat", "anp"])
+    "did you mean 'slat'?"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    return "known: " + ", ".join(sorted(known)[:20]) + ("." if len(known) <= 20 else ", ...")
