@@ -1,0 +1,101 @@
+"""Ascent rules: pure functions from a site's gradient to its next perturbation, folded with `chain`.
+
+Every method and every attack here is a chain of these rules at some sites; the gradient `g` is always that of the *sum* of the
+examples' losses, so row i is the gradient of example i's own loss.
+
+    FGSM            chain(sign(), scale(eps))
+    PGD             chain(sign(), scale(alpha), accumulate(), project("linf", eps))
+    MI-FGSM         momentum = chain(normalize("l1"), accumulate(mu)); step = the chain of PGD, fed with the momentum
+    ANP, eq. 2      chain(normalize("l2"), scale(eps / k), accumulate(1 - eta))
+    LAT, eqs. 5-6   chain(sign(), scale_by_range(eps))
+    LAD, eq. 4      chain(scale(eta))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from layerwise import norms
+from layerwise.norms import Norm
+
+Scalar: TypeAlias = float | Tensor
+"""A number, or a 0-dim tensor when it changes from step to step inside a captured step."""
+
+
+class Rule(Protocol):
+    """One stage of a chain."""
+
+    def __call__(self, update: Tensor, gradient: Tensor, previous: Tensor | None, /) -> Tensor:
+        """Give the next update.
+
+        Args:
+            update: what the stages before made of the gradient; the first stage gets the gradient itself.
+            gradient: the site's gradient, shape (B, ...), untouched.
+            previous: the site's current perturbation, the same shape; None stands for zero.
+        """
+        ...
+
+
+Ascent: TypeAlias = Callable[..., Tensor]
+"""A folded chain: `ascent(gradient, previous=None) -> next perturbation`."""
+
+
+def chain(*stages: Rule) -> Ascent:
+    """Fold rules, first to last, into one function of (gradient, previous perturbation).
+
+    >>> import torch
+    >>> step = chain(sign(), scale(0.1), accumulate(), project("linf", 0.15))
+    >>> r = step(torch.tensor([[2.0, -3.0, 0.0]]))
+    >>> step(torch.tensor([[1.0, 1.0, 0.0]]), r)
+    tensor([[0.1500, 0.0000, 0.0000]])
+    """
+
+    def ascent(gradient: Tensor, previous: Tensor | None = None) -> Tensor:
+        update = gradient
+        for stage in stages:
+            update = stage(update, gradient, previous)
+        return update
+
+    return ascent
+
+
+def sign() -> Rule:
+    """Keep the sign of each entry; sign(0) = 0."""
+    return lambda update, gradient, previous: update.sign()
+
+
+def normalize(p: Norm = "l2", *, batch: bool = False) -> Rule:
+    """Divide each example by its p-norm (`batch=True`: the whole tensor by its own norm); zero stays zero."""
+    if batch:
+        return lambda update, gradient, previous: norms.normalize(update.unsqueeze(0), p).squeeze(0)
+    return lambda update, gradient, previous: norms.normalize(update, p)
+
+
+def scale(factor: Scalar) -> Rule:
+    """Multiply by a step size, in the unit of the activation."""
+    return lambda update, gradient, previous: update * factor
+
+
+def scale_by_range(factor: Scalar, *, span: Tensor | None = None) -> Rule:
+    """Multiply by factor (max g - min g), max and min over the site's whole batch tensor (LAT, appendix).
+
+    Args:
+        factor: LAT's eps, divided by the batch size that it was stated for.
+        span: max g - min g where the caller knows better than this tensor: reduced over ranks, or over present rows.
+    """
+    return lambda update, gradient, previous: (
+        update * (factor * (gradient.amax() - gradient.amin() if span is None else span))
+    )
+
+
+def accumulate(decay: Scalar = 1.0) -> Rule:
+    """Add the update to decay times the current perturbation."""
+    return lambda update, gradient, previous: update if previous is None else decay * previous + update
+
+
+def project(p: Norm, eps: Scalar) -> Rule:
+    """Project each example's perturbation on the ball of radius eps."""
+    return lambda update, gradient, previous: norms.project(update, p, eps)

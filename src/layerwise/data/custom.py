@@ -1,0 +1,237 @@
+"""A user's own tensors and datasets as `ImageData`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from layerwise.data.checks import Range, check_images, check_labels
+from layerwise.data.holdout import part, pixel_statistics
+from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit, item_tensor
+from layerwise.errors import DataError
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+Statistics: TypeAlias = tuple[Sequence[float], Sequence[float]] | None
+
+
+def from_tensors(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    test: Pair | float = 0.2,
+    validation: float = 0.1,
+    classes: Sequence[str] | None = None,
+    name: str = "custom",
+    seed: int = 0,
+    value_range: Range = (0.0, 1.0),
+    statistics: Statistics = None,
+) -> ImageData:
+    """A data set from tensors in memory.
+
+    Args:
+        images: uint8 in 0..255, or any float in [0, 1] (kept as float32, not quantised), shape (N, C, H, W).
+        labels: class numbers of any integer type, shape (N,).
+        test: (images, labels) that only judge; or how much of `images` is held out for it first, as for `validation`.
+        validation: held out of the training images for choosing anything: below 1 a fraction, from 1 on a count, 0 for none.
+        classes: their names; without them 0 to the largest label of `images`.
+        name: what reports call it.
+        seed: of the held-out images, which are stratified by class.
+        value_range: what float pixels must lie in; None for data that are not pixels (attacks then clip nothing).
+        statistics: mean and standard deviation per channel of pixels in [0, 1]; computed where None.
+
+    Raises:
+        DataError: the first image or label that is wrong, and its value.
+        ConfigError: `test` or `validation` leaves nothing to learn from.
+
+    >>> data = from_tensors(torch.rand(20, 3, 4, 4), torch.arange(20) % 2, test=0.25, validation=5)
+    >>> len(data.train), len(data.validation), len(data.test), data.classes
+    (10, 5, 5, ('0', '1'))
+    """
+    raw = _checked_labels("train", labels)
+    names = tuple(map(str, classes if classes is not None else range(max(int(raw.max()), 0) + 1)))
+    train: Split = tensor_split("train", images, raw, len(names), value_range)
+    judge: Split
+    if isinstance(test, tuple):
+        judge = tensor_split("test", *test, len(names), value_range)
+        if judge.images.shape[1:] != images.shape[1:]:
+            raise DataError(
+                f"test: images of {tuple(judge.images.shape[1:])}, training ones of {tuple(images.shape[1:])}"
+            )
+    else:
+        train, judge = part(train, test, key=f"{name}/test/{seed}", name="test")
+    channels, height, width = images.shape[1:]
+    return assemble(
+        name,
+        train,
+        judge,
+        classes=names,
+        shape=(channels, height, width),
+        validation=validation,
+        seed=seed,
+        value_range=value_range,
+        statistics=statistics,
+    )
+
+
+def from_dataset(
+    dataset: Dataset[Any],
+    *,
+    test: Dataset[Any] | float = 0.2,
+    validation: Dataset[Any] | float = 0.1,
+    classes: Sequence[str] | None = None,
+    name: str = "custom",
+    seed: int = 0,
+    value_range: Range = (0.0, 1.0),
+    statistics: Statistics = None,
+) -> ImageData:
+    """A data set that is read when needed, on the workers of `batches(..., num_workers=...)`.
+
+    Each item is checked as it is read. Held-out images are stratified by class where the dataset has its labels as `targets`.
+    Random transforms inside the dataset draw from its workers' streams, so they change with the number of workers and after a
+    resume; what must not change belongs in `Augment`.
+
+    Args:
+        dataset: map-style, items (image, label): a uint8 or float tensor (C, H, W) or a PIL image, and a class number.
+        test: a dataset that only judges, or how much of `dataset` is held out for it first, as for `validation`.
+        validation: a dataset, or how much is held out for choosing anything: below 1 a fraction, from 1 on a count, 0 for none.
+        classes: the names of the classes; without them `dataset.classes`.
+        name: what reports call it.
+        seed: of the held-out images.
+        value_range: what float pixels must lie in; None for no limit.
+        statistics: mean and standard deviation per channel; estimated on 500 images where None.
+
+    Raises:
+        DataError: the dataset is empty, has no length or no class names, or its first item is wrong.
+        ConfigError: `test` or `validation` leaves nothing to learn from.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> data = from_dataset(TensorDataset(torch.rand(20, 3, 4, 4), torch.arange(20) % 2), classes=["cat", "dog"])
+    >>> len(data.train), len(data.validation), len(data.test), data.shape
+    (14, 2, 4, (3, 4, 4))
+    """
+    found = classes if classes is not None else getattr(dataset, "classes", None)
+    if found is None:
+        raise DataError(
+            f"{name}: the dataset has no `classes`; give classes=[...], the names in the order of their numbers"
+        )
+    names = tuple(map(str, found))
+    train: Split = _stream("train", dataset, len(names), value_range)
+    if isinstance(test, Dataset):
+        judge: Split = _stream("test", test, len(names), value_range)
+    else:
+        train, judge = part(train, test, key=f"{name}/test/{seed}", name="test")
+    held = _stream("validation", validation, len(names), value_range) if isinstance(validation, Dataset) else validation
+    assert isinstance(train, StreamSplit)
+    return assemble(
+        name,
+        train,
+        judge,
+        classes=names,
+        shape=train.shape,
+        validation=held,
+        seed=seed,
+        value_range=value_range,
+        statistics=statistics,
+    )
+
+
+def assemble(
+    name: str,
+    train: Split,
+    test: Split,
+    *,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    validation: Split | float,
+    seed: int,
+    value_range: Range = (0.0, 1.0),
+    statistics: Statistics = None,
+) -> ImageData:
+    """`ImageData` of a training and a test split, its validation split given or held out of the training split."""
+    mean, std = statistics if statistics is not None else pixel_statistics(train)
+    if not len(mean) == len(std) == shape[0] or not all(s > 0 for s in std):
+        raise DataError(
+            f"{name}: the mean {tuple(mean)} and deviation {tuple(std)} of the pixels must be {shape[0]} numbers each, "
+            "the deviations above 0; are all images of one colour?"
+        )
+    if not isinstance(validation, Split):
+        train, validation = part(train, validation, key=f"{name}/validation/{seed}")
+    return ImageData(
+        name=name,
+        train=train,
+        validation=validation,
+        test=test,
+        classes=classes,
+        shape=shape,
+        mean=tuple(mean),
+        std=tuple(std),
+        value_range=value_range,
+    )
+
+
+def tensor_split(name: str, images: Tensor, labels: Tensor, num_classes: int, value_range: Range) -> TensorSplit:
+    """Tensors of any accepted type as a checked `TensorSplit`."""
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"{name}: the images are a {type(images).__name__}; give a tensor, e.g. torch.from_numpy(images)"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(f"{name}: the images are {images.dtype}; give uint8 in 0..255 or float in [0, 1]")
+    if images.ndim != 4:
+        hint = "images.unsqueeze(1)" if images.ndim == 3 else "images.view(N, C, H, W)"
+        raise DataError(f"{name}: the images have shape {tuple(images.shape)}; give (N, C, H, W), e.g. {hint}")
+    if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3) and images.shape[1] == images.shape[2]:
+        raise DataError(
+            f"{name}: the images have shape {tuple(images.shape)}, channels last; give images.permute(0, 3, 1, 2)"
+        )
+    labels = _checked_labels(name, labels)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{name}: there are {len(images)} images and {len(labels)} labels; give one label for each image"
+        )
+    check_labels(name, labels, num_classes)
+    images = images if images.dtype == torch.uint8 else images.to(torch.float32)
+    check_images(name, images, value_range)
+    return TensorSplit(images.contiguous(), labels)
+
+
+def _checked_labels(name: str, labels: Tensor) -> Tensor:
+    if not isinstance(labels, Tensor):
+        raise DataError(f"{name}: the labels are a {type(labels).__name__}; give a tensor, e.g. torch.tensor(labels)")
+    if labels.ndim != 1:
+        raise DataError(
+            f"{name}: the labels have shape {tuple(labels.shape)}; give one number an image, e.g. labels.argmax(1)"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"{name}: the labels are {labels.dtype}; class numbers are whole: give labels.long()")
+    if not len(labels):
+        raise DataError(f"{name}: there are no images; give at least one of each class")
+    return labels.to(torch.int64)
+
+
+def _stream(name: str, dataset: Dataset[Any], num_classes: int, value_range: Range) -> StreamSplit:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(f"{name}: a {type(dataset).__name__} has no length or no items; give a map-style Dataset")
+    if len(dataset) == 0:
+        raise DataError(f"{name}: the dataset is empty; give at least one image of each class")
+    image, _ = item_tensor(dataset[0], 0)
+    if image.ndim != 3:
+        raise DataError(f"{name}: image 0 has shape {tuple(image.shape)}; give (C, H, W)")
+    channels, height, width = image.shape
+    targets = getattr(dataset, "targets", None)
+    labels = None if targets is None else _checked_labels(name, torch.as_tensor(targets))
+    if labels is not None:
+        check_labels(name, labels, num_classes)
+    split = StreamSplit(
+        dataset=dataset,
+        shape=(channels, height, width),
+        num_classes=num_classes,
+        labels=labels,
+        value_range=value_range,
+    )
+    split.item(0)
+    return split

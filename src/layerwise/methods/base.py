@@ -1,0 +1,229 @@
+"""What a training method is, and the two abstract kinds: those that perturb the input and those that perturb layers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from layerwise.errors import ConfigError, SiteError
+from layerwise.probe import AUTOGRAD, Backward, Criterion
+from layerwise.random import Source
+from layerwise.sites import Gradients, Sites, unwrap
+from layerwise.tracing import Selection
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A loss that is back-propagated only: its gradients add up until a plain loss is yielded and stepped on."""
+
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Cost of one mini-batch, in passes over the network.
+
+    Args:
+        forward: forward passes.
+        activations: backward passes to the activations.
+        weights: backward passes to the weights.
+        steps: optimiser steps.
+    """
+
+    forward: int = 1
+    activations: int = 1
+    weights: int = 1
+    steps: int = 1
+
+    @property
+    def total(self) -> int:
+        """All passes; the standard step has 3."""
+        return self.forward + self.activations + self.weights
+
+    def __add__(self, other: Passes) -> Passes:
+        """Add the passes of two parts."""
+        return Passes(
+            self.forward + other.forward,
+            self.activations + other.activations,
+            self.weights + other.weights,
+            self.steps + other.steps,
+        )
+
+
+PROBE = Passes(1, 1, 0, 0)
+DESCENT = Passes(1, 1, 1, 1)
+
+
+class Method(ABC):
+    """A training method: hyper-parameters, and a generator of losses.
+
+    A subclass is a `@dataclass(kw_only=True)` with at least `criterion`. A user's own loop is four lines:
+
+        for loss in method.losses(model, x, y):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    """
+
+    reference: ClassVar[str] = ""
+    second_order: ClassVar[bool] = False
+
+    @abstractmethod
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """Yield what has to be descended for one mini-batch.
+
+        Args:
+            model: the network in training mode, wrapped or not.
+            x: images, shape (B, C, H, W), in [0, 1].
+            y: labels, shape (B,).
+            backward: the engine, see `layerwise.probe.Backward`.
+            generator: source of random numbers.
+
+        Yields:
+            A mean loss to back-propagate, clip and step on, or a `Partial` to back-propagate only. Code after a yield runs after the step.
+        """
+
+    @property
+    @abstractmethod
+    def passes(self) -> Passes:
+        """Cost of one mini-batch."""
+
+    def attach(self, model: nn.Module, example: Tensor) -> None:
+        """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
+        del model, example
+
+    def detach(self) -> None:  # noqa: B027 - a method without sites has nothing to remove
+        """Remove the sites; the model is then bit-identical to one that never had any."""
+
+    def attached_sites(self) -> list[Sites]:
+        """Every set of sites that this method holds on the network."""
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What lasts across batches beside the network."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        if state:
+            raise ConfigError(f"{type(self).__name__} keeps no state, found {', '.join(sorted(state))}")
+
+    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Numbers worth tracing over training, computed now and then; {name: value}."""
+        del model, x, y
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Sentences about what went wrong since the last call."""
+        return []
+
+
+class InputMethod(Method):
+    """A method that perturbs the input: layer-wise methods build on its two parts, `perturb` and `loss`."""
+
+    criterion: Criterion
+
+    @abstractmethod
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """Find the adversarial input.
+
+        Args:
+            model: the network.
+            x: images, shape (B, C, H, W), in [0, 1].
+            y: labels, shape (B,).
+            record: sites whose gradients the last probe records as well.
+            backward: the engine.
+            generator: source of random numbers.
+
+        Returns:
+            x_adv of the shape of x, detached, and {site: gradient} of the last probe.
+        """
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The mean loss that is descended."""
+        del x
+        return self.criterion(model(x_adv), y).mean()
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """See `Method.losses`."""
+        x_adv, _ = self.perturb(model, x, y, backward=backward, generator=generator)
+        yield self.loss(model, x, x_adv, y)
+
+
+class LayerMethod(Method):
+    """A method that perturbs layers; it serves one network, whose sites it makes at the first batch or in `attach`."""
+
+    _attached: Sites | None = None
+
+    @abstractmethod
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """Attach this method's sites."""
+
+    def attach(self, model: nn.Module, example: Tensor) -> None:
+        """See `Method.attach`."""
+        raw = unwrap(model)
+        if self._attached is not None and self._attached.model is not raw:
+            raise SiteError(
+                f"this {type(self).__name__} is attached to another network; one method instance serves one network: "
+                "make a second one, or call detach() first"
+            )
+        if self._attached is None:
+            self._attached = self.make_sites(raw, example)
+
+    def detach(self) -> None:
+        """See `Method.detach`."""
+        if self._attached is not None:
+            self._attached.remove()
+        self._attached = None
+
+    def attached_sites(self) -> list[Sites]:
+        """See `Method.attached_sites`."""
+        return [] if self._attached is None else [self._attached]
+
+    def sites_on(self, model: nn.Module, x: Tensor) -> Sites:
+        """The sites on this network, clean of what an abandoned generator left."""
+        self.attach(model, x)
+        assert self._attached is not None
+        self._attached.leave()
+        self._attached.resolve(x)
+        return self._attached
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Complain about a choice that does not exist."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is unknown; type one of {', '.join(map(repr, allowed))}")
+
+
+def at_least(name: str, value: float, smallest: float) -> None:
+    """Complain about a number that is too small (or not a number)."""
+    if not value >= smallest:
+        raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
+
+
+def choose_sites(model: nn.Module, example: Tensor, selection: Selection, *alternatives: Selection) -> Sites:
+    """Sites of the first selection that this network has."""
+    for candidate in (selection, *alternatives[:-1]):
+        try:
+            return Sites(model, candidate, example=example)
+        except SiteError:
+            if not alternatives:
+                raise
+    return Sites(model, alternatives[-1], example=example)

@@ -1,0 +1,155 @@
+"""Deep Defense: train with the DeepFool perturbation's size as a regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from layerwise.deepfool import deepfool
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.methods.base import DESCENT, InputMethod, Method, Partial, Passes, at_least, one_of
+from layerwise.methods.standard import Standard
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
+from layerwise.random import Source
+from layerwise.sites import unwrap
+
+LARGEST_EXPONENT = 80.0
+"""exp(88.7) overflows in float32."""
+
+
+@final
+@dataclass(kw_only=True)
+class DeepDefense(Method):
+    """CE + (lambda / B) [sum over correct of exp(-c rho) + sum over wrong of exp(d rho)], rho = ||Delta_x||_p / ||x||_p.
+
+    Delta_x is DeepFool's perturbation, unrolled and differentiated through (double backward, any network); for a wrong example it leads
+    from the current prediction to the label. The regulariser runs in evaluation mode, in float32, without autocast, on the unwrapped
+    network; the loss goes through the network as given.
+
+    Args:
+        weight: lambda.
+        c: exponent of the correct examples (25; 70 for NIN; 500 for ImageNet).
+        d: exponent of the wrong examples.
+        num_steps: DeepFool steps unrolled.
+        num_classes: DeepFool's candidate classes, those with the largest logits; None is all.
+        overshoot: DeepFool's.
+        p: norm of the perturbation, above 1 or inf.
+        regulariser: R of eq. 3, `"exp"` or `"linear"` (R(z) = z, tried and rejected in the paper).
+        treat_wrong: `"separately"` (eq. 6) or `"alike"`: R(-c rho) for every example, from its prediction (eq. 3).
+        layer: only this module's parameters are moved by the regulariser; None is all (section 4.2, layer-wise regularisation).
+        base: what gives the loss: `FGSMRS()`, `FGSOrig()`, ... combine with adversarial training; None is the criterion at x.
+        criterion: each example's loss (of the default base).
+
+    Reference: Yan et al. 2018, eqs. 1-3 and 6; settings of the authors' code. Exponents are clamped at 80, counted in `warnings`.
+    """
+
+    reference: ClassVar[str] = "Yan et al. 2018, Deep Defense: training DNNs with improved adversarial robustness"
+    second_order: ClassVar[bool] = True
+
+    weight: float = 15.0
+    c: float = 25.0
+    d: float = 5.0
+    num_steps: int = 5
+    num_classes: int | None = None
+    overshoot: float = 0.02
+    p: float = 2.0
+    regulariser: Literal["exp", "linear"] = "exp"
+    treat_wrong: Literal["separately", "alike"] = "separately"
+    layer: str | None = None
+    base: InputMethod | None = None
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        one_of("regulariser", self.regulariser, ("exp", "linear"))
+        one_of("treat_wrong", self.treat_wrong, ("separately", "alike"))
+        at_least("num_steps", self.num_steps, 1)
+        at_least("weight", self.weight, 0)
+        if not self.p > 1:
+            raise ConfigError(f"p={self.p} has no smooth DeepFool step; type a number above 1, or inf")
+        self._clamped: Tensor | None = None
+        self._blank: Tensor | None = None
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """One descent on the loss and the regulariser."""
+        base = self.base or Standard(criterion=self.criterion)
+        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        yield base.loss(model, x, x_adv, y) + self.weight * self.penalty(model, x, y)
+
+    def penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The regulariser's mean over the batch, without lambda (0-dim); differentiable in the parameters."""
+        raw = unwrap(model)
+        labels = y if self.treat_wrong == "separately" else None
+        with evaluation(raw), torch.autocast(x.device.type, enabled=False):
+            found = deepfool(
+                self._network(raw),
+                x,
+                labels=labels,
+                num_steps=self.num_steps,
+                num_classes=self.num_classes,
+                overshoot=self.overshoot,
+                p=self.p,
+                create_graph=True,
+            )
+        rho, counted = found.rho(x, self.p)
+        wrong = found.prediction != y if labels is not None else torch.zeros_like(counted)
+        z = torch.where(wrong, self.d * rho, -self.c * rho)
+        over = z > LARGEST_EXPONENT
+        value = z if self.regulariser == "linear" else z.clamp(max=LARGEST_EXPONENT).exp()
+        self._clamped = _add(self._clamped, over & counted) if self.regulariser == "exp" else None
+        self._blank = _add(self._blank, ~counted)
+        return (value * counted).sum() / len(x)
+
+    def _network(self, raw: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The network as a function, with the parameters of the other layers held constant if one layer is named."""
+        if self.layer is None:
+            return raw
+        names = dict(raw.named_modules())
+        if self.layer not in names:
+            raise ConfigError(f"layer={self.layer!r} is no module of the network; {did_you_mean(self.layer, names)}")
+        held = {n: v if n.startswith(self.layer + ".") else v.detach() for n, v in raw.named_parameters()}
+        return lambda x: functional_call(raw, held, (x,))
+
+    def warnings(self) -> list[str]:
+        """How many exponents were clamped and how many blank images were left out."""
+        said = []
+        if self._clamped is not None and (count := int(self._clamped)):
+            said.append(
+                f"Deep Defense clamped {count} exponents at {LARGEST_EXPONENT:g}: the wrong examples' weight d={self.d} is too large"
+            )
+        if self._blank is not None and (count := int(self._blank)):
+            said.append(f"Deep Defense left out {count} blank images, which have no relative perturbation size")
+        self._clamped = self._blank = None
+        return said
+
+    @property
+    def passes(self) -> Passes:
+        """The loss; per DeepFool step two forwards, one backward a candidate class, and their double backward."""
+        base = self.base.passes if self.base is not None else DESCENT
+        classes = self.num_classes or 10
+        return base + Passes(2 * self.num_steps + 1, (classes + 2) * self.num_steps, 2 * self.num_steps, 0)
+
+
+def _add(count: Tensor | None, mask: Tensor) -> Tensor:
+    return mask.sum() if count is None else count + mask.sum()
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the duration, each module restored to its own."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

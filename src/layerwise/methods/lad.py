@@ -1,0 +1,143 @@
+"""LAD and LAD-SM: layer-wise adversarial defence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, Literal, final
+
+from torch import Tensor, nn
+
+from layerwise import norms
+from layerwise.errors import ConfigError
+from layerwise.methods.base import PROBE, InputMethod, LayerMethod, Partial, Passes, at_least, one_of
+from layerwise.methods.pgd import PGD, TRADES
+from layerwise.probe import AUTOGRAD, Backward, Probe
+from layerwise.random import Source, normal
+from layerwise.sites import Gradients, Noise, Sites
+
+
+@final
+@dataclass(kw_only=True)
+class LAD(LayerMethod):
+    """Layer-wise adversarial defence: every residual block's output x_n is moved along its own gradient g_n, recorded at x'.
+
+    Lie-Trotter (eq. 5): x_n gets eta g_n, n = 1..N. Strang-Marchuk (eq. 8, LAD-SM): block n gets (eta / 2) g_n at its input and
+    (eta / 4)(g_n + g_n+1) at its output; where the two shapes differ, (eta / 2) g_n+1 at the output. Raw gradients: no sign, no norm,
+    no projection.
+
+    Args:
+        eta: the paper's scale (50 for CIFAR-10, 1000 for CIFAR-100), stated for a mean loss over `reference_batch` examples: an
+            example's own gradient is multiplied by eta / reference_batch. 0 is the base training, bitwise.
+        reference_batch: batch size that eta is stated for.
+        splitting: `"lie-trotter"` or `"strang-marchuk"`.
+        base: `Standard()` (natural training), `PGD()` or `TRADES()`; any other that perturbs the input works as PGD does.
+        gamma: with TRADES, gamma L(x) + (1 - gamma) L_LAD(x') + beta KL, the KL term without hidden noise.
+        num_inner_steps: M of eq. 3: gradients are taken again at the perturbed states and the noise adds up; Lie-Trotter only.
+        noise_std: deviation of Gaussian noise on the block outputs in training (the stochastic variant; see `NoisyAverage`).
+        sites: None takes the residual blocks; or the names of x_1..x_N (Lie-Trotter) or x_0..x_N (Strang-Marchuk).
+        probe: how gradients are taken.
+
+    Reference: Li et al. 2022 (LAD), eqs. 3-5 and 8, appendix B.2.
+    """
+
+    reference: ClassVar[str] = "Layer-wise adversarial defense: an ODE perspective"
+
+    eta: float = 50.0
+    reference_batch: int = 128
+    splitting: Literal["lie-trotter", "strang-marchuk"] = "lie-trotter"
+    base: InputMethod = field(default_factory=PGD)
+    gamma: float = 0.5
+    num_inner_steps: int = 1
+    noise_std: float = 0.0
+    sites: str | list[str] | tuple[str, ...] | None = None
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        one_of("splitting", self.splitting, ("lie-trotter", "strang-marchuk"))
+        at_least("num_inner_steps", self.num_inner_steps, 1)
+        at_least("reference_batch", self.reference_batch, 1)
+        at_least("noise_std", self.noise_std, 0)
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma={self.gamma} is not a share; type a number from 0 to 1")
+        if self.num_inner_steps > 1 and self.splitting == "strang-marchuk":
+            raise ConfigError(
+                "num_inner_steps > 1 is defined for the Lie-Trotter splitting only; type splitting=lie-trotter"
+            )
+
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """See `LayerMethod.make_sites`."""
+        states = "residual-block outputs" if self.splitting == "lie-trotter" else "residual-block states"
+        return Sites(model, states if self.sites is None else self.sites, example=example)
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """Probe at the perturbed input, then descend with the gradients added to the states."""
+        sites = self.sites_on(model, x)
+        x_adv, _ = self.base.perturb(model, x, y, backward=backward, generator=generator)
+        noise: Noise = {}
+        for _ in range(self.num_inner_steps):
+            _, g = self.probe(
+                model, x_adv, y, criterion=self.base.criterion, sites=sites, noise=noise, backward=backward
+            )
+            step = self.noise_of(g)
+            noise = {site: noise[site] + r if site in noise else r for site, r in step.items()}
+        if self.noise_std:
+            noise = {
+                site: self._blurred(site == first_state(sites, self.splitting), r, generator, str(site))
+                for site, r in noise.items()
+            }
+        if not isinstance(self.base, TRADES):
+            with sites.perturb(noise):
+                yield self.base.loss(model, x, x_adv, y)
+            return
+        natural, kl = self.base.parts(model, x, x_adv, y)
+        if self.gamma == 1:
+            yield natural + self.base.beta * kl
+            return
+        with sites.perturb(noise):
+            layerwise = self.base.criterion(model(x_adv), y).mean()
+            yield self.gamma * natural + (1 - self.gamma) * layerwise + self.base.beta * kl
+
+    def noise_of(self, g: Gradients) -> Noise:
+        """What the states get: eq. 5 or eq. 8, in the order of the calls."""
+        eta = self.eta / self.reference_batch
+        if self.splitting == "lie-trotter":
+            return {site: eta * gradient for site, gradient in g.items()}
+        states = list(g)
+        noise = {site: eta / 2 * g[site] for site in states[:-1]}
+        for before, after in pairwise(states):
+            same = g[before].shape == g[after].shape
+            at_output = eta / 4 * (g[before] + g[after]) if same else eta / 2 * g[after]
+            noise[after] = noise[after] + at_output if after in noise else at_output
+        return noise
+
+    def _blurred(self, is_input: bool, r: Tensor, generator: Source, key: str) -> Tensor:
+        return r if is_input else r + self.noise_std * normal(r, generator, key=key)
+
+    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        """The ratio of eq. 16, ||x_0 + f(x_0)||_2 / ||dL/dx_0||_2 for the mean loss over `reference_batch`, over the whole batch."""
+        with Sites(model, "residual-block states", example=x) as states:
+            first: list[Tensor] = []
+            block = states.model.get_submodule(next(iter(states)).module)
+            handle = block.register_forward_hook(lambda module, args, output: first.append(output.detach()))
+            try:
+                _, g = self.probe(model, x, y, criterion=self.base.criterion, sites=states)
+            finally:
+                handle.remove()
+            size = norms.norm(first[0].unsqueeze(0)) / norms.norm(next(iter(g.values())).unsqueeze(0))
+        return {"eq16_ratio": float(size) * self.reference_batch}
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the base and one probe an inner step; with TRADES one more descent pass."""
+        extra = Passes(1, 1, 1, 0) if isinstance(self.base, TRADES) and self.gamma != 1 else Passes(0, 0, 0, 0)
+        return sum((PROBE for _ in range(self.num_inner_steps)), self.base.passes + extra)
+
+
+def first_state(sites: Sites, splitting: str) -> object:
+    """x_0, which the Strang-Marchuk scheme has and the Lie-Trotter scheme has not."""
+    return next(iter(sites)) if splitting == "strang-marchuk" else None

@@ -1,0 +1,336 @@
+"""LAT: efficient layer-wise adversarial training with the previous batch's gradients, and the variants it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from layerwise.ascent import chain, scale, scale_by_range, sign
+from layerwise.errors import CheckpointError, ConfigError
+from layerwise.methods.base import DESCENT, PROBE, InputMethod, LayerMethod, Partial, Passes, at_least, choose_sites
+from layerwise.methods.fgsm import FGSM
+from layerwise.methods.standard import Standard
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source, Stream, normal
+from layerwise.sites import Gradients, Noise, Sites
+from layerwise.tracing import Selection, Site
+from layerwise.units import Radius, check_radius
+
+
+def scaled_signs(g: Gradients, *, eps: float, reference_batch: int, relative: bool) -> Noise:
+    """R = (eps / reference_batch)(max g - min g) sign(g), or eps sign(g), at every site.
+
+    Max and min are over the site's whole batch tensor, reduced over ranks.
+
+    Args:
+        g: gradients of the sum of the examples' losses.
+        eps: the paper's 10, 20 or 30 for a mean loss over `reference_batch` examples; without range, in the activation's unit.
+        reference_batch: that batch size.
+        relative: multiply by the range.
+
+    Reference: Sankaranarayanan et al. 2018, eqs. 5-6 and the appendix on epsilon.
+    """
+    if not relative:
+        return {site: chain(sign(), scale(eps))(gradient) for site, gradient in g.items()}
+    spans = _ranges(list(g.values()))
+    return {
+        site: chain(sign(), scale_by_range(eps / reference_batch, span=span))(gradient)
+        for (site, gradient), span in zip(g.items(), spans, strict=True)
+    }
+
+
+def _ranges(tensors: list[Tensor]) -> list[Tensor]:
+    """Max - min of each tensor over all ranks, one reduction for all."""
+    extremes = torch.stack([bound for t in tensors for bound in (t.amax(), -t.amin())])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return list(extremes.reshape(-1, 2).sum(dim=1))
+
+
+@final
+@dataclass(kw_only=True)
+class LAT(LayerMethod):
+    """Layer-wise training with the gradient of the previous batch: one descent at z + r, r from what the last descent recorded.
+
+    Row i of a batch meets row i of the previous one; a shorter batch takes the first rows, rows that have no predecessor get zero; the
+    first batch gets none. No extra pass is made.
+
+    Args:
+        sites: None takes the batch-norm outputs, and the convolution outputs where there is no batch norm.
+        eps: 10, 20 or 30 with the range (for a mean loss at `reference_batch`); in the activation's unit without.
+        reference_batch: batch size that eps is stated for; the paper does not state it.
+        relative: multiply by the range of the site's gradients; False is eq. 6 as printed.
+        joint: descend alpha L(x) + (1 - alpha) L(x + r) instead, at twice the cost; the perturbed pass records.
+        alpha: weight of the clean loss in the joint form.
+        base: what perturbs the input and gives the loss.
+        criterion: each example's loss (of the default base).
+
+    Reference: Sankaranarayanan et al. 2018, algorithm 1. Not the latent adversarial training of language models.
+    """
+
+    reference: ClassVar[str] = (
+        "Sankaranarayanan et al. 2018, Regularizing deep networks using efficient layerwise adversarial training"
+    )
+
+    sites: str | list[str] | tuple[str, ...] | None = None
+    eps: float = 20.0
+    reference_batch: int = 128
+    relative: bool = True
+    joint: bool = False
+    alpha: float = 0.5
+    base: InputMethod | None = None
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("eps", self.eps, 0)
+        at_least("reference_batch", self.reference_batch, 1)
+        check_share("alpha", self.alpha)
+        self._previous: dict[str, Tensor] = {}
+
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """See `LayerMethod.make_sites`."""
+        return block_sites(model, example, self.sites)
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """Algorithm 1, or the joint form of section 4.1."""
+        sites = self.sites_on(model, x)
+        base = self.base or Standard(criterion=self.criterion)
+        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        first, total = own_rows(generator, x)
+        noise = self._noise(sites, first, x)
+        clean = base.loss(model, x, x_adv, y) if self.joint else None
+        with sites.record(x, noise) as descent:
+            loss = descent.watch(base.loss(model, x, x_adv, y), len(x))
+            yield loss if clean is None else self.alpha * clean + (1 - self.alpha) * loss
+        self._keep(descent.gradients(), first, total)
+
+    def _noise(self, sites: Sites, first: int, x: Tensor) -> Noise:
+        """The noise of these rows, from the rows of the previous batch."""
+        if not self._previous:
+            return {}
+        previous = {site: self._row_of(site, sites).to(x.device) for site in sites}
+        every = scaled_signs(previous, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
+        return {site: _rows(r, first, len(x)) for site, r in every.items()}
+
+    def _row_of(self, site: Site, sites: Sites) -> Tensor:
+        previous = self._previous.get(str(site))
+        if previous is None or previous.shape[1:] != sites.shape(site):
+            found = "nothing" if previous is None else f"shape {tuple(previous.shape[1:])}"
+            raise CheckpointError(
+                f"LAT's stored gradient for site '{site}' should have shape {tuple(sites.shape(site))}, found {found}"
+            )
+        return previous
+
+    def _keep(self, g: Gradients, first: int, total: int) -> None:
+        """Store this micro-batch's rows; the first one of a batch starts a new register of exactly the present rows."""
+        for site, gradient in g.items():
+            if first == 0:
+                register = gradient if len(gradient) == total else gradient.new_zeros(total, *gradient.shape[1:])
+                self._previous[str(site)] = register
+            if len(gradient) != total:
+                self._previous[str(site)][first : first + len(gradient)] = gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The previous batch's gradients, {site name: tensor}."""
+        return dict(self._previous)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Method.load_state_dict`."""
+        self._previous = dict(state)
+
+    @property
+    def passes(self) -> Passes:
+        """One descent; two in the joint form."""
+        base = self.base.passes if self.base is not None else DESCENT
+        return base + Passes(1, 1, 1, 0) if self.joint else base
+
+
+@final
+@dataclass(kw_only=True)
+class FGSInter(LayerMethod):
+    """FGS-inter: a probe of the same batch gives signs at the intermediate layers; alpha L(x) + (1 - alpha) L(x, z + r).
+
+    The input itself is not perturbed.
+
+    Args:
+        sites: as in `LAT`.
+        eps: as in `LAT`.
+        reference_batch: as in `LAT`.
+        relative: as in `LAT`.
+        alpha: weight of the clean loss.
+        criterion: each example's loss.
+        probe: how gradients are taken.
+
+    Reference: Sankaranarayanan et al. 2018, section 4.1.
+    """
+
+    reference: ClassVar[str] = LAT.reference
+
+    sites: str | list[str] | tuple[str, ...] | None = None
+    eps: float = 20.0
+    reference_batch: int = 128
+    relative: bool = True
+    alpha: float = 0.5
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("eps", self.eps, 0)
+        at_least("reference_batch", self.reference_batch, 1)
+        check_share("alpha", self.alpha)
+
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """See `LayerMethod.make_sites`."""
+        return block_sites(model, example, self.sites)
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """A probe, then the clean and the perturbed descent pass."""
+        del generator
+        sites = self.sites_on(model, x)
+        _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, backward=backward)
+        noise = scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
+        clean = self.criterion(model(x), y).mean()
+        with sites.perturb(noise):
+            yield self.alpha * clean + (1 - self.alpha) * self.criterion(model(x), y).mean()
+
+    @property
+    def passes(self) -> Passes:
+        """One probe and two descent passes."""
+        return PROBE + DESCENT + Passes(1, 1, 1, 0)
+
+
+@final
+@dataclass(kw_only=True)
+class FGSOrig(InputMethod):
+    """FGS-orig: alpha L(x) + (1 - alpha) L(x + eps sign(dL/dx)), the input only.
+
+    Args:
+        eps: radius in pixel units; the paper does not print the one it trained with.
+        alpha: weight of the clean loss.
+        criterion: each example's loss.
+        probe: how the gradient is taken.
+
+    Reference: Goodfellow et al. 2015, section 6; Sankaranarayanan et al. 2018, eq. 3.
+    """
+
+    reference: ClassVar[str] = LAT.reference
+
+    eps: Radius = 8 / 255
+    alpha: float = 0.5
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_radius("eps", self.eps)
+        check_share("alpha", self.alpha)
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """As FGSM does."""
+        fgsm = FGSM(eps=self.eps, criterion=self.criterion, probe=self.probe)
+        return fgsm.perturb(model, x, y, record=record, backward=backward, generator=generator)
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The joint loss; the clean pass comes first."""
+        clean = self.criterion(model(x), y).mean()
+        return self.alpha * clean + (1 - self.alpha) * self.criterion(model(x_adv), y).mean()
+
+    @property
+    def passes(self) -> Passes:
+        """One probe and two descent passes."""
+        return PROBE + DESCENT + Passes(1, 1, 1, 0)
+
+
+@final
+@dataclass(kw_only=True)
+class GaussianNoise(LayerMethod):
+    """Random noise at the sites, r = std N(0, 1): the contrast to every adversarial one.
+
+    Args:
+        sites: None takes LAT's; `"input"` perturbs the input.
+        std: deviation, in the unit of the activation.
+        base: what perturbs the input and gives the loss.
+        criterion: each example's loss (of the default base).
+
+    Reference: Sankaranarayanan et al. 2018, section 3.3 (deviation 1); Liu et al. 2021 (each layer, N(0, 0.1)).
+    """
+
+    reference: ClassVar[str] = LAT.reference
+
+    sites: str | list[str] | tuple[str, ...] | None = None
+    std: float = 0.1
+    base: InputMethod | None = None
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def __post_init__(self) -> None:
+        """Check the deviation."""
+        at_least("std", self.std, 0)
+
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """See `LayerMethod.make_sites`."""
+        return block_sites(model, example, self.sites)
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """One descent at z + r."""
+        sites = self.sites_on(model, x)
+        base = self.base or Standard(criterion=self.criterion)
+        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        empty = {site: x.new_zeros(len(x), *sites.shape(site)) for site in sites}
+        noise = {site: self.std * normal(z, generator, key=str(site)) for site, z in empty.items()}
+        with sites.perturb(noise):
+            yield base.loss(model, x, x_adv, y)
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the base."""
+        return self.base.passes if self.base is not None else DESCENT
+
+
+def block_sites(model: nn.Module, example: Tensor, sites: Selection | None) -> Sites:
+    """Batch-norm outputs, or convolution outputs where there is no batch norm, or affine outputs where there is no convolution."""
+    if sites is not None:
+        return Sites(model, sites, example=example)
+    return choose_sites(model, example, "batch-norm outputs", "convolution outputs", "affine outputs")
+
+
+def check_share(name: str, value: float) -> None:
+    """Complain about a weight outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value} is not a share; type a number from 0 to 1")
+
+
+def own_rows(source: Source, x: Tensor) -> tuple[int, int]:
+    """First row and number of rows that this process holds of the batch, (0, B) unless a stream says otherwise."""
+    if isinstance(source, Stream) and source.total is not None:
+        return source.start - source.own_start, source.own_total or source.total
+    return 0, len(x)
+
+
+def _rows(r: Tensor, first: int, count: int) -> Tensor:
+    """Rows first..first + count of r, zeros where r has none."""
+    present = r[first : first + count]
+    if len(present) == count:
+        return present
+    return torch.cat([present, r.new_zeros(count - len(present), *r.shape[1:])])

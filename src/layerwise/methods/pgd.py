@@ -1,0 +1,204 @@
+"""Multi-step adversarial training: PGD and TRADES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise import ascent, norms
+from layerwise.batchnorm import batch_norm
+from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes, at_least, one_of
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source, normal, uniform
+from layerwise.sites import Gradients, Sites
+from layerwise.units import Radius, check_radius
+
+
+def iterate(
+    x: Tensor,
+    start: Tensor,
+    *,
+    steps: int,
+    alpha: float,
+    eps: float,
+    norm: norms.Norm,
+    gradient: Callable[[Tensor, bool], Tensor],
+) -> Tensor:
+    """Projected gradient ascent: x_t+1 = clip(x + project(x_t - x + alpha step(g_t))), sign steps for linf, unit steps for l2.
+
+    Args:
+        x: centre of the ball, shape (B, ...), pixels in [0, 1].
+        start: first iterate, inside the ball and the pixel range.
+        steps: how many.
+        alpha: step size.
+        eps: radius.
+        norm: which ball.
+        gradient: gives dL/dx at an iterate, told whether it is the last.
+    """
+    direction = ascent.sign() if norm == "linf" else ascent.normalize(norm)
+    step = ascent.chain(direction, ascent.scale(alpha), ascent.accumulate(), ascent.project(norm, eps))
+    x_adv = start
+    for t in range(steps):
+        g = gradient(x_adv, t == steps - 1)
+        x_adv = (x + step(g, x_adv - x)).clamp(0, 1)
+    return x_adv
+
+
+def random_start(x: Tensor, eps: float, norm: norms.Norm, generator: Source) -> Tensor:
+    """A point drawn uniformly from the ball around each example, clipped to [0, 1]."""
+    if norm == "linf":
+        return (x + eps * uniform(x, generator, key="start")).clamp(0, 1)
+    direction = norms.normalize(normal(x, generator, key="start"), "l2")
+    share = (uniform(x[:, :1].flatten(1)[:, 0], generator, key="radius") + 1) / 2
+    return (x + eps * norms.rows(share ** (1 / x[0].numel()), x) * direction).clamp(0, 1)
+
+
+@final
+@dataclass(kw_only=True)
+class PGD(InputMethod):
+    """Adversarial training with projected gradient ascent from a random start.
+
+    Args:
+        eps: radius, pixel units for linf.
+        steps: probes before the descent; 10 is LAD's M, 7 SLAT's PGD-7.
+        alpha: step size.
+        norm: `"linf"` or `"l2"`.
+        random_start: start uniformly in the ball instead of at x.
+        criterion: each example's loss.
+        probe: how gradients are taken.
+
+    Reference: Madry et al. 2018, section 2.1.
+    """
+
+    eps: Radius = 8 / 255
+    steps: int = 10
+    alpha: Radius = 2 / 255
+    norm: Literal["linf", "l2"] = "linf"
+    random_start: bool = True
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        one_of("norm", self.norm, ("linf", "l2"))
+        at_least("steps", self.steps, 1)
+        if self.norm == "linf":
+            check_radius("eps", self.eps)
+            check_radius("alpha", self.alpha)
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """`steps` probes; the last one records."""
+        recorded: Gradients = {}
+
+        def gradient(x_adv: Tensor, last: bool) -> Tensor:
+            nonlocal recorded
+            sites = record if last else None
+            g, recorded = self.probe(
+                model, x_adv, y, criterion=self.criterion, sites=sites, wrt_input=True, backward=backward
+            )
+            return g
+
+        start = random_start(x, self.eps, self.norm, generator) if self.random_start else x
+        x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm=self.norm, gradient=gradient)
+        return x_adv, recorded
+
+    @property
+    def passes(self) -> Passes:
+        """`steps` probes and a descent: 2 n + 3."""
+        return sum((PROBE for _ in range(self.steps)), DESCENT)
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(p || softmax(logits)) of each example, target = p; shapes (B, C) and (B, C) to (B,)."""
+    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
+
+
+@final
+@dataclass(kw_only=True)
+class TRADES(InputMethod):
+    """Trade accuracy for robustness: L(f(x), y) + beta KL(f(x) || f(x_adv)), x_adv maximising the KL term.
+
+    Args:
+        eps: radius in pixel units, in [0, 1].
+        steps: probes of the attack.
+        alpha: step size.
+        beta: weight of the KL term, 1 / lambda of the papers (LAD prints lambda = 1/6).
+        start_noise: deviation of the Gaussian start, since the KL term has no gradient at x.
+        criterion: each example's loss at the clean input.
+        probe: how gradients are taken; its criterion is not used, the attack ascends the KL term.
+
+    Reference: Zhang et al. 2019, algorithm 1. The natural forward of the attack is computed once, not at every step; the attack
+    runs with batch statistics by default, where the authors' code has `probe.batch_norm = "eval"`.
+    """
+
+    eps: Radius = 8 / 255
+    steps: int = 10
+    alpha: Radius = 2 / 255
+    beta: float = 6.0
+    start_noise: float = 0.001
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_radius("eps", self.eps)
+        check_radius("alpha", self.alpha)
+        at_least("steps", self.steps, 1)
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """One natural forward, then `steps` probes of the KL term."""
+        del y
+        with torch.no_grad(), batch_norm(model, self.probe.batch_norm):
+            target = model(x).softmax(dim=1)
+        probe = replace(self.probe, criterion=divergence)
+        recorded: Gradients = {}
+
+        def gradient(x_adv: Tensor, last: bool) -> Tensor:
+            nonlocal recorded
+            sites = record if last else None
+            g, recorded = probe(
+                model, x_adv, target, criterion=divergence, sites=sites, wrt_input=True, backward=backward
+            )
+            return g
+
+        start = (x + self.start_noise * normal(x, generator, key="start")).clamp(0, 1)
+        x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
+        return x_adv, recorded
+
+    def parts(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean natural loss and the mean KL term; the natural pass comes first."""
+        natural = model(x)
+        return self.criterion(natural, y).mean(), divergence(model(x_adv), natural.softmax(dim=1)).mean()
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """L(f(x), y) + beta KL."""
+        natural, kl = self.parts(model, x, x_adv, y)
+        return natural + self.beta * kl
+
+    @property
+    def passes(self) -> Passes:
+        """A natural forward, `steps` probes, a descent over two inputs."""
+        return sum((PROBE for _ in range(self.steps)), Passes(1, 0, 0, 0) + DESCENT + Passes(1, 1, 1, 0))

@@ -1,0 +1,140 @@
+"""SLAT: single-step latent adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.ascent import Ascent, accumulate, chain, project, scale, sign
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.methods.base import PROBE, InputMethod, LayerMethod, Partial, Passes, at_least
+from layerwise.methods.fgsm import FGSM
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source
+from layerwise.sites import Noise, Sites
+from layerwise.tracing import Selection, Site
+from layerwise.units import Radius, check_radius
+
+
+@final
+@dataclass(kw_only=True)
+class SLAT(LayerMethod):
+    """Single-step latent adversarial training: delta_k = eta_k sign(dL/dh_k), all from one probe, then one descent.
+
+    Args:
+        sites: the hidden layers of K; the input belongs to K always. The paper's "conv1" and "conv2" of a wide ResNet are the stem
+            convolution and the first group, `conv1` and `layer1` here. Without hidden sites this is FGSM training, bitwise.
+        eta: eta_k, in the unit of the pixels at the input and of the activation elsewhere; one number, or {site: number} that names
+            every hidden site and `input`.
+        input_step: step at the input as a fraction of its eta: 1.0 printed, 0.9 in the authors' code.
+        clamp_to_activation_range: keep z + delta within the range that z has in this example and channel, over space; so does the
+            authors' code, the paper is silent.
+        num_probes: more than 1 is the multi-step form that the paper leaves open: sign steps at the perturbed point, projected on eta.
+        base: what finds the input's perturbation, in the same probe; None is FGSM with the eta, step, criterion and probe of this
+            method. `FGSMRS()` and `NFGSM()` move the start, bring their own radius and step, and all gradients are taken at that start.
+        criterion: each example's loss (of the default base).
+        probe: how gradients are taken (by the default base).
+
+    Reference: Park and Lee 2021, eq. 4 and algorithm 1, whose slip (delta at the last hidden layer never applied) is corrected.
+    """
+
+    reference: ClassVar[str] = (
+        "Park and Lee 2021, Reliably fast adversarial training via latent adversarial perturbation"
+    )
+
+    sites: str | list[str] | tuple[str, ...] = ("conv1", "layer1")
+    eta: Radius | dict[str, Radius] = 8 / 255
+    input_step: float = 1.0
+    clamp_to_activation_range: bool = False
+    num_probes: int = 1
+    base: InputMethod | None = None
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("num_probes", self.num_probes, 1)
+        for name, value in self.eta.items() if isinstance(self.eta, Mapping) else [("eta", self.eta)]:
+            check_radius(name, value)
+        if self.base is not None and self.input_step != 1.0:
+            raise ConfigError(
+                f"input_step={self.input_step} has no effect with base={type(self.base).__name__}; set its step"
+            )
+
+    @property
+    def hidden(self) -> Selection:
+        """The sites of K other than the input."""
+        if isinstance(self.sites, str):
+            return "" if self.sites == "input" else self.sites
+        return [s for s in self.sites if s != "input"]
+
+    def start(self) -> InputMethod:
+        """What perturbs the input."""
+        eps = self.eta_at("input")
+        return self.base or FGSM(eps=eps, step=self.input_step, criterion=self.criterion, probe=self.probe)
+
+    def eta_at(self, site: Site | str) -> float:
+        """The step size of one site."""
+        if not isinstance(self.eta, Mapping):
+            return self.eta
+        if (name := str(site)) not in self.eta:
+            raise ConfigError(f"eta names no step for site '{name}'; {did_you_mean(name, self.eta)}")
+        return self.eta[name]
+
+    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+        """See `LayerMethod.make_sites`."""
+        sites = Sites(model, self.hidden, example=example)
+        if self.clamp_to_activation_range and (flat := [s for s in sites if len(sites.shape(s)) < 2]):
+            raise ConfigError(
+                f"clamp_to_activation_range: site '{flat[0]}' has shape {tuple(sites.shape(flat[0]))}, no space to take the range "
+                "over, so the clamp would erase the noise; leave the site out or the clamp off"
+            )
+        return sites
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """Algorithm 1."""
+        base = self.start()
+        if not self.hidden:
+            yield from base.losses(model, x, y, backward=backward, generator=generator)
+            return
+        sites = self.sites_on(model, x)
+        constraint = within_activation_range if self.clamp_to_activation_range else None
+        x_adv, g = base.perturb(model, x, y, record=sites, backward=backward, generator=generator)
+        delta: Noise = {k: chain(sign(), scale(self.eta_at(k)))(g[k]) for k in sites}
+        for _ in range(self.num_probes - 1):
+            g_x, g = self.probe(
+                model,
+                x_adv,
+                y,
+                criterion=self.criterion,
+                sites=sites,
+                noise=delta,
+                constraint=constraint,
+                wrt_input=True,
+                backward=backward,
+            )
+            delta = {k: self._step(k)(g[k], delta[k]) for k in sites}
+            x_adv = (x + self._step("input")(g_x, x_adv - x)).clamp(0, 1)
+        with sites.perturb(delta, constraint=constraint):
+            yield base.loss(model, x, x_adv, y)
+
+    def _step(self, site: Site | str) -> Ascent:
+        eta = self.eta_at(site)
+        return chain(sign(), scale(eta), accumulate(), project("linf", eta))
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the base, and two for each probe after the first."""
+        return sum((PROBE for _ in range(self.num_probes - 1)), self.start().passes)
+
+
+def within_activation_range(r: Tensor, z: Tensor) -> Tensor:
+    """The noise that keeps z + r within z's own range, per example and channel, over space; shapes (B, C, ...)."""
+    space = tuple(range(2, z.ndim))
+    return torch.clamp(z + r, z.amin(space, keepdim=True), z.amax(space, keepdim=True)) - z

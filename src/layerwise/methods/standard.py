@@ -1,0 +1,48 @@
+"""Standard training, the control of every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor, nn
+
+from layerwise.methods.base import DESCENT, InputMethod, Passes
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source
+from layerwise.sites import Gradients, Sites
+
+
+@final
+@dataclass(kw_only=True)
+class Standard(InputMethod):
+    """Descend the loss of the clean input: min_theta E L(f(x), y).
+
+    Args:
+        criterion: each example's loss.
+        probe: how gradients are recorded where a layer-wise method asks for them.
+    """
+
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """The input as it is; a probe is made only if gradients are asked for."""
+        del generator
+        if record is None:
+            return x, {}
+        return x, self.probe(model, x, y, criterion=self.criterion, sites=record, backward=backward)[1]
+
+    @property
+    def passes(self) -> Passes:
+        """One descent."""
+        return DESCENT

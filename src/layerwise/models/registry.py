@@ -1,0 +1,228 @@
+"""Networks by name or import path."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.models.checks import integer, sizes
+from layerwise.models.normalize import Normalize, Normalized, Statistics, per_channel
+
+Builder = Callable[..., nn.Module]
+_B = TypeVar("_B", bound=Builder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A function that makes a network, and the options that the network's name settles."""
+
+    builder: Builder
+    fixed: Mapping[str, Any]
+    imported: bool = False
+
+
+_ENTRIES: dict[str, _Entry] = {}
+_WRN = re.compile(r"wrn-(\d+)-(\d+)")
+
+
+def register(name: str, **fixed: Any) -> Callable[[_B], _B]:
+    """A decorator that makes a function or class available to `build` under a name.
+
+    `build` passes it, by keyword, those of `num_classes` (int), `shape` (tuple of int) and `normalize` (the layer to put
+    first) that its signature has, then the user's options. Without `normalize` in the signature, the network is wrapped in
+    `Normalized` when statistics are given. The first line of the docstring is what `describe` tells.
+
+    Args:
+        name: the name, without `.` and `:`, which mark import paths.
+        fixed: options that this name settles, so that one function can serve several names.
+
+    Returns:
+        The decorator; it returns its argument unchanged.
+
+    Raises:
+        ConfigError: the name looks like an import path or belongs to another network.
+
+    A network of your own::
+
+        @register("linear")
+        def linear(*, num_classes, shape):
+            'One linear layer.'
+            return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
+
+        build("linear", shape=(1, 8, 8))
+    """
+
+    def add(builder: _B) -> _B:
+        if not name or "." in name or ":" in name:
+            raise ConfigError(
+                f"{name!r} cannot name a network: '.' and ':' mark import paths; write for instance 'my-net'."
+            )
+        known = _ENTRIES.get(name)
+        # A notebook cell that is run twice defines the same function again, which is no conflict.
+        if _WRN.fullmatch(name) or (known is not None and _origin(known.builder) != _origin(builder)):
+            raise ConfigError(f"the network name {name!r} is taken; register yours under another.")
+        _ENTRIES[name] = _Entry(builder=builder, fixed=fixed)
+        return builder
+
+    return add
+
+
+def names() -> list[str]:
+    """The names that `build` knows, sorted; `wrn-DEPTH-WIDTH` stands for `wide_resnet` and is not listed.
+
+    >>> "preact_resnet18" in names()
+    True
+    """
+    return sorted(_ENTRIES)
+
+
+def describe(name: str) -> str:
+    """One line about a network: the first of its docstring, and the options that its name settles.
+
+    Raises:
+        ConfigError: the name is unknown.
+
+    >>> describe("toy")
+    'The two-layer network of the 2-D toy problem'
+    """
+    entry = _find(name)
+    line = inspect.cleandoc(entry.builder.__doc__ or "No description.").splitlines()[0]
+    return "; ".join([line.rstrip("."), *(f"{key}={value}" for key, value in entry.fixed.items())])
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int = 10,
+    shape: Iterable[int] = (3, 32, 32),
+    mean: Statistics | None = None,
+    std: Statistics | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A new network, in training mode, that takes pixels in [0, 1] and returns logits.
+
+    Args:
+        name: one of `names()`, `wrn-DEPTH-WIDTH`, or the import path of a function or class of your own,
+            `package.module:function` or `package.module.function`. Only names with a `.` or `:` are ever imported, and
+            importing runs code: check a name that comes from elsewhere against `names()` first.
+        num_classes: the number of logits; like `shape` it is given to an imported function if its signature has it.
+        shape: (channels, height, width) of the images, or (dimensions,) of points.
+        mean: each channel's mean, or one for all, of pixels in [0, 1]; None means 0.
+        std: each channel's standard deviation, or one for all; None means 1. Without both the first layer is an identity.
+        options: the network's own, such as `width`.
+
+    Returns:
+        The network. Its first submodule is `normalize`; one of your own is wrapped in `Normalized` if statistics are given.
+
+    Raises:
+        ConfigError: unknown name or option, an option out of range, a shape that the network cannot take, a path that
+            cannot be imported or does not make an `nn.Module`.
+
+    >>> network = build("preact_resnet18", width=8, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+    >>> list(dict(network.named_children()))[:4]
+    ['normalize', 'conv1', 'layer1', 'layer2']
+    """
+    entry = _find(name)
+    size = sizes(shape)
+    statistics = _statistics(mean, std, size)
+    offered: dict[str, Any] = {"num_classes": integer("num_classes", num_classes), "shape": size}
+    if not entry.imported:
+        offered["normalize"] = nn.Identity() if statistics is None else Normalize(*statistics)
+    parameters = _parameters(name, entry.builder)
+    given = {key: value for key, value in offered.items() if key in parameters} | dict(entry.fixed)
+    _check_options(name, parameters, given=given, options=options)
+    network = entry.builder(**given, **options)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"{name!r} made a {type(network).__name__}; it has to return a torch.nn.Module.")
+    return network if "normalize" in given or statistics is None else Normalized(network, *statistics)
+
+
+def _find(name: str) -> _Entry:
+    """The entry of a name, of the pattern `wrn-28-10`, or of an import path."""
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    if match := _WRN.fullmatch(name):
+        return _Entry(builder=_ENTRIES["wide_resnet"].builder, fixed={"depth": int(match[1]), "width": int(match[2])})
+    if "." in name or ":" in name:
+        return _Entry(builder=_imported(name), fixed={}, imported=True)
+    closest = did_you_mean(name, [*names(), "wrn-28-10"])
+    raise ConfigError(f"there is no network {name!r} ('package.module:function' would import one of yours); {closest}")
+
+
+def _imported(path: str) -> Builder:
+    """The function or class at an import path."""
+    try:
+        found = pkgutil.resolve_name(path)
+    except ValueError as error:
+        raise ConfigError(f"{path!r} is not an import path; write 'package.module:function'.") from error
+    except ImportError as error:
+        hint = "is it installed, or its folder on PYTHONPATH?"
+        raise ConfigError(f"the network {path!r} cannot be imported ({error}); {hint}") from error
+    except AttributeError as error:
+        hint = did_you_mean(error.name or "", [n for n in dir(error.obj) if not n.startswith("_")])
+        raise ConfigError(f"the network {path!r} cannot be imported ({error}); {hint}") from error
+    if not callable(found) or isinstance(found, nn.Module):
+        raise ConfigError(f"{path!r} is a {type(found).__name__}; name a function or class that makes a network.")
+    builder: Builder = found
+    return builder
+
+
+def _statistics(
+    mean: Statistics | None, std: Statistics | None, shape: tuple[int, ...]
+) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation, one number a channel, or None if neither is given."""
+    if mean is None and std is None:
+        return None
+    if len(shape) != 3:
+        raise ConfigError(f"mean and std need images of shape (channels, height, width), not {shape}; leave them out.")
+    return _expanded("mean", 0.0 if mean is None else mean, shape), _expanded("std", 1.0 if std is None else std, shape)
+
+
+def _expanded(name: str, values: Statistics, shape: tuple[int, ...]) -> list[float]:
+    """One number a channel."""
+    numbers = per_channel(name, values)
+    if len(numbers) not in (1, shape[0]):
+        raise ConfigError(f"{name} has {len(numbers)} values, but images of shape {shape} have {shape[0]} channels.")
+    return numbers * shape[0] if len(numbers) == 1 else numbers
+
+
+def _parameters(name: str, builder: Builder) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a builder."""
+    try:
+        return inspect.signature(builder).parameters
+    except ValueError as error:
+        raise ConfigError(
+            f"{name!r} has no signature; name a Python function or class that makes a network."
+        ) from error
+
+
+def _check_options(
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    *,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse options that the network does not have, and say which are missing."""
+    by_keyword = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    accepted = [p.name for p in by_keyword if p.name not in given]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    listed = "its options are " + ", ".join(accepted) if accepted else "it has none"
+    for option in options:
+        if option in given or not (option in accepted or takes_any):
+            raise ConfigError(f"the network {name!r} has no option {option!r}; {listed}.")
+    missing = [p.name for p in by_keyword if p.default is p.empty and p.name not in given and p.name not in options]
+    if missing:
+        raise ConfigError(f"the network {name!r} needs the option {missing[0]!r}; {listed}.")
+
+
+def _origin(builder: Builder) -> tuple[str, str]:
+    """Where a builder was defined."""
+    return builder.__module__, getattr(builder, "__qualname__", repr(builder))

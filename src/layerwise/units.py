@@ -1,0 +1,57 @@
+"""Radii: a fraction such as 8/255 is accepted wherever a radius is."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from layerwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    Radius = float
+else:
+
+    class Radius(float):
+        """A radius or step in pixel units, pixels in [0, 1]; on the command line and in YAML also written `8/255`."""
+
+
+def parse_radius(text: str | float) -> float:
+    """Read a radius.
+
+    >>> parse_radius("8/255") == 8 / 255
+    True
+
+    Raises:
+        ConfigError: neither a number nor a fraction.
+    """
+    try:
+        numerator, _, denominator = str(text).partition("/")
+        return float(text) if not denominator else float(numerator) / float(denominator)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"{text!r} is not a radius; type a number or a fraction such as 8/255") from None
+
+
+def format_radius(value: float) -> str:
+    """Write a radius the way people read it: multiples of 1/255 (up to a quarter) as a fraction.
+
+    >>> format_radius(8 / 255), format_radius(0.2)
+    ('8/255', '0.2')
+    """
+    quarters = Fraction(value * 255).limit_denominator(4)
+    if 0 < value <= 32 / 255 and abs(float(quarters) / 255 - value) < 1e-9:
+        return f"{float(quarters):g}/255"
+    return f"{value:g}"
+
+
+def check_radius(name: str, value: float) -> None:
+    """Complain about a radius that cannot be meant.
+
+    Raises:
+        ConfigError: negative, not finite, or above 1, which is the unit of 0 to 255 pixels.
+    """
+    if not value >= 0 or value == float("inf"):
+        raise ConfigError(f"{name}={value} is not a radius; type a number that is not negative, such as 8/255")
+    if value > 1:
+        raise ConfigError(
+            f"{name}={value:g} is in units of 0 to 255 pixels, ours are 0 to 1; type {name}={value:g}/255"
+        )
