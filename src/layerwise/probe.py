@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,13 @@ from layerwise.batchnorm import BatchNormMode, batch_norm
 from layerwise.sites import Constraint, Gradients, Sites
 from layerwise.tracing import Site
 
-Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, C), labels (B,)) -> each example's loss (B,)."""
+
+class Criterion(ABC):
+    """Each example's loss; subclass it for your own."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """Give the losses, shape (B,), of logits (B, C) and labels (B,)."""
 
 
 class Backward(Protocol):
@@ -32,7 +38,7 @@ AUTOGRAD: Backward = torch.Tensor.backward
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropy(Criterion):
     """Cross entropy of each example, -sum_k q_k log p_k.
 
     Args:
@@ -44,8 +50,8 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Give the losses, shape (B,)."""
+    def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`."""
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
 

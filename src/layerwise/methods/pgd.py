@@ -122,9 +122,15 @@ class PGD(InputMethod):
         return sum((PROBE for _ in range(self.steps)), DESCENT)
 
 
-def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(p || softmax(logits)) of each example, target = p; shapes (B, C) and (B, C) to (B,)."""
-    return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
+class Divergence(Criterion):
+    """KL(p || softmax(logits)) of each example, where the target is p, shape (B, C)."""
+
+    def __call__(self, logits: Tensor, target: Tensor, /) -> Tensor:
+        """See `Criterion`."""
+        return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
+
+
+divergence = Divergence()
 
 
 @final

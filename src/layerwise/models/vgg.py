@@ -32,9 +32,10 @@ def vgg(
     pools: int = 5,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """VGG in the CIFAR form: five stages of 3x3 convolutions, global average pooling, one linear classifier.
+    """VGG in the CIFAR form: five stages of 3x3 convolutions, one linear classifier.
 
-    Modules `conv1`, `bn1`, `relu1`, `conv2`, ... count through the network, `pool1` to `pool5` close the stages.
+    Modules `conv1`, `bn1`, `relu1`, `conv2`, ... count through the network, `pool1` to `pool5` close the stages;
+    then come the global average `pool`, `dropout` and `linear`.
 
     Args:
         normalize: the first layer.
@@ -59,16 +60,14 @@ def vgg(
     checks.integer("width", width)
     layers: dict[str, nn.Module] = {"normalize": normalize}
     number = 0
-    for stage, (count, outputs) in enumerate(
-        zip(_CONVOLUTIONS[depth], [width * m for m in (1, 2, 4, 8, 8)], strict=True), 1
-    ):
+    for stage, (count, multiple) in enumerate(zip(_CONVOLUTIONS[depth], (1, 2, 4, 8, 8), strict=True), start=1):
         for _ in range(count):
             number += 1
-            layers[f"conv{number}"] = nn.Conv2d(channels, outputs, 3, padding=1, bias=not batch_norm)
+            layers[f"conv{number}"] = nn.Conv2d(channels, width * multiple, 3, padding=1, bias=not batch_norm)
             if batch_norm:
-                layers[f"bn{number}"] = nn.BatchNorm2d(outputs)
+                layers[f"bn{number}"] = nn.BatchNorm2d(width * multiple)
             layers[f"relu{number}"] = relu()
-            channels = outputs
+            channels = width * multiple
         if stage <= pools:
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
     layers |= {

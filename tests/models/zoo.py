@@ -1,0 +1,31 @@
+"""Every network of the package, small enough for a test: its input shape and options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Shape = tuple[int, ...]
+
+_IMAGE: Shape = (3, 8, 8)
+_VGG: dict[str, Any] = {"width": 4, "pools": 3, "dropout": 0.1}
+
+ZOO: dict[str, tuple[Shape, dict[str, Any]]] = {
+    "mlp": ((1, 8, 8), {"hidden": (12, 7), "batch_norm": True}),
+    "toy": ((2,), {"hidden": 8}),
+    "lenet": ((1, 16, 16), {}),
+    "lenet_relu": ((1, 16, 16), {}),
+    "convnet": ((3, 32, 32), {}),
+    "nin": (_IMAGE, {}),
+    "digits_cnn": ((1, 8, 8), {"width": 4}),
+    **{f"vgg{depth}{suffix}": (_IMAGE, _VGG) for depth in (11, 13, 16, 19) for suffix in ("", "_bn")},
+    "resnet20": (_IMAGE, {"width": 4}),
+    "resnet56": (_IMAGE, {"width": 2}),
+    "resnet18": (_IMAGE, {"width": 4}),
+    "resnet50": (_IMAGE, {"width": 4}),
+    "preact_resnet20": (_IMAGE, {"width": 4, "damping": "lambda-in"}),
+    "preact_resnet56": (_IMAGE, {"width": 2, "damping": "in"}),
+    "preact_resnet18": (_IMAGE, {"width": 4, "dropout": 0.1}),
+    "wide_resnet": (_IMAGE, {"depth": 10, "width": 1, "dropout": 0.1}),
+}
+
+ONE_OF_EACH_FAMILY = ("mlp", "lenet", "nin", "vgg11_bn", "resnet20", "resnet50", "preact_resnet20", "wide_resnet")
