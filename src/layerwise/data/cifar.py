@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from layerwise.data.checks import check_labels
@@ -16,6 +17,7 @@ from layerwise.data.files import read_bytes, read_members
 from layerwise.data.splits import ImageData, TensorSplit
 from layerwise.errors import DataError
 
+Records: TypeAlias = npt.NDArray[np.uint8]
 PIXELS = 3 * 32 * 32
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FINE = (
@@ -122,16 +124,13 @@ def read_cifar100(
     )
 
 
-def parse_records(
-    name: str, content: bytes, layout: Layout, *, column: int, expected: int, allow_fewer: bool
-) -> TensorSplit:
-    """Label bytes and pixels (channel, row, column) of each record.
+def parse_records(name: str, content: bytes, layout: Layout, *, expected: int, allow_fewer: bool) -> Records:
+    """The records of a file, each some label bytes and then pixels (channel, row, column).
 
     Args:
         name: what errors call the file.
         content: its bytes.
         layout: which CIFAR.
-        column: which label byte counts.
         expected: records that it must have; without this a file cut between two records would pass.
         allow_fewer: accept fewer.
 
@@ -149,23 +148,26 @@ def parse_records(
     records = np.frombuffer(content, np.uint8).reshape(count, layout.record)
     for position, classes in enumerate(layout.labels):
         check_labels(name, torch.from_numpy(records[:, position].astype(np.int64)), classes)
-    images = torch.from_numpy(records[:, len(layout.labels) :].copy()).view(count, 3, 32, 32)
-    return TensorSplit(images, torch.from_numpy(records[:, column].astype(np.int64)))
+    return records
+
+
+def _split(layout: Layout, files: list[Records], column: int) -> TensorSplit:
+    first = len(layout.labels)
+    images = torch.from_numpy(np.concatenate([records[:, first:] for records in files])).view(-1, 3, 32, 32)
+    return TensorSplit(
+        images, torch.from_numpy(np.concatenate([records[:, column] for records in files]).astype(np.int64))
+    )
 
 
 def _splits(
     layout: Layout, root: Path, *, column: int, download: bool, allow_fewer: bool
 ) -> tuple[TensorSplit, TensorSplit]:
-    contents = _contents(layout, root, download=download)
     parts = {
-        file: parse_records(
-            name, content, layout, column=column, expected=_expected(layout, file), allow_fewer=allow_fewer
-        )
-        for file, (name, content) in contents.items()
+        file: parse_records(name, content, layout, expected=_expected(layout, file), allow_fewer=allow_fewer)
+        for file, (name, content) in _contents(layout, root, download=download).items()
     }
     train = [parts[file] for file in layout.train]
-    together = TensorSplit(torch.cat([part.images for part in train]), torch.cat([part.labels for part in train]))
-    return together, parts[layout.test]
+    return _split(layout, train, column), _split(layout, [parts[layout.test]], column)
 
 
 def _contents(layout: Layout, root: Path, *, download: bool) -> dict[str, tuple[str, bytes]]:
@@ -173,12 +175,12 @@ def _contents(layout: Layout, root: Path, *, download: bool) -> dict[str, tuple[
     files = (*layout.train, layout.test)
     limits = {file: _expected(layout, file) * layout.record for file in files}
     for folder in (root / layout.folder, root):
-        if any((folder / file).exists() for file in layout.train):
+        if all((folder / file).exists() for file in files):
             return {file: (str(folder / file), read_bytes(folder / file, limits[file])) for file in files}
     (remote,) = REMOTES[layout.name]
     archive = root / remote.file
     if not archive.exists() and not download:
-        _refuse_pickles(layout, root)
+        _refuse_others(layout, root)
     obtain(layout.name, root, [] if archive.exists() else [remote], download=download)
     members = read_members(archive, {f"{layout.folder}/{file}": limits[file] for file in files})
     absent = [member for member in (f"{layout.folder}/{file}" for file in files) if member not in members]
@@ -187,12 +189,18 @@ def _contents(layout: Layout, root: Path, *, download: bool) -> dict[str, tuple[
     return {file: (f"{archive}: {file}", members[f"{layout.folder}/{file}"]) for file in files}
 
 
-def _refuse_pickles(layout: Layout, root: Path) -> None:
-    for pickled in ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-100-python", "cifar-100-python.tar.gz"):
-        if (root / pickled).exists() and pickled.split("-")[1] == layout.name.removeprefix("cifar"):
+def _refuse_others(layout: Layout, root: Path) -> None:
+    """Say what is wrong with what is there, where it is not simply nothing."""
+    hint = f"add --data.download true to fetch the binary version, {REMOTES[layout.name][0].file}"
+    folder = root / layout.folder
+    absent = [file for file in (*layout.train, layout.test) if not (folder / file).exists()]
+    if folder.exists():
+        raise DataError(f"{folder} lacks {', '.join(absent)}; {hint}")
+    stem = layout.folder.rsplit("-", 1)[0].removesuffix("-batches")
+    for pickled in (f"{stem}-batches-py", f"{stem}-python", f"{stem}-python.tar.gz"):
+        if (root / pickled).exists():
             raise DataError(
-                f"{root / pickled} is the version in Python pickles, which can run any code and is not read; "
-                f"add --data.download true to fetch the binary version, {REMOTES[layout.name][0].file}"
+                f"{root / pickled} is the version in Python pickles, which can run any code and is not read; {hint}"
             )
 
 

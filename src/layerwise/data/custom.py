@@ -156,7 +156,7 @@ def assemble(
     if not len(mean) == len(std) == shape[0] or not all(s > 0 for s in std):
         raise DataError(
             f"{name}: the mean {tuple(mean)} and deviation {tuple(std)} of the pixels must be {shape[0]} numbers each, "
-            "the deviations above 0; are all images of one colour?"
+            "the deviations above 0; where a channel is constant, give statistics=(mean, std) yourself"
         )
     if not isinstance(validation, Split):
         train, validation = part(train, validation, key=f"{name}/validation/{seed}")

@@ -222,7 +222,8 @@ def _blocks(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
     """What comes, up to `most` bytes and one more, which makes the checksum of a longer file fail."""
     while most >= 0:
         try:
-            block = response.read(min(CHUNK, most + 1))
+            # read1 gives what is there; read would lose what came before a server fell silent.
+            block = response.read1(min(CHUNK, most + 1))
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(str(error) or type(error).__name__) from None
         if not block:

@@ -29,10 +29,10 @@ _IN_ROOT = "ROOT/{} (ROOT: --data.root, else LAYERWISE_DATA, else ~/.cache/layer
 _COMMON = {"root", "validation", "download", "seed"}
 _ENTRIES = {
     "digits": _Entry(read_digits, 0.1, "embedded"),
-    "mnist": _Entry(read_mnist, 5000, _IN_ROOT.format("MNIST/raw/*-ubyte, plain or .gz")),
-    "fashion-mnist": _Entry(read_fashion_mnist, 5000, _IN_ROOT.format("FashionMNIST/raw/*-ubyte, plain or .gz")),
-    "cifar10": _Entry(read_cifar10, 1000, _IN_ROOT.format("cifar-10-batches-bin/*.bin or cifar-10-binary.tar.gz")),
-    "cifar100": _Entry(read_cifar100, 1000, _IN_ROOT.format("cifar-100-binary/*.bin or cifar-100-binary.tar.gz")),
+    "mnist": _Entry(read_mnist, 0.05, _IN_ROOT.format("MNIST/raw/*-ubyte, plain or .gz")),
+    "fashion-mnist": _Entry(read_fashion_mnist, 0.05, _IN_ROOT.format("FashionMNIST/raw/*-ubyte, plain or .gz")),
+    "cifar10": _Entry(read_cifar10, 0.02, _IN_ROOT.format("cifar-10-batches-bin/*.bin or cifar-10-binary.tar.gz")),
+    "cifar100": _Entry(read_cifar100, 0.02, _IN_ROOT.format("cifar-100-binary/*.bin or cifar-100-binary.tar.gz")),
     "image-folder": _Entry(read_image_folder, 0.1, _IN_ROOT.format("{train,val,test}/CLASS/*")),
     "gaussians": _Entry(read_gaussians, 0.1, "generated"),
 }
@@ -56,7 +56,7 @@ def describe(name: str) -> str:
     entry = _entry(name)
     options = ", ".join(f"{option}={default!r}" for option, default in _options(entry).items())
     lines = [inspect.getdoc(entry.read) or "", "", f"Files: {entry.where}."]
-    lines.append(f"Held out for validation by default: {entry.validation:,} of the training images.")
+    lines.append(f"Held out for validation by default: {100 * entry.validation:g} % of the training images.")
     return "\n".join(lines + ([f"Options: {options}."] if options else []))
 
 

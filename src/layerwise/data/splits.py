@@ -93,7 +93,7 @@ class TensorSplit(Split):
         # One transfer of indices for the whole epoch.
         for index in torch.cat(list(plan)).to(self.images.device).split_with_sizes([len(rows) for rows in plan]):
             images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield _moved(images, device), _moved(labels, device)
 
 
 @final
@@ -150,7 +150,7 @@ class StreamSplit(Split):
             if isinstance(batch, DataError):
                 raise batch
             images, labels = batch
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield _moved(images, device), _moved(labels, device)
 
     def item(self, index: int) -> tuple[Tensor, int]:
         """Image (uint8 or float32) and label of item `index` of the dataset, checked."""
@@ -176,6 +176,11 @@ class StreamSplit(Split):
         if len({image.dtype for image, _ in pairs}) > 1:
             return DataError("the dataset gives both uint8 and float images; make its transform return one type")
         return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+
+def _moved(batch: Tensor, device: torch.device) -> Tensor:
+    # Towards the CPU a copy that does not wait may be read before it has arrived.
+    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 @final
