@@ -95,7 +95,6 @@ class Sites:
         found = trace(self.model, x)
         self._active = active
         chosen = select(found, self.selection, first=self.first, exclude=self.exclude)
-        self._input_shape = x.shape[1:]
         self._shapes = [c.shape[1:] for c in chosen]
         self._leaf_options = [
             {"dtype": torch.promote_types(c.dtype, torch.float32), "memory_format": c.memory_format} for c in chosen
@@ -104,6 +103,7 @@ class Sites:
             self.remove()
             self._sites = sites
             self._attach(found.calls)
+        self._input_shape = x.shape[1:]
 
     def _attach(self, calls: Mapping[str, int]) -> None:
         modules = dict(self.model.named_modules())
@@ -120,11 +120,11 @@ class Sites:
                 self._handles.append(modules[name].register_forward_hook(hook.after))
 
     def remove(self) -> None:
-        """Take away our hooks, and only ours."""
+        """Take away our hooks, and only ours; a later `record` attaches them again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._sites = ()
+        self._sites, self._input_shape = (), None
 
     def record(
         self, x: Tensor, noise: Mapping[Site, Tensor] | None = None, *, constraint: Constraint | None = None

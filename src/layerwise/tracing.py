@@ -170,14 +170,15 @@ def select(found: Trace, selection: Selection, *, first: int | None = None, excl
             `"residual-block outputs"`, `"residual-block states"` (the first block's input x_0 and the outputs
             x_1..x_N), and `"first(m)"`: the first m affine outputs counted from the input, shortcuts left out.
         first: keep only the first so many, in the order of the calls (the network's input is not counted).
-        exclude: the same grammar; what it matches is left out.
+        exclude: the same grammar; what it matches is left out. A string may match nothing, a list may not.
 
     Raises:
-        SiteError: nothing matched, a name is ambiguous or never called, an exclusion excluded nothing or everything.
+        SiteError: nothing matched, a name is ambiguous or never called, an exclusion names nothing or leaves nothing.
     """
     chosen = _match(found, selection)
     if exclude:
-        excluded = {c.site for c in _match(found, exclude, optional=True)}
+        # A pattern may match nothing (not every network has shortcuts); a name in a list is meant.
+        excluded = {c.site for c in _match(found, exclude, optional=isinstance(exclude, str))}
         kept = [c for c in chosen if c.site not in excluded]
         if not kept:
             raise SiteError(f"exclude={exclude!r} leaves none of the {len(chosen)} sites that {selection!r} chose")
@@ -211,7 +212,7 @@ def _phrase(found: Trace, entry: str) -> list[Candidate] | None:
     """What a phrase stands for; None where `entry` is none."""
     outputs = [c for c in found if c.site.side == "output" and c.site.key is None]
     if entry == "input":
-        return _named(found, entry)
+        return [c for c in found if c.site.module == "" and c.site.side == "input"]
     if entry == "affine outputs":
         return [c for c in outputs if isinstance(c.module, _ConvNd | nn.Linear)]
     if entry == "convolution outputs":

@@ -84,9 +84,7 @@ def lad(
             x_adv = pgd_attack(net, x, y, x + eps * u, eps=eps, alpha=alpha, steps=steps)
         elif base == "trades":
             x_adv = trades_attack(net, x, x + 0.001 * u, eps=eps, alpha=alpha, steps=steps)
-        noise = layer_noise(
-            net, x_adv, y, eta=eta, splitting=splitting, num_inner_steps=num_inner_steps, bn=probe_bn
-        )
+        noise = layer_noise(net, x_adv, y, eta=eta, splitting=splitting, num_inner_steps=num_inner_steps, bn=probe_bn)
         if base == "trades":
             clean, adversarial = net.logits(x), net.logits(x_adv)
             loss = gamma * each_loss(clean, y).mean() + kl(clean, adversarial).mean() / lambda_

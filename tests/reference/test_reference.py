@@ -1,160 +1,33 @@
-"""The references judged by themselves: closed forms, special cases, finite differences, the modules they follow."""
+"""The references judged by themselves: special cases, closed forms, and what their descents were made at."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.networks import IMAGE, NETWORKS, Checkpointed, TinyConv, TinyMLP, TinyResNet, batch
+from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 from tests.reference import anp as anp_file
 from tests.reference import lad as lad_file
 from tests.reference import lat as lat_file
 from tests.reference import slat as slat_file
 from tests.reference.anp import anp, unit
 from tests.reference.common import gradients, mean_loss
-from tests.reference.deep_defense import deep_defense, deepfool, rho_2, row_logits
 from tests.reference.fgsm import fgsm, fgsm_rs, n_fgsm
+from tests.reference.fixtures import BATCHES, EPS, LR, UNIFORM, Descents, X, Y, apart, net, same
 from tests.reference.lad import STATES, lad, layer_noise, lie_trotter, strang_marchuk
 from tests.reference.lat import fgs_inter, fgs_orig, lat
 from tests.reference.nets import Net
 from tests.reference.pgd import pgd, pgd_attack
-from tests.reference.slat import slat
+from tests.reference.slat import in_activation_range, slat
 from tests.reference.standard import standard
 from tests.reference.trades import kl, trades, trades_attack
-
-BATCHES = [batch(6, seed=seed) for seed in range(3)]
-UNIFORM = list(2 * torch.rand(3, 6, *IMAGE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
-LEARNING = [batch(64, seed=seed) for seed in range(10)] * 4
-X, Y = BATCHES[0]
-EPS = 8 / 255
-LR = 0.5
-Descents = list[tuple[Tensor, dict[str, Tensor]]]
-Plain = Callable[[], nn.Module]
-TWINS: list[Plain] = [
-    TinyMLP,
-    TinyConv,
-    lambda: TinyConv(batch_norm=False),
-    TinyResNet,
-    lambda: TinyResNet(batch_norm=False),
-]
-
-
-def net(module: type[nn.Module], **options: bool) -> Net:
-    return Net.of(module(**options).double())
-
-
-def same(a: Net, b: Net, *, weights_only: bool = False) -> bool:
-    """Bitwise."""
-    return all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights) and (
-        weights_only or all(torch.equal(a.buffers[k], b.buffers[k]) for k in a.buffers)
-    )
-
-
-def apart(a: Net, b: Net) -> float:
-    return max((a.weights[k] - b.weights[k]).abs().max().item() for k in a.weights)
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], Descents]:
-    """What a file's descents were made at: the input and the noise that each site really got."""
-
-    def install(file: ModuleType) -> Descents:
-        seen: Descents = []
-
-        def watched(net: Net, x: Tensor, y: Tensor, noise: Noise | None = None) -> Tensor:
-            _, z = net.passes(x, noise, bn="frozen")
-            added = {s: r if isinstance(r, Tensor) else r(z[s]) for s, r in (noise or {}).items()}
-            seen.append((x, {s: r.detach() for s, r in added.items()}))
-            return mean_loss(net, x, y, noise)
-
-        monkeypatch.setattr(file, "mean_loss", watched)
-        return seen
-
-    return install
-
-
-# networks, loss and optimiser
-
-
-def test_nothing_here_imports_the_package() -> None:
-    here = Path(__file__).parent
-    files = [here.parent / "networks.py", *here.glob("*.py")]
-    assert len(files) > 10
-    assert [f.name for f in files if re.search(r"^\s*(from|import) layerwise", f.read_text(), re.M)] == []
-
-
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.__name__))
-def test_networks_repeat_and_run_in_both_precisions(network: type[nn.Module]) -> None:
-    for dtype in (torch.float32, torch.float64):
-        first, again, other = network().to(dtype), network().to(dtype), network(1).to(dtype)
-        x, _ = batch(4, dtype=dtype)
-        assert first(x).shape == (4, 5)
-        assert first(x).dtype == dtype
-        assert torch.equal(network().to(dtype)(x), again(x))
-        assert not torch.equal(other(x), again(x))
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing_changes_nothing_without_noise(use_reentrant: bool) -> None:
-    found = []
-    for module in (Checkpointed(use_reentrant=use_reentrant).double(), Checkpointed(enabled=False).double()):
-        torch.autograd.backward(nn.functional.cross_entropy(module(X), Y))
-        found.append([p.grad for p in module.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None)
-    assert all(g is not None for grads in found for g in grads)
-
-
-@pytest.mark.parametrize("twin", TWINS)
-def test_training_equals_the_module_under_torch_sgd(twin: Plain) -> None:
-    module = twin().double()
-    ours = standard(Net.of(module), BATCHES, lr=LR, momentum=0.9, weight_decay=0.01)
-    assert ours.distance(module) > 1e-2
-    optimiser = torch.optim.SGD(module.parameters(), lr=LR, momentum=0.9, weight_decay=0.01)
-    for x, y in BATCHES:
-        optimiser.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(module(x), y))
-        optimiser.step()
-    assert ours.distance(module) < 1e-12
-    module.eval()
-    assert torch.allclose(ours.logits(X, bn="eval"), module(X), atol=1e-12)
-
-
-def test_frozen_statistics_normalise_by_the_batch_and_do_not_move() -> None:
-    reference = net(TinyConv)
-    before = reference.clone()
-    frozen = reference.logits(X, bn="frozen")
-    assert same(reference, before)
-    assert torch.equal(frozen, reference.logits(X, bn="train"))
-    assert not same(reference, before)
-    assert not torch.allclose(frozen, reference.logits(X, bn="eval"), atol=1e-3)
-
-
-def test_weights_copied_out_and_in_are_the_same() -> None:
-    trained = standard(net(TinyConv), BATCHES, lr=LR)
-    module = TinyConv(1).double()
-    assert trained.distance(module) > 1e-2
-    trained.copy_to(module)
-    assert trained.distance(module) == 0
-    assert same(Net.of(module), trained)
-
-
-def test_gradient_at_a_site_is_that_of_its_noise_and_of_each_examples_own_loss() -> None:
-    reference = net(TinyConv, batch_norm=False)
-    g = gradients(reference, X, Y, ["conv1"])["conv1"]
-    v = torch.randn(g.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rise = [mean_loss(reference, X, Y, {"conv1": h * v}).item() * len(X) for h in (1e-5, -1e-5)]
-    assert (rise[0] - rise[1]) / 2e-5 == pytest.approx(float((g * v).sum()), rel=1e-6)
-    alone = gradients(reference, X[2:3], Y[2:3], ["conv1"])["conv1"]
-    assert torch.allclose(g[2:3], alone, atol=1e-14)
-
 
 # methods on the input
 
@@ -225,6 +98,8 @@ def test_slat_clamps_to_the_range_of_each_example_and_channel(watch: Callable[[M
     z = reference.passes(x_adv, bn="frozen")[1]["conv1"].detach()
     for row, r in zip(z.flatten(0, 1), noise["conv1"].flatten(0, 1), strict=True):
         assert float(row.min()) - 1e-12 <= float((row + r).min()) <= float((row + r).max()) <= float(row.max()) + 1e-12
+    straight = gradients(reference, x_adv, Y, ["conv1"], {"conv1": partial(in_activation_range, noise["conv1"])})
+    assert torch.equal(straight["conv1"], gradients(reference, x_adv, Y, ["conv1"], noise)["conv1"])
     sizes = noise["conv1"].abs()
     assert bool((sizes < 0.3 - 1e-9).any())
     assert float(sizes.max()) == pytest.approx(0.3)
@@ -281,13 +156,14 @@ def test_anp_follows_equation_2(
 ) -> None:
     """With a learning rate of zero every r_t can be worked out beforehand."""
     seen, reference, k, eta, eps = watch(anp_file), net(TinyConv), 3, 0.4, 6.0
-    anp(
+    _, last = anp(
         reference, [(X, Y)], k=k, eta=eta, eps=eps, m=2, norm=norm, apply=apply, update=update,
         descend_at=descend_at, lr=0.0,
     )  # fmt: skip
-    sites, r, added = ["conv1", "conv2"], {}, []
+    sites, added, registers = ["conv1", "conv2"], [], []
     r = {s: torch.zeros_like(v) for s, v in gradients(reference, X, Y, sites).items()}
     for _ in range(k + 1):
+        registers.append(r)
         added.append({s: eps / k * v.sign() for s, v in r.items()} if apply == "sign" else r)
         g = gradients(reference, X, Y, sites, added[-1])
         step = 1.0 if apply == "sign" else eps / k
@@ -295,6 +171,8 @@ def test_anp_follows_equation_2(
     assert len(seen) == len(used)
     for t, (_, noise) in zip(used, seen, strict=True):
         assert all(torch.allclose(noise.get(s, torch.zeros(()).double()), added[t][s], atol=1e-12) for s in sites)
+    ascents = 2 if update == "last-step" else 3
+    assert all(torch.allclose(last[s], registers[ascents][s], atol=1e-12) for s in sites)
 
 
 def test_anp_units_have_the_norm_that_they_say() -> None:
@@ -402,7 +280,9 @@ SITES = ["bn1", "bn2"]
 def test_lat_without_noise_is_standard_training() -> None:
     expected = standard(net(TinyConv), BATCHES, lr=LR)
     assert same(lat(net(TinyConv), BATCHES, sites=SITES, eps=0.0, lr=LR)[0], expected)
-    assert same(lat(net(TinyConv), BATCHES[:1], sites=SITES, eps=20.0, lr=LR)[0], standard(net(TinyConv), BATCHES[:1], lr=LR))
+    assert same(
+        lat(net(TinyConv), BATCHES[:1], sites=SITES, eps=20.0, lr=LR)[0], standard(net(TinyConv), BATCHES[:1], lr=LR)
+    )
     assert apart(lat(net(TinyConv), BATCHES, sites=SITES, eps=0.0, alpha=0.5, lr=LR)[0], expected) < 1e-14
     assert apart(fgs_inter(net(TinyConv), BATCHES, sites=SITES, eps=0.0, lr=LR), expected) < 1e-14
     assert apart(fgs_orig(net(TinyConv), BATCHES, eps=EPS, alpha=1.0, lr=LR), expected) < 1e-14
@@ -426,7 +306,9 @@ def test_lat_rows_of_a_ragged_batch(watch: Callable[[ModuleType], Descents]) -> 
     seen = watch(lat_file)
     sizes = (4, 2, 5)
     _, last = lat(net(TinyMLP), [batch(n, seed=n) for n in sizes], sites=["fc1"], eps=1.0, relative=False, lr=0.0)
-    signs = [gradients(net(TinyMLP), *batch(n, seed=n), ["fc1"], noise) for n, (_, noise) in zip(sizes, seen, strict=True)]
+    signs = [
+        gradients(net(TinyMLP), *batch(n, seed=n), ["fc1"], noise) for n, (_, noise) in zip(sizes, seen, strict=True)
+    ]
     first, short, long = (noise.get("fc1", torch.zeros(())) for _, noise in seen)
     assert not first.any()
     assert torch.equal(short, signs[0]["fc1"].sign()[:2])
@@ -443,105 +325,3 @@ def test_fgs_inter_perturbs_the_same_batch(watch: Callable[[ModuleType], Descent
     assert torch.equal(x_again, X)
     assert clean == {}
     assert torch.equal(noise["bn1"], 0.1 * gradients(reference, X, Y, ["bn1"])["bn1"].sign())
-
-
-# Deep Defense
-
-
-def linear_net() -> tuple[Net, Tensor]:
-    """A TinyMLP with all ReLUs open, and the matrix (5, 192) that it is but for a small bias."""
-    reference = net(TinyMLP)
-    b, w = ([reference.weights[f"fc{i}.{kind}"].detach() for i in (1, 2, 3)] for kind in ("bias", "weight"))
-    b[0] += 50
-    b[1] += 500
-    b[2] -= w[2] @ (w[1] @ b[0] + b[1])
-    return reference, w[2] @ w[1] @ w[0]
-
-
-@pytest.mark.parametrize("p", [2.0, 3.0, torch.inf])
-@pytest.mark.parametrize("classes", [2, None])
-def test_deepfool_on_a_linear_network_is_its_closed_form(p: float, classes: int | None) -> None:
-    """p = 2: 1.02 |f| / ||w||^2 w to the nearest plane; the length is 1.02 |f| / ||w||_q for every p."""
-    reference, matrix = linear_net()
-    q = 1.0 if p == torch.inf else p / (p - 1)
-    for x in X:
-        delta = deepfool(reference, x, None, p=p, num_classes=classes).flatten().detach()
-        logits = row_logits(reference, x).detach()
-        order = logits.argsort(descending=True).tolist()[:classes]
-        planes = [(logits[k] - logits[order[0]], matrix[k] - matrix[order[0]]) for k in order[1:]]
-        f, w = min(planes, key=lambda plane: float(plane[0].abs() / plane[1].norm(q)))
-        assert float(delta.norm(p)) == pytest.approx(1.02 * float(f.abs() / w.norm(q)), rel=1e-8)
-        assert float(delta @ w) == pytest.approx(-1.02 * float(f), rel=1e-8)
-        if p == 2:
-            assert torch.allclose(delta, 1.02 * f.abs() / w.square().sum() * w, rtol=1e-8, atol=1e-12)
-
-
-def test_deepfool_leaves_the_prediction_or_reaches_the_label() -> None:
-    trained, (linear, _) = standard(net(TinyMLP), LEARNING, lr=0.2), linear_net()
-    x, y = batch(12, seed=3)
-    for image, label in zip(x, y.tolist(), strict=True):
-        now = int(row_logits(trained, image).argmax())
-        assert int(row_logits(trained, image + deepfool(trained, image, now)).argmax()) != now
-        assert int(row_logits(linear, image + deepfool(linear, image, label, iterations=20)).argmax()) == label or (
-            label == int(row_logits(linear, image).argmax())
-        )
-    assert 0 < int((linear.logits(x).argmax(1) == y).sum()) < len(y)
-
-
-def test_deepfool_stops_where_there_is_no_boundary() -> None:
-    """All ReLUs shut: w = 0, and 0 / 0 would reach every weight."""
-    shut = net(TinyMLP)
-    shut.weights["fc2.bias"].data -= 50
-    x, now = X[0], int(row_logits(shut, X[0]).argmax())
-    assert not deepfool(shut, x, now).any()
-    assert not deepfool(shut, x, (now + 1) % 5).any()
-
-
-@pytest.mark.parametrize("regulariser", ["exp", "linear"])
-@pytest.mark.parametrize("single", [False, True])
-def test_deep_defense_goes_down_the_gradient_of_equation_6(regulariser: str, single: bool) -> None:
-    """Against finite differences of the objective along a random direction, batch norm included."""
-    start = standard(net(TinyConv), LEARNING, lr=0.2)
-    x, _ = batch(4, seed=2)
-    now = start.logits(x, bn="eval").argmax(1)
-    y = torch.cat([now[:2], (now[2:] + 1) % 5])
-    settings: dict[str, Any] = {"lambda_": 2.0, "c": 4.0, "d": 3.0, "regulariser": regulariser, "single_formula": single}
-    stepped, rhos = deep_defense(start, [(x, y)], lr=1.0, **settings)
-
-    def objective(reference: Net) -> float:
-        total, ratios = 0.0, []
-        for image, label, good in zip(x, y.tolist(), (True, True, False, False), strict=True):
-            delta = deepfool(reference, image, None if single else label)
-            ratios.append((delta.norm() / image.norm()).item())
-            exponent = -4.0 * ratios[-1] if good or single else 3.0 * ratios[-1]
-            total += math.exp(exponent) if regulariser == "exp" else exponent
-        if reference is start:
-            assert rhos == [pytest.approx(sum(ratios) / 4)]
-        return mean_loss(reference, x, y, bn="eval").item() + 2.0 / 4 * total
-
-    objective(start)
-    stream = torch.Generator().manual_seed(0)
-    direction = {k: torch.randn(w.shape, generator=stream, dtype=torch.float64) for k, w in start.weights.items()}
-    moved = []
-    for h in (1e-7, -1e-7):
-        other = start.clone()
-        for k, w in other.weights.items():
-            w.data += h * direction[k]
-        moved.append(objective(other))
-    slope = sum((direction[k] * (start.weights[k] - stepped.weights[k])).sum().item() for k in direction)
-    assert (moved[0] - moved[1]) / 2e-7 == pytest.approx(slope, rel=1e-5)
-
-
-def test_deep_defense_options() -> None:
-    x = X.clone()
-    x[2] = 0
-    plain, rhos = deep_defense(net(TinyMLP), [(x, Y)], lambda_=0.0, lr=LR)
-    assert same(plain, standard(net(TinyMLP), [(x, Y)], lr=LR))
-    masked, _ = deep_defense(net(TinyMLP), [(x, Y)], layer="fc2", lr=LR)
-    changed = [k for k in plain.weights if not torch.equal(plain.weights[k], masked.weights[k])]
-    assert changed == ["fc2.weight", "fc2.bias"]
-    kept = [i for i in range(6) if i != 2]
-    ratios = [deepfool(net(TinyMLP), x[i], int(Y[i])).norm() / x[i].norm() for i in kept]
-    assert rhos == [pytest.approx(torch.stack(ratios).mean().item())]
-    each = [deepfool(net(TinyMLP), v, None, iterations=50).norm() / v.norm() for v in X]
-    assert rho_2(net(TinyMLP), X, iterations=50) == pytest.approx(torch.stack(each).mean().item())
