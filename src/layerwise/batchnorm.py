@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from layerwise.errors import ConfigError
 
@@ -37,12 +38,26 @@ def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None
     if mode == "train":
         yield
         return
-    attribute, value = ("track_running_stats", False) if mode == "batch" else ("training", False)
     changed = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    kept = [(m, {name: getattr(m, name) for name in _switches(m, mode)}) for m in changed]
     for module in changed:
-        setattr(module, attribute, value)
+        _set(module, _switches(module, mode))
     try:
         yield
     finally:
-        for module in changed:
-            setattr(module, attribute, True)
+        for module, before in kept:
+            _set(module, before)
+
+
+def _switches(module: nn.Module, mode: BatchNormMode) -> dict[str, object]:
+    """The attributes that a mode changes."""
+    if mode == "eval":
+        return {"training": False}
+    # An instance norm in training moves the running statistics that it has, whether it should track them or not.
+    hidden = {"running_mean": None, "running_var": None} if isinstance(module, _InstanceNorm) else {}
+    return {"track_running_stats": False, **hidden}
+
+
+def _set(module: nn.Module, attributes: dict[str, object]) -> None:
+    for name, value in attributes.items():
+        setattr(module, name, value)

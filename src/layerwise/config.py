@@ -89,7 +89,8 @@ class Schema:
             branch = branch if isinstance(branch, Mapping) else {}
             if (registry := self._registry(kind)) is not None:
                 default = _default(f)
-                chosen = branch.get("name", type(default).__name__ if default is not None else None)
+                only = next(iter(registry)) if branch and len(registry) == 1 else None
+                chosen = branch.get("name", only or (type(default).__name__ if default is not None else None))
                 known = ", ".join(registry)
                 yield Leaf(key + ".name", str, chosen, f"{explained.get(f.name, '')} One of {known}")
                 if chosen is not None:

@@ -101,7 +101,9 @@ class Probe:
         with frozen(model), batch_norm(model, self.batch_norm), recorder as active:
             leaves = [x] * wrt_input + (active.leaves if active is not None else [])
             loss = (self.criterion or criterion)(model(x), y).sum()
-            backward(loss, inputs=leaves)
+            # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
+            if loss.requires_grad or sites is None:
+                backward(loss, inputs=leaves)
         gradient = x.grad if x.grad is not None else x.detach().new_zeros(()).expand_as(x)
         return gradient.detach(), active.gradients() if active is not None else {}
 

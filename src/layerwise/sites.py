@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import SiteError
+from layerwise.norms import safe_divide
 from layerwise.tracing import Selection, Side, Site, arguments_of, select, tensors_of, trace
 
 Noise: TypeAlias = dict[Site, Tensor]
@@ -265,6 +266,8 @@ class Pass:
             SiteError: a site was not reached, or does not influence the loss.
         """
         self._check_reached()
+        # A weight of 0 (of a joint loss, say) has recorded zeros, which stay zeros.
+        factor = None if self._factor is None else safe_divide(torch.full_like(self._factor, self._rows), self._factor)
         result: Gradients = {}
         for site, leaf in zip(self.sites, self.recorded, strict=True):
             if leaf is None:
@@ -274,7 +277,7 @@ class Pass:
                     f"site '{site}' is dead: the loss does not depend on it (or has not been back-propagated); exclude it"
                 )
             gradient = leaf.grad.detach()
-            result[site] = gradient if self._factor is None else gradient * (self._rows / self._factor)
+            result[site] = gradient if factor is None else gradient * factor
             leaf.grad = None
         return result
 

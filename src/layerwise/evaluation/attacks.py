@@ -1,0 +1,490 @@
+"""Attacks: typed values that are called on a batch, all built from the ascent rules of training.
+
+An attack leaves the network as it is, mode included: `evaluate` puts it in evaluation mode; who calls an attack by hand does that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.ascent import accumulate, chain, normalize
+from layerwise.deepfool import DeepFool, deepfool
+from layerwise.errors import ConfigError
+from layerwise.evaluation.threat import ThreatModel
+from layerwise.methods.base import at_least
+from layerwise.methods.pgd import iterate, random_start
+from layerwise.norms import project
+from layerwise.probe import CrossEntropy, frozen
+from layerwise.random import Source, Stream
+from layerwise.units import Radius, check_radius, format_radius
+
+Batch: TypeAlias = tuple[Tensor, Tensor, Source]
+"""Images (B, C, H, W) in [0, 1], labels (B,), and the source of these rows' random numbers."""
+
+BLOCK = 128
+"""Random starts are drawn for blocks of so many images, so that they depend on an image's number and not on the batch size."""
+
+
+class Attack(ABC):
+    """What `evaluate` asks of an attack: which images of a data set stay right under it.
+
+    A subclass is a frozen dataclass.
+    """
+
+    name: ClassVar[str]
+    """What the attack is called on the command line."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """The fields that follow the name there, `pgd-50-10`."""
+    in_threat_model: ClassVar[bool] = True
+    """Whether it keeps to the threat model, and so counts for the worst case."""
+
+    @abstractmethod
+    def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
+        """Attack batch after batch.
+
+        Args:
+            model: the network, unwrapped, in evaluation mode.
+            batches: the data; may be gone through several times.
+            threat: what is allowed.
+
+        Yields:
+            For each batch, which images are still right, bool (B,).
+        """
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """The same attack with the defaults that depend on the threat model filled in."""
+        del threat
+        return self
+
+    def __str__(self) -> str:
+        """The name, its numbers, and every other field that is not the default; `parse_attack` reads it back."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # type: ignore[arg-type]
+        shown = list(self.numbers)
+        while len(shown) > 1 and values[shown[-1]][0] == values[shown[-1]][1]:
+            shown.pop()
+        others = [f" {k}={_text(v)}" for k, (v, default) in values.items() if k not in self.numbers and v != default]
+        return "-".join([self.name, *(str(values[k][0]) for k in shown)]) + "".join(others)
+
+
+def _text(value: Any) -> str:
+    return format_radius(value) if isinstance(value, float) else str(value)
+
+
+class InputAttack(Attack):
+    """An attack that perturbs the images."""
+
+    @abstractmethod
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """Find adversarial images.
+
+        Args:
+            model: the network, in the mode in which it is to be attacked.
+            x: images, shape (B, ...), in [0, 1].
+            y: labels, shape (B,).
+            threat: what is allowed.
+            generator: source of random numbers; with a `Stream`, row i draws what image `start + i` of the data set draws.
+
+        Returns:
+            x_adv of the shape of x, inside the ball and in [0, 1], detached.
+        """
+
+    def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
+        """See `Attack.outcomes`.
+
+        Raises:
+            ConfigError: the attack leaves the threat model.
+        """
+        for x, y, source in batches:
+            x_adv = self(model, x, y, threat, generator=source)
+            threat.check(x, x_adv, attack=str(self))
+            with torch.no_grad():
+                yield is_right(model(x_adv), y)
+
+
+def is_right(logits: Tensor, y: Tensor) -> Tensor:
+    """Which rows predict their label; a row with a number that is not finite predicts nothing."""
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+
+
+@final
+class Averaged(nn.Module):
+    """A network with randomness as attacks see it: logits are means over several passes, `loss_gradient` averages gradients.
+
+    Args:
+        network: the network.
+        passes: how many.
+    """
+
+    def __init__(self, network: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.network, self.passes = network, passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean logits, shape (B, C)."""
+        return torch.stack([self.network(x) for _ in range(self.passes)]).mean(dim=0)
+
+
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """dL/dx of each image's own cross entropy, shape of x; the parameters are frozen meanwhile.
+
+    It is zero where no gradient reaches the images (a step function in the network), which `layerwise.evaluation.checks` tells.
+    """
+    network, passes = (model.network, model.passes) if isinstance(model, Averaged) else (model, 1)
+    total = torch.zeros_like(x)
+    with frozen(network):
+        for _ in range(passes):
+            leaf = x.detach().requires_grad_()
+            loss = CrossEntropy()(network(leaf), y).sum()
+            # Not a `Probe`: that is an error where the loss does not depend on the images, here a finding.
+            if loss.requires_grad:
+                (g,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+                total = total if g is None else total + g
+    return total / passes
+
+
+def starting_points(x: Tensor, threat: ThreatModel, source: Source, restart: int = 0) -> Tensor:
+    """A point drawn uniformly from the ball around each image, clipped to [0, 1].
+
+    With a `Stream`, the point depends on the seed, the image's number and the restart only (the price: up to two blocks are drawn
+    in part for nothing).
+    """
+    if not isinstance(source, Stream):
+        return random_start(x, threat.eps, threat.norm, source)
+    parts, row = [], 0
+    while row < len(x):
+        block, offset = divmod(source.start + row, BLOCK)
+        rows = x[row : row + BLOCK - offset]
+        stream = Stream(source.seed, (restart << 32) | block, start=offset, total=BLOCK)
+        parts.append(random_start(rows, threat.eps, threat.norm, stream))
+        row += len(rows)
+    return torch.cat(parts) if parts else x
+
+
+def step_size(alpha: float | None, steps: int, threat: ThreatModel) -> float:
+    """Alpha, by default eps / 4 (SLAT's 2/255 at 8/255), or eps / steps where fewer than four steps would not reach the sphere."""
+    if alpha is None:
+        return threat.eps / min(4, steps)
+    if threat.norm == "linf":
+        check_radius("alpha", alpha)
+    return alpha
+
+
+def ascend(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, start: Tensor, steps: int, alpha: float
+) -> Tensor:
+    """`layerwise.methods.pgd.iterate` on the loss of `model`."""
+    return iterate(
+        x,
+        start,
+        steps=steps,
+        alpha=alpha,
+        eps=threat.eps,
+        norm=threat.norm,
+        gradient=lambda x_adv, last: loss_gradient(model, x_adv, y),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Clean(InputAttack):
+    """No attack: x' = x."""
+
+    name: ClassVar[str] = "clean"
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        del model, y, threat, generator
+        return x
+
+
+@final
+@dataclass(frozen=True)
+class FGSM(InputAttack):
+    """Fast gradient sign: x' = clip(x + step eps sign(dL/dx)); l2: the gradient's unit vector instead of its sign.
+
+    Args:
+        step: step size as a fraction of eps, in (0, 1].
+
+    Reference: Goodfellow et al. 2015, section 4.
+
+    >>> attack = FGSM()
+    >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> bool((attack(net, x, y, ThreatModel("linf", 0.1)) - x).abs().max() <= 0.1 + 1e-6)
+    True
+    """
+
+    name: ClassVar[str] = "fgsm"
+
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the step."""
+        _check_step(self.step)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        del generator
+        return ascend(model, x, y, threat, start=x, steps=1, alpha=self.step * threat.eps)
+
+
+@final
+@dataclass(frozen=True)
+class BIM(InputAttack):
+    """Basic iterative method, or IFGSM: projected gradient ascent that starts at x.
+
+    Args:
+        steps: how many; LAD's M = 20.
+        alpha: step size, pixel units; None is eps / 4 (eps / steps for fewer than four). LAD: 2/255 (robust), 0.5/255 (natural).
+
+    Reference: Kurakin et al. 2017, eq. 2 (of "Adversarial examples in the physical world").
+    """
+
+    name: ClassVar[str] = "bim"
+    numbers: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: int = 20
+    alpha: Radius | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("steps", self.steps, 1)
+        at_least("alpha", self.alpha or 0.0, 0)
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """See `Attack.resolved`."""
+        return replace(self, alpha=step_size(self.alpha, self.steps, threat))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        del generator
+        alpha = step_size(self.alpha, self.steps, threat)
+        return ascend(model, x, y, threat, start=x, steps=self.steps, alpha=alpha)
+
+
+@final
+@dataclass(frozen=True)
+class PGD(InputAttack):
+    """Projected gradient ascent from random starts: x_t+1 = clip(x + project(x_t - x + alpha sign(dL/dx_t))).
+
+    Of several restarts the worst is kept for each image: one that fools the network, else the one of the highest loss. Images that
+    are fooled drop out of the later restarts.
+
+    Args:
+        steps: steps of each restart.
+        restarts: how many; SLAT's PGD-50-10 has 50 steps and 10 restarts.
+        alpha: step size, pixel units; None is eps / 4 (SLAT: 2/255 at 8/255), or eps / steps for fewer than four steps.
+        random_start: start uniformly in the ball (and the pixel range) instead of at x.
+
+    Reference: Madry et al. 2018, section 2.1.
+    """
+
+    name: ClassVar[str] = "pgd"
+    numbers: ClassVar[tuple[str, ...]] = ("steps", "restarts")
+
+    steps: int = 20
+    restarts: int = 1
+    alpha: Radius | None = None
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("steps", self.steps, 1)
+        at_least("restarts", self.restarts, 1)
+        at_least("alpha", self.alpha or 0.0, 0)
+        if self.restarts > 1 and not self.random_start:
+            raise ConfigError(f"restarts={self.restarts} without a random start are all the same; type restarts=1")
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """See `Attack.resolved`."""
+        return replace(self, alpha=step_size(self.alpha, self.steps, threat))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        alpha = step_size(self.alpha, self.steps, threat)
+        start = starting_points(x, threat, generator) if self.random_start else x
+        worst = ascend(model, x, y, threat, start=start, steps=self.steps, alpha=alpha)
+        if self.restarts == 1:
+            return worst
+        fooled, loss = _verdict(model, worst, y)
+        for restart in range(1, self.restarts):
+            rows = (~fooled).nonzero().flatten()
+            if not len(rows):
+                break
+            start = starting_points(x, threat, generator, restart)[rows]
+            found = ascend(model, x[rows], y[rows], threat, start=start, steps=self.steps, alpha=alpha)
+            fooled_now, loss_now = _verdict(model, found, y[rows])
+            better = fooled_now | (loss_now > loss[rows])
+            worst[rows[better]], loss[rows[better]] = found[better], loss_now[better]
+            fooled[rows] = fooled_now
+        return worst
+
+
+@torch.no_grad()
+def _verdict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images fool the network, and every one's loss."""
+    logits = model(x)
+    return ~is_right(logits, y), CrossEntropy()(logits, y)
+
+
+@final
+@dataclass(frozen=True)
+class MIFGSM(InputAttack):
+    """Momentum iterative FGSM: m_t+1 = mu m_t + g_t / ||g_t||_1, then a step along sign(m) (l2: its unit vector).
+
+    Args:
+        steps: how many.
+        mu: decay of the momentum.
+        alpha: step size, pixel units; None is eps / steps, as in the paper.
+
+    Reference: Dong et al. 2018, algorithm 1; iterates are projected on the ball, which eps / steps never needs.
+    """
+
+    name: ClassVar[str] = "mi-fgsm"
+    numbers: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: int = 10
+    mu: float = 1.0
+    alpha: Radius | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("steps", self.steps, 1)
+        at_least("mu", self.mu, 0)
+        at_least("alpha", self.alpha or 0.0, 0)
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """See `Attack.resolved`."""
+        return replace(self, alpha=self._alpha(threat))
+
+    def _alpha(self, threat: ThreatModel) -> float:
+        return threat.eps / self.steps if self.alpha is None else self.alpha
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        del generator
+        momentum: Tensor | None = None
+        rule = chain(normalize("l1"), accumulate(self.mu))
+
+        def gradient(x_adv: Tensor, last: bool) -> Tensor:
+            nonlocal momentum
+            momentum = rule(loss_gradient(model, x_adv, y), momentum)
+            return momentum
+
+        alpha, norm = self._alpha(threat), threat.norm
+        return iterate(x, x, steps=self.steps, alpha=alpha, eps=threat.eps, norm=norm, gradient=gradient)
+
+
+@final
+@dataclass(frozen=True)
+class StepLL(InputAttack):
+    """A step towards the class that the network thinks least likely: x' = clip(x - step eps sign(dL(x, y_LL)/dx)).
+
+    Args:
+        step: step size as a fraction of eps, in (0, 1].
+
+    Reference: Kurakin et al. 2017, section 2 (of "Adversarial machine learning at scale").
+    """
+
+    name: ClassVar[str] = "step-ll"
+
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the step."""
+        _check_step(self.step)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`; the labels are not used."""
+        del y, generator
+        with torch.no_grad():
+            least = model(x).argmin(dim=1)
+
+        def gradient(x_adv: Tensor, last: bool) -> Tensor:
+            return -loss_gradient(model, x_adv, least)
+
+        alpha, norm = self.step * threat.eps, threat.norm
+        return iterate(x, x, steps=1, alpha=alpha, eps=threat.eps, norm=norm, gradient=gradient)
+
+
+@final
+@dataclass(frozen=True)
+class DeepFoolL2(InputAttack):
+    """DeepFool's shortest l2 step over the nearest boundary, cut to the ball and to the pixel range.
+
+    The labels are not used: the step leads away from the prediction. For the size of the step itself see `layerwise.evaluation.rho`.
+
+    Args:
+        num_steps: linearised steps.
+        num_classes: how many of the likeliest classes are looked at; 10 in the paper.
+        overshoot: share added to the sum of the steps.
+
+    Reference: Moosavi-Dezfooli et al. 2016, algorithm 2.
+    """
+
+    name: ClassVar[str] = "deepfool"
+    numbers: ClassVar[tuple[str, ...]] = ("num_steps",)
+
+    num_steps: int = 50
+    num_classes: int = 10
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("num_steps", self.num_steps, 1)
+        at_least("num_classes", self.num_classes, 2)
+        at_least("overshoot", self.overshoot, 0)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`.
+
+        Raises:
+            ConfigError: the threat model is not l2.
+        """
+        del y, generator
+        if threat.norm != "l2":
+            raise ConfigError(f"deepfool makes small l2 steps, the threat model is {threat}; type norm='l2', or use pgd")
+        found = run_deepfool(
+            model, x, num_steps=self.num_steps, num_classes=self.num_classes, overshoot=self.overshoot
+        )
+        return (x + project(found.perturbation, "l2", threat.eps)).clamp(0, 1)
+
+
+def run_deepfool(model: nn.Module, x: Tensor, **options: Any) -> DeepFool:
+    """`layerwise.deepfool.deepfool` from the prediction, the parameters frozen.
+
+    Raises:
+        ConfigError: no gradient reaches the images.
+    """
+    with frozen(model):
+        if not model(x[:1].detach().requires_grad_()).requires_grad:
+            raise ConfigError("DeepFool needs gradients, and none reaches the images: the network holds a step function")
+        return deepfool(model, x, **options)
+
+
+def _check_step(step: float) -> None:
+    if not 0 < step <= 1:
+        raise ConfigError(f"step={step} is a fraction of eps; type a number above 0 and at most 1")
+

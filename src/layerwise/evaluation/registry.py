@@ -1,0 +1,77 @@
+"""The attacks by name, and how they are written on the command line."""
+
+from __future__ import annotations
+
+import re
+import typing
+from dataclasses import fields
+from typing import Any
+
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Clean, DeepFoolL2, InputAttack, StepLL
+from layerwise.evaluation.latent import LatentAttack
+from layerwise.evaluation.wrappers import BPDA, EOT
+from layerwise.units import parse_radius
+
+ATTACKS: dict[str, type[Attack]] = {
+    cls.name: cls for cls in (Clean, FGSM, BIM, PGD, MIFGSM, StepLL, DeepFoolL2, BPDA, EOT, LatentAttack)
+}
+"""Every attack by the name that `parse_attack` takes."""
+
+
+def parse_attack(text: str) -> Attack:
+    """Read an attack: its name, its numbers, and any other of its fields.
+
+    Wrappers hold the inner attack after a colon: `eot-16:pgd-20`, `bpda:quantise:bim-5` (`quantise` is a module of the network).
+
+    >>> parse_attack("pgd-50-10")
+    PGD(steps=50, restarts=10, alpha=None, random_start=True)
+    >>> str(parse_attack("bim-20 alpha=0.5/255"))
+    'bim-20 alpha=0.5/255'
+
+    Raises:
+        ConfigError: unknown name or field, a number too many, a value that cannot be read.
+    """
+    head, colon, rest = text.strip().partition(":")
+    found = re.fullmatch(r"(\S+?)((?:-\d+)*)((?:\s+\w+=\S+)*)", head)
+    if found is None or found[1] not in ATTACKS:
+        name = found[1] if found else head
+        raise ConfigError(f"attack {text!r} is unknown; {did_you_mean(name, ATTACKS)} (`layerwise list attacks`)")
+    cls, numbers = ATTACKS[found[1]], [int(n) for n in re.findall(r"\d+", found[2])]
+    if cls in (BPDA, EOT):
+        return _wrapper(cls, numbers, rest, text)
+    if colon or len(numbers) > len(cls.numbers):
+        form = "-".join([cls.name, *map(str.upper, cls.numbers)])
+        raise ConfigError(f"attack {text!r} has more than {cls.name} takes; type {form}, for example {cls()}")
+    settings: dict[str, Any] = dict(zip(cls.numbers, numbers, strict=False))
+    for item in found[3].split():
+        key, _, value = item.partition("=")
+        settings[key] = _value(cls, key, value, text)
+    return cls(**settings)
+
+
+def _wrapper(cls: type[Attack], numbers: list[int], rest: str, text: str) -> Attack:
+    module, _, inner = rest.partition(":") if cls is BPDA else ("", "", rest)
+    attack = parse_attack(inner) if inner else None
+    if not isinstance(attack, InputAttack) or len(numbers) > (cls is EOT):
+        form = "bpda:MODULE:ATTACK, for example bpda:quantise:bim-5" if cls is BPDA else "eot-16:ATTACK"
+        raise ConfigError(f"attack {text!r} has to hold an attack on the images; type {form}")
+    return BPDA(attack, module) if cls is BPDA else EOT(attack, *numbers)
+
+
+def _value(cls: type[Attack], key: str, value: str, text: str) -> Any:
+    known = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}  # type: ignore[arg-type]
+    if key not in known:
+        raise ConfigError(f"attack {text!r}: {cls.name} has no {key!r}; {did_you_mean(key, known)}")
+    kinds = typing.get_args(known[key]) or (known[key],)
+    if bool in kinds:
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"attack {text!r}: {key}={value} has to be true or false")
+        return value.lower() == "true"
+    if str in kinds:
+        return value
+    if int in kinds:
+        if not value.isdecimal():
+            raise ConfigError(f"attack {text!r}: {key}={value} has to be a whole number")
+        return int(value)
+    return parse_radius(value)

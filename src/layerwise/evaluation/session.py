@@ -1,0 +1,244 @@
+"""The conditions under which a network is judged: evaluation mode, exact arithmetic, a fixed set of checked images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.batching import batches, epoch_order, num_batches
+from layerwise.data.checks import check_images, check_labels
+from layerwise.data.custom import tensor_split
+from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit
+from layerwise.errors import ConfigError, DataError
+from layerwise.evaluation.attacks import Batch
+from layerwise.random import Stream
+from layerwise.sites import unwrap
+
+Data: TypeAlias = ImageData | Split | tuple[Tensor, Tensor]
+"""What can be judged on: a data set (its test split), a split, or images (N, C, H, W) in [0, 1] or uint8 with labels (N,)."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The images in the order of the evaluation; can be gone through again and again.
+
+    Args:
+        split: the chosen images, already in order.
+        batch_size: images a batch; the last one may be smaller.
+        seed: of the random numbers; image i draws the same whatever the batch size.
+        device: where the batches go.
+        dtype: float32, or float64 for a network in float64.
+        num_workers: processes that read a `StreamSplit`.
+    """
+
+    split: Split
+    batch_size: int
+    seed: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    num_workers: int = 0
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return num_batches(self.split, self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give images, labels and the source of the rows' random numbers."""
+        start, total = 0, len(self.split)
+        for x, y in batches(self.split, self.batch_size, device=self.device, num_workers=self.num_workers):
+            yield x.to(self.dtype), y, Stream(self.seed, start=start, total=total)
+            start += len(x)
+
+    def example(self, rows: int = 16) -> tuple[Tensor, Tensor]:
+        """The first few images and labels."""
+        first = replace(self, split=self.split.subset(range(min(rows, len(self.split)))), batch_size=rows)
+        x, y, _ = next(iter(first))
+        return x, y
+
+
+@dataclass(frozen=True)
+class Session:
+    """A network ready to be judged.
+
+    Args:
+        network: unwrapped, in evaluation mode, on the device.
+        batches: the images.
+        data: what the data are called.
+        size: images of the whole split, of which `batches` may hold a part.
+    """
+
+    network: nn.Module
+    batches: Batches
+    data: str
+    size: int
+
+    def fingerprint(self) -> str:
+        """A digest of the network's weights and buffers."""
+        return digest(chain.from_iterable((name, value) for name, value in self.network.state_dict().items()))
+
+    def data_fingerprint(self) -> str:
+        """A digest of the first images and labels."""
+        return digest(self.batches.example())
+
+
+@contextmanager
+def judging(
+    model: nn.Module,
+    data: Data,
+    *,
+    num_examples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+) -> Iterator[Session]:
+    """Evaluation mode, float32 (or float64, if that is the network's type) without TF32 and autocast, gradients on.
+
+    Whatever is changed for the duration is put back, also after an error: every module's mode, the arithmetic, the device, PyTorch's
+    random state.
+
+    Args:
+        model: the network, wrapped or not; the unwrapped one is judged.
+        data: see `Data`.
+        num_examples: at most so many images, drawn by the seed; None is all. The order is drawn by the seed in any case.
+        seed: of the images and the attacks' random numbers.
+        batch_size: images a batch.
+        device: where to judge; None is where the network is.
+        num_workers: processes that read a `StreamSplit`.
+
+    Raises:
+        DataError: images outside [0, 1] or not finite, labels that the network has no logit for.
+        ConfigError: the network does not give finite logits (B, C) of at least two classes, or is in half precision.
+    """
+    network = unwrap(model)
+    split, name = checked_split(data)
+    home, dtype = _home(network)
+    place = home if device is None else torch.device(device)
+    if num_examples is not None and num_examples < 1:
+        raise ConfigError(f"num_examples={num_examples} leaves nothing to judge; type 1 or more, or none for all")
+    order = epoch_order(len(split), shuffle=True, seed=seed, epoch=0)[:num_examples]
+    chosen = Batches(split.subset(order), batch_size, seed, place, dtype, num_workers)
+    cuda = [place] if place.type == "cuda" else []
+    with exact_arithmetic(place), evaluation_mode(network), torch.random.fork_rng(cuda):
+        try:
+            network.to(place)
+            classes = count_classes(network, chosen.example(2)[0])
+            _check_classes(name, split, classes)
+            yield Session(network, chosen, name, len(split))
+        finally:
+            network.to(home)
+
+
+def checked_split(data: Data) -> tuple[Split, str]:
+    """The split to judge on and what it is called; its pixels are in [0, 1] (streamed ones are checked as they are read)."""
+    name, split = (f"{data.name} test", data.test) if isinstance(data, ImageData) else ("data", data)
+    if isinstance(split, tuple):
+        images, labels = split
+        classes = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 1
+        split = tensor_split(name, images, labels, max(classes, 1), (0.0, 1.0))
+    if len(split) == 0:
+        raise DataError(f"{name} holds no images; give at least one")
+    if isinstance(split, TensorSplit):
+        check_images(name, split.images, (0.0, 1.0))
+    if isinstance(split, StreamSplit):
+        split = replace(split, value_range=(0.0, 1.0))
+    return split, name
+
+
+def count_classes(network: nn.Module, example: Tensor) -> int:
+    """How many logits the network gives.
+
+    Raises:
+        ConfigError: what it gives are not finite logits (B, C).
+    """
+    shape = tuple(example.shape[1:])
+    try:
+        with torch.no_grad():
+            logits: Any = network(example)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ConfigError(f"the network does not take images of shape {shape}: {reason}") from error
+    if not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"the network gives a {type(logits).__name__}, not logits (B, C); wrap it in a module that returns them"
+        )
+    if logits.ndim != 2 or len(logits) != len(example) or logits.shape[1] < 2:
+        raise ConfigError(f"the network gives {tuple(logits.shape)} for {len(example)} images; logits are (B, C), C >= 2")
+    if not logits.isfinite().all():
+        raise ConfigError("the network's logits are not finite on clean images; its weights have probably diverged")
+    return logits.shape[1]
+
+
+def _check_classes(name: str, split: Split, classes: int) -> None:
+    if isinstance(split, StreamSplit) and split.num_classes > classes:
+        raise DataError(f"{name} has {split.num_classes} classes, the network {classes} logits; it was made for other data")
+    if split.labels is not None:
+        check_labels(name, split.labels, classes)
+
+
+def _home(network: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the network is, and float32 or float64.
+
+    Raises:
+        ConfigError: half precision.
+    """
+    values = [v for v in chain(network.parameters(), network.buffers()) if v.is_floating_point()]
+    if not values:
+        return torch.device("cpu"), torch.float32
+    if half := [v.dtype for v in values if v.dtype not in (torch.float32, torch.float64)]:
+        raise ConfigError(f"the network holds {half[0]}; robustness is judged in float32: call model.float() first")
+    return values[0].device, values[0].dtype
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the duration; every module's own mode is restored."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Float32 products without TF32 or bfloat16, autocast off, gradients on, for the duration."""
+    backends: tuple[Any, ...] = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,
+        torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.conv,
+        torch.backends.mkldnn.rnn,
+    )
+    # Not `allow_tf32`: that getter is an error for users who have set precision the new way.
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def digest(values: Any) -> str:
+    """A short digest of tensors and names."""
+    state = hashlib.blake2b(digest_size=8)
+    for value in chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in values):
+        if isinstance(value, Tensor):
+            header = f"{value.dtype}{tuple(value.shape)}"
+            state.update(header.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            state.update(str(value).encode())
+    return state.hexdigest()

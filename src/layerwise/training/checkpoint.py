@@ -1,0 +1,284 @@
+"""Checkpoints that are whole or not there: written aside, checksummed, renamed into place; nothing in them is executed.
+
+    checkpoints/step-00000780/
+        model.safetensors   weights            ema.safetensors   their moving average, if there is one
+        state.pt            optimiser, position, sums, best score          (both .pt load with weights_only=True)
+        rank-0.pt           that rank's random states and the method's noise
+        manifest.json       format version, step, sha256 and size of every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import CheckpointError
+from layerwise.training.ranks import together
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@final
+@dataclass(frozen=True)
+class Contents:
+    """What one checkpoint holds.
+
+    Args:
+        step: batches done.
+        weights: the network's `state_dict`.
+        average: the moving average's, if there is one.
+        state: what all ranks share; tensors, numbers, strings and containers of them.
+        ranks: one of the same for each rank.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    state: dict[str, Any]
+    ranks: list[dict[str, Any]]
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as safetensors; each its own copy, since the format takes neither shared nor strided memory."""
+    from safetensors.torch import save
+
+    own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    data: bytes = save(own)
+    return data
+
+
+def unpack_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Tensor] = load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"the weights {path} cannot be read ({error})") from error
+    return tensors
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write and force to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment either the old or the new one is there, whole.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        write_file(aside, data)
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; free space and try again") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows cannot open folders, and needs no sync of them.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _packed(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    own: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
+    keep: int = 2,
+    rank: int = 0,
+    device: torch.device | None = None,
+) -> Path:
+    """Write one checkpoint and remove all but the newest `keep`; called by every rank.
+
+    Args:
+        folder: of all checkpoints of the run.
+        step: batches done; names the checkpoint.
+        weights: see `Contents`; used on rank 0 only, as `state` and `average` are.
+        state: see `Contents`.
+        own: this rank's entry of `Contents.ranks`.
+        average: see `Contents`.
+        keep: how many stay.
+        rank: of this process.
+        device: where ranks agree.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: the disk refused; the earlier checkpoints are untouched.
+    """
+    device = device or torch.device("cpu")
+    final, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.writing"
+
+    def prepare() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def finish() -> None:
+        files = {"model.safetensors": pack_tensors(weights), "state.pt": _packed(state)}
+        if average is not None:
+            files["ema.safetensors"] = pack_tensors(average)
+        for name, data in files.items():
+            write_file(aside / name, data)
+        sums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
+        manifest = {"format": FORMAT, "step": step, "files": sums}
+        write_file(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync_folder(aside)
+        if final.exists():  # the same step of the same run again, after a damaged one was passed over
+            shutil.rmtree(final)
+        aside.rename(final)
+        _sync_folder(folder)
+        _rotate(folder, keep)
+
+    failure = together(prepare, alone=True, rank=rank, device=device)
+    if failure is None:
+        path = aside / f"rank-{rank}.pt"
+        failure = together(lambda: write_file(path, _packed(own)), alone=False, rank=rank, device=device)
+    if failure is None:
+        failure = together(finish, alone=True, rank=rank, device=device)
+    if failure is not None:
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        last = max((p.name for p in found(folder)), default=None)
+        safe = f"the last good one is {last}" if last else "there is no earlier one"
+        raise CheckpointError(
+            f"cannot write the checkpoint {final}: {failure.strerror or failure}; {safe}; free space and resume"
+        ) from failure
+    return final
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first, damaged ones included."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _rotate(folder: Path, keep: int) -> None:
+    for old in [*found(folder)[:-keep], *folder.glob(".step-*.writing")]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def load_latest(folder: Path, *, rank: int = 0, world: int = 1) -> tuple[Contents | None, list[str]]:
+    """The newest checkpoint that is whole.
+
+    Args:
+        folder: of all checkpoints of the run.
+        rank: only this rank's entry is read if as many ranks wrote it as there are now.
+        world: how many ranks there are now.
+
+    Returns:
+        The contents (None when there is no checkpoint at all), and a sentence for each damaged one that was passed over.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    candidates, said = found(folder)[::-1], []
+    for path in candidates:
+        try:
+            return read(path, rank=rank, world=world), said
+        except CheckpointError as error:
+            said.append(f"{error}; going on with the one before")
+    if candidates:
+        raise CheckpointError(f"no checkpoint in {folder} is whole: {said[0].rpartition(';')[0]}; start a new run")
+    return None, []
+
+
+def read(path: Path, *, rank: int = 0, world: int = 1) -> Contents:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, cut off or altered, or the format is another version's.
+    """
+    manifest = _manifest(path)
+    files: dict[str, Any] = manifest["files"]
+    for name, expected in files.items():
+        _verify(path / name, expected)
+    count = sum(name.startswith("rank-") for name in files)
+    chosen = [rank] if count == world else range(count)
+    return Contents(
+        step=manifest["step"],
+        weights=unpack_tensors(path / "model.safetensors"),
+        average=unpack_tensors(path / "ema.safetensors") if "ema.safetensors" in files else None,
+        state=_unpacked(path / "state.pt"),
+        ranks=[_unpacked(path / f"rank-{r}.pt") for r in chosen],
+    )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        version, files = manifest["format"], manifest["files"]
+        sound = isinstance(manifest["step"], int) and {"model.safetensors", "state.pt", "rank-0.pt"} <= set(files)
+        plain = all(Path(name).name == name for name in files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} cannot be read") from error
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {version}, this version of layerwise reads {FORMAT}")
+    if not sound or not plain:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} does not list its files")
+    return dict(manifest)
+
+
+def _verify(path: Path, expected: Any) -> None:
+    try:
+        actual = _checksum(path)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} is missing") from error
+    if actual != expected:
+        size = expected.get("bytes") if isinstance(expected, dict) else None
+        what = "was altered" if actual["bytes"] == size else f"has {actual['bytes']} of {size} bytes"
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} {what}")
+
+
+def _unpacked(path: Path) -> dict[str, Any]:
+    import pickle
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} cannot be read") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} holds a {type(state).__name__}")
+    return state

@@ -1,0 +1,43 @@
+"""What the processes of one run agree on; without a process group everything is the own value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def grouped() -> bool:
+    """Whether this process belongs to a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if grouped():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank; every rank has to ask."""
+    if not grouped():
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def together(act: Callable[[], object], *, alone: bool, rank: int, device: torch.device) -> OSError | None:
+    """Let every rank act (`alone`: rank 0 only) and tell all of them whether the disk refused anywhere."""
+    failure: OSError | None = None
+    try:
+        if rank == 0 or not alone:
+            act()
+    except OSError as error:
+        failure = error
+    failed = any_rank(failure is not None, device)
+    return (failure or OSError("another rank could not write")) if failed else None

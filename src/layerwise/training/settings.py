@@ -1,0 +1,114 @@
+"""Every setting of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from layerwise.data import Augment
+from layerwise.errors import ConfigError
+from layerwise.methods.base import at_least, one_of
+from layerwise.training.optim import SGD, Optimizer
+from layerwise.training.schedules import Cyclic, Schedule
+from layerwise.units import Radius, check_radius
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained, whatever the method.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: images in a global batch, over all ranks and micro-batches.
+        optimizer: `SGD`, `Adam` or `AdamW`, with its peak rate.
+        schedule: multiplier of the rate as a function of progress, the share of the run's batches that are done; it moves once a batch,
+            however many steps the method makes there.
+        clip_norm: largest l2 norm of the whole gradient; None does not clip.
+        ema_decay: decay of the moving average of the weights, which is evaluated and stored beside them; None keeps none.
+        precision: `"32-true"`, `"bf16-mixed"` (autocast; pixels, and sums at sites, stay float32) or `"64-true"`.
+        accumulate: micro-batches that a batch is cut into; the result is the whole batch's, batch norm excepted.
+        augment: random crop and flip; None leaves the images alone.
+        drop_last: leave out an epoch's last batch if it is not full.
+        max_steps: end after so many batches, whatever `epochs` says, with the schedule over these (a quick look).
+        seed: of the order, augmentation, noise, starts and dropout.
+        eval_every: epochs between two looks at the validation split; 0 never looks.
+        eval_steps: steps of the cheap PGD there; 0 measures clean accuracy only.
+        eval_examples: only the first so many validation images; None is all.
+        eval_eps: radius of that PGD, l_inf, pixel units.
+        eval_alpha: its step.
+        checkpoint_every: epochs between two checkpoints; a fraction makes several in an epoch.
+        keep: checkpoints that are kept.
+        num_workers: processes that read streamed data.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"`, ...: Fabric's names.
+        devices: how many a node, or `"auto"`.
+        num_nodes: machines.
+        strategy: Fabric's: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
+        compile: run the network through torch.compile.
+        compile_backend: torch.compile's backend.
+        channels_last: memory format of images and weights.
+        log_every: batches between two lines of metrics; on a GPU also between two looks at whether the loss is finite.
+        tensorboard: write the metrics for TensorBoard too.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    >>> Training(epochs=2, batch_size=64).optimizer
+    SGD(lr=0.2, momentum=0.9, weight_decay=0.0005, nesterov=False, decay_norms=True)
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Cyclic()
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    accumulate: int = 1
+    augment: Augment | None = None
+    drop_last: bool = False
+    max_steps: int | None = None
+    seed: int = 0
+    eval_every: int = 1
+    eval_steps: int = 10
+    eval_examples: int | None = 1000
+    eval_eps: Radius = 8 / 255
+    eval_alpha: Radius = 2 / 255
+    checkpoint_every: float = 1.0
+    keep: int = 2
+    num_workers: int = 0
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+    compile_backend: str = "inductor"
+    channels_last: bool = False
+    log_every: int = 50
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("epochs", "batch_size", "accumulate", "keep", "log_every", "num_nodes"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("eval_every", "eval_steps", "num_workers"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("max_steps", "eval_examples"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing; type a smaller number"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm={self.clip_norm} is not a norm; type a number above 0, or null for none")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay={self.ema_decay} is not a decay; type a number such as 0.999, or null for none")
+        if not self.checkpoint_every > 0:
+            raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
+        one_of("precision", self.precision, PRECISIONS)
+        check_radius("eval_eps", self.eval_eps)
+        check_radius("eval_alpha", self.eval_alpha)
+        self.schedule.over(self.epochs)
