@@ -68,8 +68,9 @@ def project(z: Tensor, p: Norm, eps: float | Tensor) -> Tensor:
         return torch.minimum(torch.maximum(z, -eps), eps) if isinstance(eps, Tensor) else z.clamp(-eps, eps)
     size = rows(norm(z, p), z)
     if p == "l2":
-        # min(1, eps / size) without dividing by a zero size; inside the ball the factor is exactly 1.
-        return z * torch.where(size > eps, eps / size.clamp(min=torch.finfo(z.dtype).tiny), torch.ones_like(size))
+        # min(1, eps / size), made safe before dividing; inside the ball the factor is exactly 1.
+        outside, one = size > eps, torch.ones_like(size)
+        return z * torch.where(outside, eps / torch.where(outside, size, one), one)
     return torch.where(size > eps, _project_simplex(z, eps), z)
 
 

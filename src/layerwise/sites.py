@@ -41,6 +41,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def has_sites(model: nn.Module) -> bool:
+    """Whether any sites are attached to the network."""
+    hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(isinstance(getattr(hook, "__self__", None), _Hook) for hook in hooks)
+
+
 class Sites:
     """The chosen sites of one network.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from layerwise.errors import ConfigError
@@ -32,15 +31,16 @@ def parse_radius(text: str | float) -> float:
 
 
 def format_radius(value: float) -> str:
-    """Write a radius the way people read it: multiples of 1/255 (up to a quarter) as a fraction.
+    """Write a radius the way people read it: quarters of 1/255 as a fraction, unless a short decimal is exact.
 
-    >>> format_radius(8 / 255), format_radius(0.2)
-    ('8/255', '0.2')
+    >>> format_radius(8 / 255), format_radius(0.1)
+    ('8/255', '0.1')
     """
-    quarters = Fraction(value * 255).limit_denominator(4)
-    if 0 < value <= 32 / 255 and abs(float(quarters) / 255 - value) < 1e-9:
-        return f"{float(quarters):g}/255"
-    return f"{value:g}"
+    decimal = f"{value:g}"
+    if float(decimal) == value or not 0 < value <= 32 / 255:
+        return decimal
+    levels = round(value * 255 * 4) / 4
+    return f"{levels:g}/255" if abs(levels / 255 - value) < 1e-9 else decimal
 
 
 def check_radius(name: str, value: float) -> None:

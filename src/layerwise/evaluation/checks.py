@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Clean, loss_gradient
+from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean
+from layerwise.evaluation.base import Attack, raw_gradient
 from layerwise.evaluation.wrappers import BPDA, EOT
 
 
@@ -100,7 +101,7 @@ def inspect(model: nn.Module, x: Tensor, y: Tensor) -> list[Finding]:
         x: images, shape (B, ...).
         y: labels, shape (B,).
     """
-    g = loss_gradient(model, x, y).flatten(1)
+    g = raw_gradient(model, x, y).flatten(1)
     with torch.no_grad():
         outputs = model(x)
     alike = (outputs >= 0).all(dim=1) & ((outputs.sum(dim=1) - 1).abs() < 1e-4)

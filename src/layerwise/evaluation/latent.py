@@ -10,11 +10,11 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.evaluation.attacks import Attack, Batch, is_right
+from layerwise.evaluation.base import Attack, Batch, is_right
 from layerwise.evaluation.threat import ThreatModel
 from layerwise.methods.base import at_least
 from layerwise.methods.lat import block_sites, scaled_signs
-from layerwise.probe import CrossEntropy, frozen
+from layerwise.probe import AUTOGRAD, CrossEntropy, frozen
 from layerwise.sites import Gradients, Noise, Sites
 
 
@@ -74,5 +74,5 @@ def _pass(model: nn.Module, sites: Sites, x: Tensor, y: Tensor, noise: Noise) ->
     """Logits of a pass with noise, and the gradients that it records at the sites."""
     with frozen(model), sites.record(x, noise) as recorded:
         logits = model(x)
-        CrossEntropy()(logits, y).sum().backward(inputs=recorded.leaves)
+        AUTOGRAD(CrossEntropy()(logits, y).sum(), inputs=recorded.leaves)
     return logits.detach(), recorded.gradients()

@@ -225,10 +225,9 @@ def eps_ref(model: nn.Module, data: Data, *, tolerance: float = 1e-4, **options:
     with judging(model, data, **options) as session:
         if _halved(session, 0.0):
             raise ConfigError("half of the images are misclassified without any attack; eps_ref has no meaning")
-        crossed = [radius for k in range(8, -1, -1) if _halved(session, radius := 2.0**-k)][:1]
-        if not crossed:
+        high = next((radius for k in range(8, -1, -1) if _halved(session, radius := 2.0**-k)), None)
+        if high is None:
             raise ConfigError("more than half of the images stay right under FGSM at every radius up to 1")
-        high = crossed[0]
         low = high / 2 if high > 2.0**-8 else 0.0
         while high - low > tolerance:
             middle = (low + high) / 2

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Clean, DeepFoolL2, InputAttack, StepLL
+from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolL2, StepLL
+from layerwise.evaluation.base import Attack, InputAttack
 from layerwise.evaluation.latent import LatentAttack
 from layerwise.evaluation.wrappers import BPDA, EOT
 from layerwise.units import parse_radius

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,7 +17,7 @@ from layerwise.data.checks import check_images, check_labels
 from layerwise.data.custom import tensor_split
 from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.attacks import Batch
+from layerwise.evaluation.base import Batch
 from layerwise.random import Stream
 from layerwise.sites import unwrap
 
@@ -58,7 +58,8 @@ class Batches:
 
     def example(self, rows: int = 16) -> tuple[Tensor, Tensor]:
         """The first few images and labels."""
-        first = replace(self, split=self.split.subset(range(min(rows, len(self.split)))), batch_size=rows)
+        split = self.split.subset(range(min(rows, len(self.split))))
+        first = replace(self, split=split, batch_size=rows, num_workers=0)
         x, y, _ = next(iter(first))
         return x, y
 
@@ -81,7 +82,7 @@ class Session:
 
     def fingerprint(self) -> str:
         """A digest of the network's weights and buffers."""
-        return digest(chain.from_iterable((name, value) for name, value in self.network.state_dict().items()))
+        return digest(chain.from_iterable(self.network.state_dict().items()))
 
     def data_fingerprint(self) -> str:
         """A digest of the first images and labels."""
@@ -128,12 +129,14 @@ def judging(
     cuda = [place] if place.type == "cuda" else []
     with exact_arithmetic(place), evaluation_mode(network), torch.random.fork_rng(cuda):
         try:
-            network.to(place)
+            if place != home:
+                network.to(place)
             classes = count_classes(network, chosen.example(2)[0])
             _check_classes(name, split, classes)
             yield Session(network, chosen, name, len(split))
         finally:
-            network.to(home)
+            if place != home:
+                network.to(home)
 
 
 def checked_split(data: Data) -> tuple[Split, str]:
@@ -170,7 +173,9 @@ def count_classes(network: nn.Module, example: Tensor) -> int:
             f"the network gives a {type(logits).__name__}, not logits (B, C); wrap it in a module that returns them"
         )
     if logits.ndim != 2 or len(logits) != len(example) or logits.shape[1] < 2:
-        raise ConfigError(f"the network gives {tuple(logits.shape)} for {len(example)} images; logits are (B, C), C >= 2")
+        raise ConfigError(
+            f"the network gives {tuple(logits.shape)} for {len(example)} images; logits are (B, C), C >= 2"
+        )
     if not logits.isfinite().all():
         raise ConfigError("the network's logits are not finite on clean images; its weights have probably diverged")
     return logits.shape[1]
@@ -178,7 +183,9 @@ def count_classes(network: nn.Module, example: Tensor) -> int:
 
 def _check_classes(name: str, split: Split, classes: int) -> None:
     if isinstance(split, StreamSplit) and split.num_classes > classes:
-        raise DataError(f"{name} has {split.num_classes} classes, the network {classes} logits; it was made for other data")
+        raise DataError(
+            f"{name} has {split.num_classes} classes, the network {classes} logits; it was made for other data"
+        )
     if split.labels is not None:
         check_labels(name, split.labels, classes)
 
@@ -214,11 +221,8 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """Float32 products without TF32 or bfloat16, autocast off, gradients on, for the duration."""
     backends: tuple[Any, ...] = (
         torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.mkldnn.rnn,
+        *(getattr(torch.backends.cudnn, part) for part in ("conv", "rnn")),
+        *(getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")),
     )
     # Not `allow_tf32`: that getter is an error for users who have set precision the new way.
     before = [backend.fp32_precision for backend in backends]
@@ -232,10 +236,10 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def digest(values: Any) -> str:
+def digest(values: Iterable[Any]) -> str:
     """A short digest of tensors and names."""
     state = hashlib.blake2b(digest_size=8)
-    for value in chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in values):
+    for value in values:
         if isinstance(value, Tensor):
             header = f"{value.dtype}{tuple(value.shape)}"
             state.update(header.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, final
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError, SiteError, did_you_mean
-from layerwise.evaluation.attacks import Averaged, InputAttack
+from layerwise.evaluation.base import Averaged, InputAttack
 from layerwise.evaluation.threat import ThreatModel
 from layerwise.methods.base import at_least
 from layerwise.random import Source

@@ -1,0 +1,89 @@
+"""torch.compile with hooks: its settings, and a check that perturbations really change what the network gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import SiteError
+from layerwise.probe import CrossEntropy, Probe
+from layerwise.sites import Sites
+from layerwise.training.randomness import kept_random_states
+
+
+@contextmanager
+def compiling(enabled: bool) -> Iterator[None]:
+    """Settings under which torch.compile respects the sites' hooks, for the duration.
+
+    Hooks are guarded (a second instance of a class would reuse the first one's graph without them), and there is room for the graphs of
+    probes, descents and evaluation.
+    """
+    if not enabled:
+        yield
+        return
+    from torch._dynamo import config
+
+    with config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64):  # type: ignore[no-untyped-call]
+        yield
+
+
+def eagerly(wanted: bool) -> AbstractContextManager[None]:
+    """Run compiled code eagerly for the duration: a ragged batch or a watched step is not worth a graph of its own."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager") if wanted else nullcontext()
+    return stance
+
+
+def check_hooks(model: nn.Module, raw: nn.Module, sites: Iterable[Sites], x: Tensor, y: Tensor) -> list[str]:
+    """See whether noise at the sites reaches the logits, in the model that trains as in the bare network.
+
+    Unit noise is added past any constraint. Buffers, random states and gradients are left as they were.
+
+    Args:
+        model: the network as it trains: wrapped, compiled.
+        raw: the bare one.
+        sites: what the methods attached.
+        x: a training batch, shape (B, ...).
+        y: its labels, shape (B,).
+
+    Returns:
+        A sentence for the sites whose noise changes nothing at first: they lie in a branch that starts at zero.
+
+    Raises:
+        SiteError: the noise reaches the bare network's logits and not the model's, or a site is dead.
+    """
+    said: list[str] = []
+    for each in sites:
+        with _untouched(raw, x.device):
+            noise = {site: torch.randn(len(x), *each.shape(site), device=x.device, dtype=x.dtype) for site in each}
+        changed = {}
+        for name, network in (("bare", raw), ("model", model)):
+            with _untouched(raw, x.device):
+                plain = network(x)
+            with _untouched(raw, x.device), each.perturb(noise):
+                changed[name] = not torch.equal(plain, network(x))
+        if changed["bare"] and not changed["model"]:
+            raise SiteError(
+                f"noise at the sites {', '.join(map(str, each))} changes the bare network and not the compiled one: its hooks were "
+                "ignored; attach the method before torch.compile, or set training.compile=false"
+            )
+        with _untouched(raw, x.device):
+            _, g = Probe()(raw, x, y, criterion=CrossEntropy(), sites=each)
+        silent = [str(site) for site, gradient in g.items() if not gradient.any()]
+        if silent:
+            said.append(
+                f"noise at {', '.join(repr(s) for s in silent)} changes nothing yet: a branch there starts at zero"
+            )
+    return said
+
+
+@contextmanager
+def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    kept = [buffer.clone() for buffer in model.buffers()]
+    with kept_random_states(device):
+        yield
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)

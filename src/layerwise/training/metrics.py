@@ -1,0 +1,213 @@
+"""What a run tells while it trains: lines of JSON, sums that stay on the device, and the progress bar.
+
+Each line of metrics.jsonl has `kind`, `step` (batches done) and `epoch` (from 1): "train" (since the line before), "epoch", "sites" (sizes
+and surviving share of the perturbations), "diagnose" (the method's own numbers), "phase", "message", "end".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import CheckpointError, ConfigError
+from layerwise.training.ranks import total
+
+Progress: TypeAlias = bool | Literal["force"]
+"""True shows a bar where a person watches, `"force"` everywhere, False nowhere."""
+
+
+@final
+class MetricsFile:
+    """Appends records to metrics.jsonl, and to TensorBoard's files if asked to.
+
+    Args:
+        path: of the file; None keeps nothing.
+        tensorboard: folder of TensorBoard's event files; None writes none.
+    """
+
+    def __init__(self, path: Path | None, *, tensorboard: Path | None = None) -> None:
+        self.path = path
+        self.board: Any = _board(tensorboard) if tensorboard is not None else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; numbers that are not finite become their names.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(finite(record)) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror or error}; free space and resume") from error
+        if self.board is not None and record["kind"] in ("train", "epoch"):
+            for name, value in record.items():
+                if isinstance(value, int | float) and name not in ("step", "epoch"):
+                    self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    @property
+    def size(self) -> int:
+        """Bytes written: what a checkpoint remembers, so that a resumed run does not tell twice."""
+        return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
+
+    def truncate(self, size: int) -> None:
+        """Forget what came after a checkpoint."""
+        if self.path is not None and self.size > size:
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard=True needs the package; type pip install 'layerwise[tensorboard]'") from error
+    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
+
+
+def finite(value: Any) -> Any:
+    """The value for JSON: containers rebuilt, numbers that are not finite as text.
+
+    >>> finite({"loss": float("nan"), "at": (1, 2.5)})
+    {'loss': 'nan', 'at': [1, 2.5]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@final
+class Totals:
+    """Sums over the batches since the last look; they stay on the device, and whether they are finite with them.
+
+    Args:
+        device: where.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # float32 where there is no float64 (MPS).
+        self.sums = torch.zeros(2, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        self.good = torch.zeros((), device=device, dtype=torch.int64)
+        self.rows = 0
+        self.batches = 0
+
+    def add(self, loss: Tensor, correct: Tensor | int, rows: int) -> None:
+        """Add one pass: its mean loss, correct answers, and rows."""
+        self.sums[0].add_(loss.detach(), alpha=rows)
+        self.sums[1].add_(correct)
+        self.rows += rows
+
+    def bad(self) -> Tensor:
+        """1.0 from the first loss on that is not finite, else 0.0; no synchronisation (0-dim, float32)."""
+        return self.sums[0].isfinite().logical_not().float()
+
+    def end_batch(self) -> None:
+        """Count the batch, and whether all was finite up to here."""
+        self.good += self.sums[0].isfinite()
+        self.batches += 1
+
+    def read(self) -> tuple[float, int, int, int]:
+        """Sum of losses, correct answers, rows, and batches before the first that was not finite, over all ranks; starts afresh."""
+        sums = total(torch.stack([self.sums[0], self.sums[1], torch.tensor(self.rows).to(self.sums)]))
+        loss, correct, rows = sums.tolist()
+        good, self.rows, self.batches = int(self.good), 0, 0
+        self.sums.zero_()
+        self.good.zero_()
+        return loss, round(correct), round(rows), good
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"sums": self.sums.cpu(), "good": int(self.good), "rows": self.rows, "batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.sums.copy_(state["sums"])
+        self.good.fill_(state["good"])
+        self.rows, self.batches = state["rows"], state["batches"]
+
+
+@final
+class Bar:
+    """A progress bar over the run's batches with epoch, loss, accuracies, images a second and the estimated end.
+
+    Args:
+        show: see `Progress`.
+        total: batches of the run.
+        done: batches done before.
+        title: what runs.
+    """
+
+    def __init__(self, show: Progress, *, total: int, done: int, title: str) -> None:
+        self._bar: Any = None
+        self._text: dict[str, str] = {}
+        if show:
+            self._bar = _rich_bar(force=show == "force")
+        if self._bar is not None:
+            self._task = self._bar.add_task(title, total=total, completed=done, text="")
+            self._bar.start()
+
+    def update(self, done: int, **text: str) -> None:
+        """Move to `done` batches; `text` changes what is said."""
+        if self._bar is not None:
+            self._text |= text
+            said = "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in self._text.items())
+            self._bar.update(self._task, completed=done, text=said)
+
+    def close(self) -> None:
+        """Leave the last state standing."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _rich_bar(*, force: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    console = Console(stderr=True, force_terminal=True if force else None)
+    if not console.is_terminal:
+        return None
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+    times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    return RichProgress(*columns, *times, TextColumn("{task.fields[text]}"), console=console)
+
+
+@final
+class Clock:
+    """Images a second since the last look, without the time that evaluation took."""
+
+    def __init__(self) -> None:
+        self.started = self.mark = time.perf_counter()
+        self.rows = 0
+
+    def restart(self) -> None:
+        """Do not count what happened since."""
+        self.mark, self.rows = time.perf_counter(), 0
+
+    def rate(self) -> float:
+        """Images a second; starts afresh."""
+        elapsed = time.perf_counter() - self.mark
+        rate = self.rows / elapsed if elapsed > 0 else 0.0
+        self.restart()
+        return rate
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self.started

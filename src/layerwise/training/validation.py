@@ -1,0 +1,86 @@
+"""A cheap look at the validation split while training: clean accuracy and PGD. The test split is never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.data import Split, batches, rank_rows
+from layerwise.methods.deep_defense import evaluation
+from layerwise.methods.pgd import iterate, random_start
+from layerwise.probe import CrossEntropy, Probe
+from layerwise.random import Stream
+from layerwise.training.ranks import total
+from layerwise.training.settings import Training
+
+
+class Scores(TypedDict):
+    """Shares of right answers and the number of images; `robust` is None where no attack was made."""
+
+    clean: float
+    robust: float | None
+    examples: int
+
+
+def score(
+    model: nn.Module,
+    split: Split,
+    settings: Training,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    autocast: Callable[[], AbstractContextManager[object]],
+    rows: tuple[int, int] = (0, 1),
+) -> Scores:
+    """Clean accuracy, and accuracy under `settings.eval_steps` steps of PGD from one random start, in evaluation mode.
+
+    The start is the same in every epoch, so that epochs compare. It is a guide for choosing, in the precision of the training, not a
+    measurement: that is what `layerwise.evaluation` is for.
+
+    Args:
+        model: the unwrapped network.
+        split: where; only its first `settings.eval_examples` images.
+        settings: steps, radius, step size, batch size.
+        device: where the network lives.
+        dtype: of its input.
+        autocast: context of the forward passes.
+        rows: (rank, world): each rank takes its share.
+    """
+    examples = min(len(split), settings.eval_examples or len(split))
+    chosen = split.subset(range(examples))
+    right = torch.zeros(2, device=device, dtype=torch.int64)
+    parts = batches(chosen, max(settings.batch_size, rows[1]), device=device, rows=rows, num_workers=settings.num_workers)
+    with evaluation(model), autocast():
+        for index, (x, y) in enumerate(parts):
+            size = min(max(settings.batch_size, rows[1]), examples - index * max(settings.batch_size, rows[1]))
+            stream = Stream(settings.seed, index, start=rank_rows(size, rows).start, total=size)
+            if len(x):
+                right += _right(model, x.to(dtype), y, settings, stream)
+    clean, robust = total(right).tolist()
+    return {
+        "clean": clean / examples,
+        "robust": robust / examples if settings.eval_steps else None,
+        "examples": examples,
+    }
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor, settings: Training, stream: Stream) -> Tensor:
+    """Right answers before and after the attack (2,)."""
+
+    def gradient(x_adv: Tensor, last: bool) -> Tensor:
+        return Probe()(model, x_adv, y, criterion=CrossEntropy(), wrt_input=True)[0]
+
+    with torch.no_grad():
+        clean = model(x).argmax(dim=1) == y
+    if not settings.eval_steps:
+        return torch.stack([clean.sum(), clean.sum()])
+    start = random_start(x, settings.eval_eps, "linf", stream)
+    attack = {"steps": settings.eval_steps, "alpha": settings.eval_alpha, "eps": settings.eval_eps}
+    x_adv = iterate(x, start, norm="linf", gradient=gradient, **attack)  # type: ignore[arg-type]
+    with torch.no_grad():
+        robust = clean & (model(x_adv).argmax(dim=1) == y)
+    return torch.stack([clean.sum(), robust.sum()])
