@@ -76,7 +76,14 @@ def test_project_comes_back_to_the_ball_and_stays(p: Norm, g: Tensor, previous: 
     torch.testing.assert_close(chain(project(p, eps))(found), found, rtol=1e-12, atol=1e-12)
 
 
-RULES: list[Rule] = [sign(), normalize("l2"), normalize("l2", batch=True), scale(0.5), scale_by_range(0.5), accumulate(0.9)]
+RULES: list[Rule] = [
+    sign(),
+    normalize("l2"),
+    normalize("l2", batch=True),
+    scale(0.5),
+    scale_by_range(0.5),
+    accumulate(0.9),
+]
 RULES += [project("linf", 1.0), project("l2", 1.0), project("l1", 1.0)]
 
 

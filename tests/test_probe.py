@@ -116,7 +116,7 @@ def test_the_engine_is_asked_for_the_leaves_only() -> None:
 
     def backward(loss: Tensor, /, *, inputs: Any = None) -> None:
         calls.append((loss, inputs))
-        loss.backward(inputs=inputs)
+        torch.autograd.backward(loss, inputs=inputs)
 
     Probe()(model, X, Y, criterion=CE, sites=sites, wrt_input=True, backward=backward)
     [(loss, inputs)] = calls

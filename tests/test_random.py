@@ -26,7 +26,8 @@ def test_rows_drawn_in_parts_are_the_rows_of_the_whole(draw: Draw, parts: list[i
     whole = draw(torch.zeros(total, 3), Stream(seed, step), key="k")
     starts = [sum(parts[:i]) for i in range(len(parts))]
     pieces = [
-        draw(torch.zeros(n, 3), Stream(seed, step, start, total), key="k") for n, start in zip(parts, starts, strict=True)
+        draw(torch.zeros(n, 3), Stream(seed, step, start, total), key="k")
+        for n, start in zip(parts, starts, strict=True)
     ]
     assert torch.equal(torch.cat(pieces), whole)
 

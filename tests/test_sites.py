@@ -72,7 +72,7 @@ def tapped(model: nn.Module) -> dict[str, Tensor]:
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)
-    loss_of(model, X.clone().requires_grad_()).backward()
+    torch.autograd.backward(loss_of(model, X.clone().requires_grad_()))
     return seen
 
 
@@ -90,7 +90,7 @@ def test_the_gradient_of_the_noise_is_that_of_the_activation(network: type[nn.Mo
     for frozen in (False, True):
         model.requires_grad_(not frozen)
         with sites.record(X) as recorder:
-            loss_of(model).backward()
+            torch.autograd.backward(loss_of(model))
         found = {str(site): g for site, g in recorder.gradients().items()}
         assert list(found) == alive
         for name, g in found.items():
@@ -106,7 +106,7 @@ def test_the_gradient_is_the_slope_of_the_loss_in_the_noise(network: type[nn.Mod
     chosen = [n for n in names_of(model) if "#" not in n and not n.endswith(":input") and n not in dead][::2]
     sites = Sites(model, chosen, example=X)
     with sites.record(X) as recorder:
-        loss_of(model).backward()
+        torch.autograd.backward(loss_of(model))
     stream = torch.Generator().manual_seed(0)
     for site, g in recorder.gradients().items():
         v = torch.randn(g.shape, generator=stream, dtype=g.dtype)
@@ -123,7 +123,7 @@ def test_a_checkpointed_block_records_as_the_plain_one_does() -> None:
         model = Checkpointed(enabled=enabled).double()
         sites = Sites(model, [n for n in names_of(model) if "#" not in n], example=X)
         with sites.record(X) as recorder:
-            loss_of(model).backward()
+            torch.autograd.backward(loss_of(model))
         found.append(recorder.gradients())
     assert all(torch.equal(found[0][site], g) for site, g in found[1].items())
     assert len(found[0]) == 12
@@ -135,10 +135,10 @@ def test_recording_and_zero_noise_leave_the_loss_and_the_weights_gradients_alone
     model = copy.deepcopy(plain)
     sites = Sites(model, [n for n in names_of(model) if "#" not in n or network is not Checkpointed], example=X)
     expected = loss_of(plain)
-    expected.backward()
+    torch.autograd.backward(expected)
     with sites.record(X, {site: torch.zeros(4, *sites.shape(site)).double() for site in sites}):
         found = loss_of(model)
-        found.backward()
+        torch.autograd.backward(found)
     assert torch.equal(found, expected)
     for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None)
@@ -158,7 +158,7 @@ def step(model: nn.Module) -> tuple[dict[str, Tensor], list[Tensor | None], Tens
     """One training step with dropout: state, gradients, random state afterwards."""
     torch.manual_seed(7)
     model.zero_grad()
-    loss_of(model).backward()
+    torch.autograd.backward(loss_of(model))
     state = {k: v.clone() for k, v in model.state_dict().items()}
     return state, [None if p.grad is None else p.grad.clone() for p in model.parameters()], torch.get_rng_state()
 
@@ -192,8 +192,8 @@ def test_sites_that_are_off_leave_the_model_bitwise_the_same(network: type[nn.Mo
     assert hooks_of(model) != hooks
     assert same(step(plain), step(model))
     with sites.record(X) as recorder:
-        loss_of(model).backward()
-    loss_of(plain).backward()
+        torch.autograd.backward(loss_of(model))
+    torch.autograd.backward(loss_of(plain))
     fired.clear()
     assert same(step(plain), step(model))
     assert fired
@@ -220,7 +220,7 @@ def test_removed_sites_attach_again_when_they_are_used_again() -> None:
     sites = Sites(model, ["fc1"], example=X)
     sites.remove()
     with sites.record(X) as recorder:
-        loss_of(model).backward()
+        torch.autograd.backward(loss_of(model))
     assert [str(site) for site in recorder.gradients()] == ["fc1"]
 
 
@@ -229,22 +229,24 @@ def test_two_sets_of_sites_on_one_model_do_not_meet() -> None:
     model = TinyConv().double()
     one, two = Sites(model, ["conv1", "fc"], example=X), Sites(model, ["conv1"], example=X)
     with one.record(X) as outer, two.record(X) as inner:
-        loss_of(model).backward()
+        torch.autograd.backward(loss_of(model))
     [conv, _], [again] = outer.gradients().values(), inner.gradients().values()
     assert torch.equal(conv, again)
     one.remove()
     with two.record(X) as inner:
-        loss_of(model).backward()
+        torch.autograd.backward(loss_of(model))
     assert torch.allclose(next(iter(inner.gradients().values())), conv, rtol=1e-12, atol=0)
 
 
 def test_sites_follow_a_new_shape_of_input() -> None:
-    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 2, 3), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())).double()
+    model = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(3, 2, 3), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    ).double()
     sites = Sites(model, ["conv", "flat"], example=X)
     hooks = hooks_of(model)
     assert [tuple(sites.shape(s)) for s in sites] == [(2, 6, 6), (2,)]
     with sites.record(torch.rand(2, 3, 5, 5).double()) as recorder:
-        model(torch.rand(2, 3, 5, 5).double()).sum().backward()
+        torch.autograd.backward(model(torch.rand(2, 3, 5, 5).double()).sum())
     assert [tuple(g.shape) for g in recorder.gradients().values()] == [(2, 2, 3, 3), (2, 2)]
     assert hooks_of(model) == hooks
 

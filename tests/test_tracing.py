@@ -211,7 +211,15 @@ class Wide(nn.Module):
 
 def test_arguments_are_named_by_position_or_keyword() -> None:
     names = [str(c.site) for c in trace(Wide(), X)]
-    assert names == ["input", "multi:input[0]", "multi:input[1]", 'multi:input["d"]', "multi:output[0]", "multi:output[2]", "model"]
+    assert names == [
+        "input",
+        "multi:input[0]",
+        "multi:input[1]",
+        'multi:input["d"]',
+        "multi:output[0]",
+        "multi:output[2]",
+        "model",
+    ]
 
 
 def test_a_trace_shows_shape_type_and_layout() -> None:

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _complain(f"the system refused{where}: {error.strerror or error}; free space or choose another folder, then run the same again")
+        _complain(
+            f"the system refused{where}: {error.strerror or error}; free space or choose another folder, then run the same again"
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -54,17 +56,25 @@ def _split(argv: list[str]) -> tuple[Any, list[str]]:
 
     from layerwise import __version__
 
-    parser = argparse.ArgumentParser(prog="layerwise", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="layerwise", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"layerwise {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Command, help: str, *, settings: bool = False) -> Any:
         own_help = not settings
-        sub = commands.add_parser(name, help=help, description=help, add_help=own_help, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name, help=help, description=help, add_help=own_help, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         sub.set_defaults(run=run, settings=settings)
         return sub
 
-    demo = command("demo", demo_command, "Train standard, FGSM-RS and SLAT on the embedded digits, three seeds each, and compare them.")
+    demo = command(
+        "demo",
+        demo_command,
+        "Train standard, FGSM-RS and SLAT on the embedded digits, three seeds each, and compare them.",
+    )
     demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     demo.add_argument("--seeds", type=int, default=3, help="seeds of each method (default: 3)")
 
@@ -72,27 +82,42 @@ def _split(argv: list[str]) -> tuple[Any, list[str]]:
     train.add_argument("recipe", nargs="?", help="a recipe's name (`layerwise list recipes`) or a YAML file")
     train.add_argument("--name", help="name of the run folder (default: the recipe's)")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
-    train.add_argument("--seeds", type=int, default=1, help="train so many seeds, in runs NAME-seed0, NAME-seed1, ..., and report their mean")
-    train.add_argument("--resume", action="store_true", help="go on where the run stopped; refused if its settings have changed")
-    train.add_argument("--dry-run", action="store_true", help="print sites, passes, memory and estimated time, and stop")
+    train.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="train so many seeds, in runs NAME-seed0, NAME-seed1, ..., and report their mean",
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on where the run stopped; refused if its settings have changed"
+    )
+    train.add_argument(
+        "--dry-run", action="store_true", help="print sites, passes, memory and estimated time, and stop"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.add_argument("-h", "--help", action="store_true", help="this, and every setting of the recipe")
 
     judge = command("evaluate", evaluate_command, "Judge a finished run on the test set.", settings=True)
     judge.add_argument("folder", nargs="?", type=Path, help="the run's folder, such as runs/slat-digits")
-    judge.add_argument("--weights", choices=("last", "best", "ema"), default="last", help="which weights (default: last)")
+    judge.add_argument(
+        "--weights", choices=("last", "best", "ema", "best-ema"), default="last", help="which weights (default: last)"
+    )
     judge.add_argument("--trust", action="store_true", help="allow the run to import code outside layerwise")
     judge.add_argument("--quiet", action="store_true", help="no progress bars")
     judge.add_argument("-h", "--help", action="store_true", help="this, and every setting")
 
     report = command("report", report_command, "Put runs side by side in one table.")
     report.add_argument("folders", nargs="+", type=Path, help="run folders; those of one recipe's seeds become one row")
-    report.add_argument("--output", type=Path, default=Path("report"), help="where report.md and report.json go (default: report)")
+    report.add_argument(
+        "--output", type=Path, default=Path("report"), help="where report.md and report.json go (default: report)"
+    )
 
     sites = command("sites", sites_command, "Print every site of a network, or those that a selection chooses.")
     sites.add_argument("model", help="a network's name or import path")
     sites.add_argument("--shape", default="3,32,32", help="of one image, channels,height,width (default: 3,32,32)")
-    sites.add_argument("--select", nargs="*", help="names, or one regular expression or phrase such as 'affine outputs' or 'first(4)'")
+    sites.add_argument(
+        "--select", nargs="*", help="names, or one regular expression or phrase such as 'affine outputs' or 'first(4)'"
+    )
     sites.add_argument("--options", default="{}", help="the network's options, as YAML: '{width: 16}'")
 
     listing = command("list", list_command, "Show what there is.")
@@ -127,7 +152,9 @@ def train_command(arguments: Any, rest: list[str]) -> None:
         _help(arguments, rest)
         return
     if arguments.recipe is None:
-        raise _usage("train needs a recipe; `layerwise list recipes` shows them, for example: layerwise train slat-digits")
+        raise _usage(
+            "train needs a recipe; `layerwise list recipes` shows them, for example: layerwise train slat-digits"
+        )
     folder, source = _run_folder(arguments)
     chosen, tree = experiment.read(source, rest)
     if arguments.dry_run:
@@ -136,7 +163,12 @@ def train_command(arguments: Any, rest: list[str]) -> None:
         _say(plan(chosen))
         return
     if arguments.seeds > 1:
-        _say(experiment.train_seeds(tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=not arguments.quiet))
+        from layerwise.report import compare
+
+        folders = experiment.train_seeds(
+            tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=not arguments.quiet
+        )
+        _say(compare(folders).to_markdown())
         return
     _, evaluation = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=not arguments.quiet)
     _say(evaluation.to_markdown())
@@ -159,8 +191,8 @@ def _usage(sentence: str) -> LayerwiseError:
 
 def _help(arguments: Any, rest: list[str]) -> None:
     """The command's own arguments, and every setting of the recipe (of slat-digits where none is named)."""
-    from layerwise import experiment, recipe
-    from layerwise.config import make_parser
+    from layerwise import experiment
+    from layerwise.config import flatten
 
     source = getattr(arguments, "recipe", None) or "slat-digits"
     _, tree = experiment.read(source, rest)
@@ -168,9 +200,8 @@ def _help(arguments: Any, rest: list[str]) -> None:
     arguments.parser.print_help()
     shown = [leaf for leaf in leaves if arguments.command == "train" or leaf.key.startswith("evaluation.")]
     _say(f"\nsettings of {source} (type `--KEY VALUE`; the class of a `.name` decides which settings follow):\n")
-    del recipe, make_parser
     for leaf in shown:
-        value = experiment.value_at(tree, leaf.key)
+        value = dict(flatten(tree)).get(leaf.key, leaf.default)
         _say(f"  --{leaf.key} {value!r}\n        {leaf.help}")
 
 
@@ -183,8 +214,15 @@ def evaluate_command(arguments: Any, rest: list[str]) -> None:
         return
     if arguments.folder is None:
         raise _usage("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
-    settings, model, data = experiment.open_run(arguments.folder, overrides=rest, trust=arguments.trust, which=arguments.weights)
-    evaluation = experiment.judge(model, data, settings.evaluation, folder=arguments.folder, progress=not arguments.quiet)
+    settings, model, data = experiment.open_run(arguments.folder, rest, trust=arguments.trust, which=arguments.weights)
+    evaluation = experiment.judge(
+        model,
+        data,
+        settings.evaluation,
+        name=arguments.folder.name,
+        folder=arguments.folder,
+        progress=not arguments.quiet,
+    )
     _say(evaluation.to_markdown())
 
 
@@ -210,7 +248,9 @@ def sites_command(arguments: Any, rest: list[str]) -> None:
         shape = tuple(int(part) for part in arguments.shape.replace("x", ",").split(","))
         options = yaml.safe_load(arguments.options)
     except (ValueError, yaml.YAMLError):
-        raise _usage(f"--shape {arguments.shape} or --options {arguments.options} is not readable; type --shape 3,32,32") from None
+        raise _usage(
+            f"--shape {arguments.shape} or --options {arguments.options} is not readable; type --shape 3,32,32"
+        ) from None
     model = models.build(arguments.model, shape=shape, **options)
     example = torch.zeros(2, *shape)
     if arguments.select:

@@ -50,8 +50,8 @@ def deepfool(
 
     Without `labels` the reference is the class predicted at x and k the nearest of the other classes at each step, until the prediction
     changes. With `labels`, an example whose prediction is not its label is led to it instead: k is the label, the reference the
-    current prediction, until the label is predicted. An example that has arrived, judged at x + (1 + overshoot) sum r, takes zero steps:
-    every row runs through the same operations, nothing branches on data. Pixels are not clipped.
+    current prediction, until the label is predicted. An example that has arrived, judged at x + (1 + overshoot) sum r, takes no more
+    steps. Pixels are not clipped.
 
     Args:
         network: inputs (B, ...) to logits (B, C), rows independent (batch norm in evaluation mode).
@@ -84,17 +84,21 @@ def deepfool(
     total = torch.zeros_like(x)
     arrived = torch.zeros_like(wrong)
     for _ in range(num_steps):
-        point = x + total if create_graph and total.requires_grad else (x + total).detach().requires_grad_()
+        # Only the rows that are still on their way: most arrive in two or three steps, and a step costs a backward pass a class.
+        rows = (~arrived).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        point = (x + total)[rows]
+        point = point if create_graph and point.requires_grad else point.detach().requires_grad_()
         logits = network(point)
-        current = logits.detach().argmax(dim=1)
-        reference = torch.where(wrong, current, start)
-        target = torch.where(wrong, aim, _nearest(logits, point, order, p))
+        reference = torch.where(wrong[rows], logits.detach().argmax(dim=1), start[rows])
+        target = torch.where(wrong[rows], aim[rows], _nearest(logits, point, order[rows], p))
         difference = (logits.gather(1, target[:, None]) - logits.gather(1, reference[:, None])).squeeze(1)
         (w,) = torch.autograd.grad(difference.sum(), point, create_graph=create_graph)
-        total = total + _step(difference if create_graph else difference.detach(), w, active=~arrived, p=p)
+        total = total.index_add(0, rows, _step(difference if create_graph else difference.detach(), w, p=p))
         with torch.no_grad():
-            reached = network(x + (1 + overshoot) * total).argmax(dim=1)
-            arrived = torch.where(wrong, reached == aim, reached != start)
+            reached = network((x + (1 + overshoot) * total)[rows]).argmax(dim=1)
+            arrived[rows] = torch.where(wrong[rows], reached == aim[rows], reached != start[rows])
     return DeepFool((1 + overshoot) * total, arrived, start)
 
 
@@ -115,17 +119,16 @@ def _nearest(logits: Tensor, point: Tensor, order: Tensor, p: float) -> Tensor:
     return nearest
 
 
-def _step(f: Tensor, w: Tensor, *, active: Tensor, p: float) -> Tensor:
-    """|f| / ||w||_q^q |w|^(q-1) sign(w), 0 for inactive rows and where w is 0.
+def _step(f: Tensor, w: Tensor, *, p: float) -> Tensor:
+    """|f| / ||w||_q^q |w|^(q-1) sign(w), 0 where w is 0.
 
-    The denominator is made safe before the division: a row whose two classes coincide is 0/0, and its NaN would reach every weight
+    The denominator is made safe before the division: where the two classes coincide it is 0/0, and its NaN would reach every weight
     through any mask laid over it afterwards.
     """
     q = _dual(p)
     flat = w.flatten(1)
     power = flat.square().sum(dim=1) if q == 2 else flat.abs().pow(q).sum(dim=1)
-    usable = active & (power > 0)
-    # Half a machine epsilon above |f| is needed to cross a boundary that the example lies on exactly; the overshoot does the rest.
+    usable = power > 0
     factor = f.abs() / torch.where(usable, power, torch.ones_like(power)) * usable
     direction = flat if q == 2 else flat.sign() if q == 1 else flat.sign() * flat.abs().clamp(min=1e-30).pow(q - 1)
     return (factor[:, None] * direction).reshape(w.shape)

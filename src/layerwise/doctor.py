@@ -10,10 +10,9 @@ from importlib import metadata
 
 import torch
 
-PACKAGES = (
-    "layerwise torch numpy lightning-fabric jsonargparse safetensors scikit-learn matplotlib pillow "
-    "rich jinja2 pyautoattack foolbox onnx onnxscript tensorboard"
-).split()
+_NEEDED = "layerwise torch numpy lightning-fabric jsonargparse safetensors scikit-learn matplotlib pillow rich jinja2"
+_OPTIONAL = "pyautoattack foolbox onnx onnxscript tensorboard"
+PACKAGES = (*_NEEDED.split(), *_OPTIONAL.split())
 
 
 def versions() -> dict[str, str]:
@@ -50,7 +49,7 @@ def doctor() -> tuple[str, bool]:
 
 def _identity() -> str:
     """dL/dr = dL/dz at a site, in both precisions."""
-    from layerwise import Sites
+    from layerwise.sites import Sites
 
     net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double()
     x = torch.ones(2, 4, dtype=torch.float64)

@@ -15,10 +15,22 @@ from layerwise import models, recipe
 from layerwise.config import Schema, Tree, merge
 from layerwise.data import Augment, ImageData
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation import Evaluation, ThreatModel, evaluate, parse_attacks
+from layerwise.evaluation import Evaluation, ThreatModel, evaluate
+from layerwise.files import atomic
 from layerwise.methods import METHODS, InputMethod, Method
 from layerwise.probe import Criterion, CrossEntropy
-from layerwise.training import OPTIMIZERS, SCHEDULES, FitResult, Optimizer, Phase, Schedule, Training, fit, load_weights
+from layerwise.training import (
+    OPTIMIZERS,
+    SCHEDULES,
+    FitResult,
+    Optimizer,
+    Phase,
+    Schedule,
+    Training,
+    Weights,
+    fit,
+    load_weights,
+)
 from layerwise.units import Radius
 
 
@@ -130,7 +142,11 @@ def read(source: str, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
 def load_data(settings: DataSettings) -> ImageData:
     """The data set."""
     return datasets.load(
-        settings.name, root=settings.root, validation=settings.validation, download=settings.download, **settings.options
+        settings.name,
+        root=settings.root,
+        validation=settings.validation,
+        download=settings.download,
+        **settings.options,
     )
 
 
@@ -143,7 +159,9 @@ def build_model(settings: ModelSettings, data: ImageData, *, trust: bool = True)
         trust: import the user's code that the name may point at; False refuses it.
     """
     if not trust and (":" in settings.name or "." in settings.name):
-        raise ConfigError(f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it")
+        raise ConfigError(
+            f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it"
+        )
     statistics = (data.mean, data.std) if settings.normalize else (None, None)
     return models.build(
         settings.name,
@@ -162,8 +180,14 @@ def make_phases(experiment: Experiment) -> list[Phase]:
 
 def _phase(index: int, entry: dict[str, Any], experiment: Experiment) -> Phase:
     where = f"phases[{index}]"
-    if not isinstance(entry, dict) or not isinstance(entry.get("epochs"), int) or set(entry) - {"epochs", "fields", "method"}:
-        raise ConfigError(f"{where}: {entry!r} is no phase; type {{epochs: 40, fields: {{k: 1}}}}, or method in place of fields")
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("epochs"), int)
+        or set(entry) - {"epochs", "fields", "method"}
+    ):
+        raise ConfigError(
+            f"{where}: {entry!r} is no phase; type {{epochs: 40, fields: {{k: 1}}}}, or method in place of fields"
+        )
     if "method" in entry:
         tree = entry["method"] if isinstance(entry["method"], dict) else {"name": entry["method"]}
         other, _ = SCHEMA.read({"method": tree}, where=where)
@@ -216,49 +240,82 @@ def train(
         resume=resume,
         progress=progress,
     )
-    return result, judge(model, data, experiment.evaluation, folder=folder, progress=progress)
+    return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
+
+
+def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, progress: bool = True) -> list[Path]:
+    """Train and judge several seeds, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
+
+    Returns:
+        The run folders.
+    """
+    folders = [folder.with_name(f"{folder.name}-seed{seed}") for seed in range(seeds)]
+    for seed, run in enumerate(folders):
+        if not (resume and (run / "evaluation.json").is_file()):
+            experiment, resolved = SCHEMA.read(merge(tree, {"training": {"seed": seed}}), where=folder.name)
+            train(experiment, resolved, folder=run, resume=resume, progress=progress)
+    return folders
 
 
 def judge(
-    model: nn.Module, data: ImageData, settings: EvaluationSettings, *, folder: Path | None = None, progress: bool = True
+    model: nn.Module,
+    data: ImageData,
+    settings: EvaluationSettings,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Evaluate a network on the test set, and write the record into the run's folder."""
     evaluation = evaluate(
         model,
         data.test,
         threat=ThreatModel(norm=settings.norm, eps=settings.eps),
-        attacks=parse_attacks(settings.attacks),
+        attacks=settings.attacks,
         num_examples=settings.num_examples,
         batch_size=settings.batch_size,
         progress=progress,
+        model_name=name,
+        data_name=data.name,
     )
     if folder is not None:
-        (folder / "evaluation.json").write_text(evaluation.to_json(), encoding="utf-8")
-        (folder / "evaluation.md").write_text(evaluation.to_markdown(), encoding="utf-8")
+        for file, text in (("evaluation.json", evaluation.to_json()), ("evaluation.md", evaluation.to_markdown())):
+            with atomic(folder / file) as partial:
+                partial.write_text(text, encoding="utf-8")
     return evaluation
 
 
-def open_run(folder: Path, *, trust: bool = False, which: str = "last") -> tuple[Experiment, nn.Module, ImageData]:
+def open_run(
+    folder: Path, overrides: Sequence[str] = (), *, trust: bool = False, which: Weights = "last"
+) -> tuple[Experiment, nn.Module, ImageData]:
     """A finished run: its experiment, its network with weights, its data.
 
     Args:
         folder: the run's folder.
+        overrides: settings that differ now, `--evaluation.eps 4/255`; those of training have no effect.
         trust: allow the run to name code outside layerwise.
-        which: `"last"`, `"best"` (by robust validation accuracy) or `"ema"`.
+        which: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
 
     Raises:
         CheckpointError: no run there, or weights that do not fit.
     """
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run folder: it holds no config.yaml; train one with `layerwise train RECIPE`")
-    experiment, _ = SCHEMA.read(recipe.load(str(folder / "config.yaml")), where=str(folder / "config.yaml"))
-    assert isinstance(experiment, Experiment)
+        raise CheckpointError(
+            f"{folder} is no run folder: it holds no config.yaml; train one with `layerwise train RECIPE`"
+        )
+    experiment, _ = read(str(folder / "config.yaml"), overrides)
     data = load_data(experiment.data)
     model = build_model(experiment.model, data, trust=trust)
     load_weights(model, folder, which=which)
     return experiment, model, data
 
 
-def with_seed(tree: Tree, seed: int) -> Tree:
-    """The same experiment with another seed."""
-    return merge(tree, {"training": {"seed": seed}})
+def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:
+    """The trained network of a run, in evaluation mode.
+
+    Args:
+        folder: the run's folder.
+        which: see `open_run`.
+        trust: allow the run to name code outside layerwise.
+    """
+    return open_run(Path(folder), trust=trust, which=which)[1].eval()

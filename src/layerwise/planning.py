@@ -10,7 +10,8 @@ import torch
 
 from layerwise.data import batches, num_batches
 from layerwise.experiment import Experiment, build_model, load_data, make_phases
-from layerwise.methods import Method
+from layerwise.methods import Method, Partial
+from layerwise.probe import AUTOGRAD
 from layerwise.random import Stream
 from layerwise.tracing import trace
 
@@ -30,7 +31,9 @@ def plan(experiment: Experiment) -> str:
     pairs = [(x, y) for x, y in islice(batches(data.train, size, device=device), TIMED_BATCHES)]
     x = pairs[0][0]
     parameters = sum(p.numel() for p in model.parameters())
-    activations = sum(c.shape[1:].numel() for c in trace(model, x) if c.site.side == "output" and not list(c.module.children()))
+    activations = sum(
+        c.shape[1:].numel() for c in trace(model, x) if c.site.side == "output" and not list(c.module.children())
+    )
     steps = num_batches(data.train, settings.batch_size, drop_last=settings.drop_last) * settings.epochs
     if settings.max_steps is not None:
         steps = min(steps, settings.max_steps)
@@ -49,14 +52,18 @@ def plan(experiment: Experiment) -> str:
         # Weights, gradients and momentum; every activation saved once in the widest pass; a leaf and a perturbation a site.
         total = 4 * (3 * parameters + activations * size + noise)
         lines.append(f"memory    about {total / 2**20:,.0f} MiB, of which sites {4 * noise / 2**20:,.1f} MiB")
-        lines.append(f"time      {seconds:.3g} s a batch here, about {_duration(seconds * steps)} for {steps:,} batches")
+        lines.append(
+            f"time      {seconds:.3g} s a batch here, about {_duration(seconds * steps)} for {steps:,} batches"
+        )
         method.detach()
     return "\n".join(lines)
 
 
 def _methods(experiment: Experiment) -> list[tuple[str, Method]]:
     """The method, and those that phases put in its place."""
-    others = [(f"phase {i}", phase.method) for i, phase in enumerate(make_phases(experiment)) if phase.method is not None]
+    others = [
+        (f"phase {i}", phase.method) for i, phase in enumerate(make_phases(experiment)) if phase.method is not None
+    ]
     return [("method", experiment.method), *others]
 
 
@@ -68,7 +75,7 @@ def _seconds(method: Method, model: torch.nn.Module, pairs: list[tuple[torch.Ten
         start = time.perf_counter()
         with closing(iter(method.losses(model, x, y, generator=Stream(0, step)))) as losses:  # type: ignore[type-var]
             for loss in losses:
-                getattr(loss, "loss", loss).backward()
+                AUTOGRAD(loss.loss if isinstance(loss, Partial) else loss)
         model.zero_grad()
         times.append(time.perf_counter() - start)
     return min(times)

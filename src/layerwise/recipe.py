@@ -34,7 +34,9 @@ def path_of(recipe: str) -> Path:
         return own
     if recipe.endswith((".yaml", ".yml")):
         return Path(recipe)
-    raise ConfigError(f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)")
+    raise ConfigError(
+        f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)"
+    )
 
 
 def load(recipe: str) -> Tree:

@@ -10,7 +10,17 @@ from typing import ClassVar, Literal, final
 from torch import Tensor, nn
 
 from layerwise.ascent import Ascent, accumulate, chain, normalize, scale, sign
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, LayerMethod, Partial, Passes, at_least, one_of
+from layerwise.methods.base import (
+    DESCENT,
+    PROBE,
+    InputMethod,
+    LayerMethod,
+    Partial,
+    Passes,
+    at_least,
+    in_pixel_range,
+    one_of,
+)
 from layerwise.methods.standard import Standard
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
 from layerwise.random import Source, normal
@@ -32,7 +42,7 @@ class ANP(LayerMethod):
         k: progressive steps.
         layers: only the first so many affine layers, counted from the input; None is all.
         sites: where; affine outputs (convolution, linear) stand before batch norm and activation.
-        include_input: noise on the input too.
+        include_input: noise on the input too; the pixels stay in [0, 1].
         include_shortcuts: count the convolutions on skip paths among the layers.
         norm: what the gradient is divided by: `"l2"` its norm per example (printed), `"l2-batch"` the norm of the whole tensor,
             `"sign"` its sign is taken.
@@ -104,7 +114,7 @@ class ANP(LayerMethod):
         r: Noise = {}
         probes, descents = self.plan()
         for t in range(probes + descents):
-            noise = self._added(r, sites, x, generator, t)
+            noise = in_pixel_range(self._added(r, sites, x, generator, t), x_adv)
             last = t == probes + descents - 1
             if t < probes:
                 _, g = self.probe(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from layerwise.errors import ConfigError, SiteError
 from layerwise.probe import AUTOGRAD, Backward, Criterion
 from layerwise.random import Source
-from layerwise.sites import Gradients, Sites, unwrap
-from layerwise.tracing import Selection
+from layerwise.sites import Gradients, Noise, Sites, unwrap
+from layerwise.tracing import INPUT, Selection
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,11 @@ class LayerMethod(Method):
         self._attached.leave()
         self._attached.resolve(x)
         return self._attached
+
+
+def in_pixel_range(noise: Noise, x: Tensor) -> Noise:
+    """The same noise, cut at the network's input so that x + r stays in [0, 1]."""
+    return {**noise, INPUT: (x + noise[INPUT]).clamp(0, 1) - x} if INPUT in noise else noise
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from layerwise.ascent import chain, scale, scale_by_range, sign
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, LayerMethod, Partial, Passes, at_least, choose_sites
+from layerwise.methods.base import (
+    DESCENT,
+    PROBE,
+    InputMethod,
+    LayerMethod,
+    Partial,
+    Passes,
+    at_least,
+    choose_sites,
+    in_pixel_range,
+)
 from layerwise.methods.fgsm import FGSM
 from layerwise.methods.standard import Standard
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
@@ -105,7 +115,7 @@ class LAT(LayerMethod):
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
         first, total = own_rows(generator, x)
-        noise = self._noise(sites, first, x)
+        noise = in_pixel_range(self._noise(sites, first, x), x_adv)
         clean = base.loss(model, x, x_adv, y) if self.joint else None
         with sites.record(x, noise) as descent:
             loss = descent.watch(base.loss(model, x, x_adv, y), len(x))
@@ -200,6 +210,7 @@ class FGSInter(LayerMethod):
         sites = self.sites_on(model, x)
         _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, backward=backward)
         noise = scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
+        noise = in_pixel_range(noise, x)
         clean = self.criterion(model(x), y).mean()
         with sites.perturb(noise):
             yield self.alpha * clean + (1 - self.alpha) * self.criterion(model(x), y).mean()
@@ -299,7 +310,7 @@ class GaussianNoise(LayerMethod):
         x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
         empty = {site: x.new_zeros(len(x), *sites.shape(site)) for site in sites}
         noise = {site: self.std * normal(z, generator, key=str(site)) for site, z in empty.items()}
-        with sites.perturb(noise):
+        with sites.perturb(in_pixel_range(noise, x_adv)):
             yield base.loss(model, x, x_adv, y)
 
     @property

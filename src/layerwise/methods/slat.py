@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.ascent import Ascent, accumulate, chain, project, scale, sign
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import PROBE, InputMethod, LayerMethod, Partial, Passes, at_least
-from layerwise.methods.fgsm import FGSM
+from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
 from layerwise.random import Source
 from layerwise.sites import Noise, Sites
@@ -85,6 +86,11 @@ class SLAT(LayerMethod):
             raise ConfigError(f"eta names no step for site '{name}'; {did_you_mean(name, self.eta)}")
         return self.eta[name]
 
+    def attach(self, model: nn.Module, example: Tensor) -> None:
+        """See `Method.attach`; without hidden sites there is nothing to attach."""
+        if self.hidden:
+            super().attach(model, example)
+
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         """See `LayerMethod.make_sites`."""
         sites = Sites(model, self.hidden, example=example)
@@ -120,13 +126,20 @@ class SLAT(LayerMethod):
                 backward=backward,
             )
             delta = {k: self._step(k)(g[k], delta[k]) for k in sites}
-            x_adv = (x + self._step("input")(g_x, x_adv - x)).clamp(0, 1)
+            x_adv = (x + self._input_step(base)(g_x, x_adv - x)).clamp(0, 1)
         with sites.perturb(delta, constraint=constraint):
             yield base.loss(model, x, x_adv, y)
 
-    def _step(self, site: Site | str) -> Ascent:
+    def _step(self, site: Site) -> Ascent:
         eta = self.eta_at(site)
         return chain(sign(), scale(eta), accumulate(), project("linf", eta))
+
+    def _input_step(self, base: InputMethod) -> Ascent:
+        """The single step of the base again, in its ball; with another base a step eta."""
+        step, radius = self.eta_at("input"), self.eta_at("input")
+        if isinstance(base, FGSM | FGSMRS | NFGSM):
+            step, radius = base.step * base.eps, math.inf if isinstance(base, NFGSM) else base.eps
+        return chain(sign(), scale(step), accumulate(), project("linf", radius))
 
     @property
     def passes(self) -> Passes:

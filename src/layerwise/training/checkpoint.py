@@ -39,7 +39,8 @@ class Contents:
         weights: the network's `state_dict`.
         average: the moving average's, if there is one.
         state: what all ranks share; tensors, numbers, strings and containers of them.
-        ranks: one of the same for each rank.
+        ranks: one of the same for each rank, or the reader's own only, where as many ranks read as wrote.
+        world: how many ranks wrote.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Contents:
     average: dict[str, Tensor] | None
     state: dict[str, Any]
     ranks: list[dict[str, Any]]
+    world: int = 1
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -243,6 +245,7 @@ def read(path: Path, *, rank: int = 0, world: int = 1) -> Contents:
         average=unpack_tensors(path / "ema.safetensors") if "ema.safetensors" in files else None,
         state=_unpacked(path / "state.pt"),
         ranks=[_unpacked(path / f"rank-{r}.pt") for r in chosen],
+        world=count,
     )
 
 

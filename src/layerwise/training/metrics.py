@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.training.ranks import total
+from layerwise.training.ranks import smallest, total
 
 Progress: TypeAlias = bool | Literal["force"]
 """True shows a bar where a person watches, `"force"` everywhere, False nowhere."""
@@ -126,7 +126,7 @@ class Totals:
         """Sum of losses, correct answers, rows, and batches before the first that was not finite, over all ranks; starts afresh."""
         sums = total(torch.stack([self.sums[0], self.sums[1], torch.tensor(self.rows).to(self.sums)]))
         loss, correct, rows = sums.tolist()
-        good, self.rows, self.batches = int(self.good), 0, 0
+        good, self.rows, self.batches = smallest(int(self.good), self.good.device), 0, 0
         self.sums.zero_()
         self.good.zero_()
         return loss, round(correct), round(rows), good

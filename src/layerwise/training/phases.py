@@ -59,7 +59,9 @@ class Phases:
         self.method, self.phases = method, tuple(phases) or (Phase(epochs=epochs),)
         if (covered := sum(p.epochs for p in self.phases)) != epochs:
             raise ConfigError(f"the phases have {covered} epochs and the run {epochs}; type training.epochs={covered}")
-        self._original = {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+        if not is_dataclass(method):
+            raise ConfigError(f"{type(method).__name__} is no dataclass; decorate it with @dataclass(kw_only=True)")
+        self._original = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
         self.methods: list[Method] = []
         for candidate in (method, *(p.method for p in self.phases)):
             if candidate is not None and not any(candidate is m for m in self.methods):
@@ -83,10 +85,11 @@ class Phases:
 
     def _as_in(self, index: int) -> Method:
         """A copy of the run's method with the fields of the phases up to this one."""
-        copy: Method = replace(self.method, **self._original)  # type: ignore[type-var]
+        copy: Any = self.method
+        copy = replace(copy, **self._original)
         for phase in self.phases[: index + 1]:
             copy = changed(copy, phase.fields)
-        return copy
+        return copy  # type: ignore[no-any-return]
 
     def _set(self, like: Method) -> None:
         for name in self._original:

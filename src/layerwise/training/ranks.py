@@ -22,6 +22,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def smallest(value: int, device: torch.device) -> int:
+    """The smallest over ranks."""
+    if not grouped():
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank; every rank has to ask."""
     if not grouped():

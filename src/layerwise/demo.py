@@ -1,0 +1,30 @@
+"""The demonstration: standard training, FGSM-RS and SLAT side by side on the embedded digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerwise.experiment import read, train_seeds
+from layerwise.report import compare, write
+
+RECIPES = ("standard-digits", "fgsm-rs-digits", "slat-digits")
+
+
+def demo(runs: Path, *, seeds: int = 3, progress: bool = True) -> str:
+    """Train the three recipes with several seeds, judge them on the 540 held-out images, and write a report.
+
+    Args:
+        runs: folder of the run folders; finished runs there are kept.
+        seeds: of each recipe.
+        progress: show progress.
+
+    Returns:
+        The table, and where the report is.
+    """
+    folders: list[Path] = []
+    for recipe in RECIPES:
+        _, tree = read(recipe)
+        folders += train_seeds(tree, folder=runs / "demo" / recipe, seeds=seeds, resume=True, progress=progress)
+    comparison = compare(folders)
+    path = write(comparison, runs / "demo" / "report")
+    return f"{comparison.to_markdown()}\nreport: {path.resolve()}"

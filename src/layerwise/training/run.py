@@ -1,0 +1,251 @@
+"""The folder of a run, and the comparison of configurations that a resumed run needs.
+
+    runs/NAME/
+        config.yaml           what was asked for, resolved     versions.json   packages, device
+        metrics.jsonl         see layerwise.training.metrics   checkpoints/    see layerwise.training.checkpoint
+        model.safetensors     the last weights                 best.safetensors   those with the best robust validation accuracy
+        ema.safetensors, best-ema.safetensors: the same of the moving average, if there is one
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import CheckpointError, ConfigError, did_you_mean
+from layerwise.sites import unwrap
+from layerwise.training.checkpoint import pack_tensors, replace_file, unpack_tensors
+
+CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"
+
+Weights: TypeAlias = Literal["last", "best", "ema", "best-ema"]
+"""Which weights of a run."""
+
+WEIGHTS: dict[str, str] = {
+    "last": "model.safetensors",
+    "best": "best.safetensors",
+    "ema": "ema.safetensors",
+    "best-ema": "best-ema.safetensors",
+}
+
+_FREE = "accelerator devices num_nodes strategy num_workers log_every tensorboard checkpoint_every keep"
+FREE = tuple(f"training.{name}" for name in _FREE.split())
+"""Settings that do not change the result (beyond the order of sums) and may differ when a run is resumed."""
+
+PACKAGES = ("layerwise", "torch", "numpy", "lightning-fabric", "safetensors", "jsonargparse", "scikit-learn")
+
+
+@final
+class Run:
+    """The folder of one run; only rank 0 writes there.
+
+    Args:
+        path: of the folder.
+        config: what the run is asked to do, as plain data; see `describe`.
+        resume: go on with the run that is there, or begin it if there is none.
+        write: whether this process is rank 0.
+
+    Raises:
+        CheckpointError: the folder is taken and `resume` is not asked for, or cannot be written.
+        ConfigError: the run there was asked to do something else; the differences are named.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool = False, write: bool = True) -> None:
+        self.path, self.writes = path, write
+        known = (path / CONFIG).is_file()
+        if known and not resume:
+            raise CheckpointError(f"{path} already holds a run; type --resume {path} to go on with it, or choose another name")
+        if known:
+            check_config(self.config(), plain(config), where=path)
+        elif write:
+            self._begin(plain(config))
+
+    def _begin(self, config: Any) -> None:
+        import yaml
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
+        replace_file(self.path / VERSIONS, json.dumps(versions(), indent=1).encode())
+        # Last: a folder without it is not a run yet.
+        replace_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, width=120).encode())
+
+    def config(self) -> dict[str, Any]:
+        """What the run was asked to do.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return read_config(self.path)
+
+    @property
+    def metrics(self) -> Path:
+        """Where the metrics are."""
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    def save_weights(self, which: str, weights: Mapping[str, Tensor]) -> None:
+        """Store weights under a name of `WEIGHTS`."""
+        if self.writes:
+            replace_file(self.path / WEIGHTS[which], pack_tensors(weights))
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    import yaml
+
+    file = Path(path) / CONFIG
+    try:
+        config = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} holds no run: {CONFIG} is missing; give the folder that training made") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is damaged: it holds a {type(config).__name__}, not settings")
+    return config
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str], which: Weights = "last") -> None:
+    """Put the weights of a run, or of a safetensors file, into a network.
+
+    Args:
+        model: the network, wrapped or not.
+        path: a run's folder, or a file.
+        which: of the run; a file has only one.
+
+    Raises:
+        CheckpointError: there are no such weights, they are damaged, or they belong to another network.
+    """
+    if which not in WEIGHTS:
+        raise CheckpointError(f"there are no weights {which!r}; {did_you_mean(which, WEIGHTS)}")
+    file = Path(path) / WEIGHTS[which] if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        there = [name for name, found in WEIGHTS.items() if (Path(path) / found).is_file()]
+        raise CheckpointError(f"{file} does not exist; {path} has {', '.join(there) or 'no weights yet'}")
+    put_weights(model, unpack_tensors(file), where=file)
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:
+    """`load_state_dict` that says in one sentence why the weights do not fit.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    raw = unwrap(model)
+    own = raw.state_dict()
+    problems = [f"it lacks '{k}'" for k in own if k not in weights]
+    problems += [f"it has '{k}', which the network lacks" for k in weights if k not in own]
+    problems += [
+        f"'{k}' has shape {tuple(weights[k].shape)}, the network's {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(f"{where} belongs to another network: {problems[0]}{more}")
+    raw.load_state_dict(dict(weights))
+
+
+def plain(value: Any) -> Any:
+    """The value as plain data: numbers, strings, None, lists and string-keyed dicts.
+
+    >>> from layerwise.methods import FGSM
+    >>> plain({"method": FGSM(eps=0.5), "sizes": (1, 2)})["sizes"]
+    [1, 2]
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"class": type(value).__name__, **named}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Iterable) and not isinstance(value, Tensor):
+        return [plain(v) for v in value]
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def difference(old: Any, new: Any, *, at: str = "") -> list[str]:
+    """What differs between two configurations, one text a setting.
+
+    >>> difference({"a": {"eta": 0.03, "k": 1}}, {"a": {"eta": 0.05, "k": 1}, "b": 2})
+    ['a.eta: 0.03 before, 0.05 now', 'b: absent before, 2 now']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        absent = _Absent()
+        parts = [
+            difference(old.get(k, absent), new.get(k, absent), at=f"{at}.{k}" if at else str(k)) for k in keys
+        ]
+        return [line for part in parts for line in part]
+    return [] if old == new else [f"{at}: {old} before, {new} now"]
+
+
+@final
+class _Absent:
+    def __str__(self) -> str:
+        return "absent"
+
+
+def check_config(old: Any, new: Any, *, where: object, free: Sequence[str] = FREE) -> None:
+    """Refuse to resume what would become another run.
+
+    Args:
+        old: the stored configuration.
+        new: the one asked for.
+        where: the run, for the message.
+        free: patterns of settings that may differ.
+
+    Raises:
+        ConfigError: with the differences.
+    """
+    lines = [line for line in difference(old, new) if not any(fnmatch(line.split(":")[0], f) for f in free)]
+    if lines:
+        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise ConfigError(
+            f"{where} was trained with other settings, so it cannot be resumed with these: {'; '.join(lines[:5])}{more}"
+        )
+
+
+def versions(device: torch.device | None = None) -> dict[str, Any]:
+    """What a bug report and a run folder need: packages, Python, platform, processor, threads, devices."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    cuda = torch.cuda.is_available()
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": names,
+        "device": str(device) if device is not None else "cuda" if cuda else "cpu",
+    }
