@@ -60,8 +60,9 @@ def test_eval_takes_the_running_statistics_and_train_moves_them() -> None:
 
 @pytest.mark.parametrize("mode", ["batch", "train", "eval"])
 def test_every_switch_comes_back_also_after_an_error(mode: BatchNormMode) -> None:
-    model = nn.Sequential(TinyConv(), nn.BatchNorm1d(5, track_running_stats=False), nn.Dropout())
-    model[0].bn2.eval()
+    first = TinyConv()
+    first.bn2.eval()
+    model = nn.Sequential(first, nn.BatchNorm1d(5, track_running_stats=False), nn.Dropout())
     before = switches(model)
     with pytest.raises(ZeroDivisionError), batch_norm(model, mode):
         raise ZeroDivisionError

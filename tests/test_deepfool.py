@@ -11,24 +11,38 @@ from torch import Tensor, nn
 
 from layerwise.deepfool import deepfool
 from layerwise.errors import ConfigError
-from tests.networks import TinyMLP, batch
+from tests.networks import batch, seeded
 
 X, Y = batch(6)
 P = pytest.mark.parametrize("p", [2.0, 3.0, 1.5, math.inf])
 
 
-def linear(classes: int = 5, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes)).double()
+class Linear(nn.Module):
+    """z = W x + b."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        with seeded(0):
+            self.fc = nn.Linear(192, classes)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x.flatten(1))
+        return out
 
 
-def smooth() -> nn.Sequential:
+class Smooth(nn.Module):
     """No kinks, so that finite differences are right."""
-    torch.manual_seed(1)
-    layers = [nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 4)]
-    model = nn.Sequential(*layers).double()
-    model[1].weight.data *= 3
-    return model
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded(1):
+            self.hidden, self.fc = nn.Linear(192, 8), nn.Linear(8, 4)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(torch.tanh(3 * self.hidden(x.flatten(1))))
+        return out
 
 
 def dual(p: float) -> float:
@@ -39,9 +53,9 @@ def dual(p: float) -> float:
 @pytest.mark.parametrize("num_classes", [None, 2, 3])
 def test_on_a_linear_network_it_is_the_step_over_the_nearest_plane(p: float, num_classes: int | None) -> None:
     """Length 1.02 |f| / ||w||_q in the p-norm, and exactly 1.02 times the way: w.r = 1.02 |f|."""
-    model = linear()
+    model = Linear()
     found = deepfool(model, X, p=p, num_classes=num_classes)
-    z, weight = model(X).detach(), model[1].weight.detach()
+    z, weight = model(X).detach(), model.fc.weight.detach()
     for row, logits, r in zip(range(6), z, found.perturbation.flatten(1), strict=True):
         order = logits.argsort(descending=True).tolist()[:num_classes]
         planes = [(abs(logits[k] - logits[order[0]]), weight[k] - weight[order[0]]) for k in order[1:]]
@@ -58,12 +72,12 @@ def test_on_a_linear_network_it_is_the_step_over_the_nearest_plane(p: float, num
 
 
 def test_a_row_that_has_arrived_takes_no_more_steps() -> None:
-    one, many = deepfool(linear(), X, num_steps=1), deepfool(linear(), X, num_steps=50)
+    one, many = deepfool(Linear(), X, num_steps=1), deepfool(Linear(), X, num_steps=50)
     assert torch.equal(one.perturbation, many.perturbation)
 
 
 def test_wrong_rows_are_led_to_their_label_and_right_ones_away() -> None:
-    model = linear()
+    model = Linear()
     now = model(X).argmax(1)
     labels = torch.where(torch.arange(6) < 3, now, (now + 2) % 5)
     found = deepfool(model, X, labels=labels, num_steps=30)
@@ -107,7 +121,7 @@ def test_the_classes_are_those_of_the_clean_logits_to_the_end() -> None:
 
 @P
 def test_rows_do_not_know_of_each_other(p: float) -> None:
-    model, labels = smooth(), torch.tensor([0, 1, 2, 3, 0, 1])
+    model, labels = Smooth(), torch.tensor([0, 1, 2, 3, 0, 1])
     together = deepfool(model, X, labels=labels, p=p)
     for i in range(6):
         alone = deepfool(model, X[i : i + 1], labels=labels[i : i + 1], p=p)
@@ -120,9 +134,9 @@ def test_rows_do_not_know_of_each_other(p: float) -> None:
 @pytest.mark.parametrize("led", [False, True])
 def test_classes_that_coincide_make_no_step_and_poison_no_weight(p: float, bias: float, led: bool) -> None:
     """Two of three classes, or all (bias 0), are the same: 0 / 0 and |f| / 0."""
-    model = linear(3)
-    model[1].weight.data[:] = model[1].weight.data[0]
-    model[1].bias.data[:] = bias * torch.tensor([2.0, 2.0, 1.0])
+    model = Linear(3)
+    model.fc.weight.data[:] = model.fc.weight.data[0]
+    model.fc.bias.data[:] = bias * torch.tensor([2.0, 2.0, 1.0])
     labels = (model(X).argmax(1) + 1) % 3 if led else None
     found = deepfool(model, X, labels=labels, p=p, create_graph=True)
     torch.autograd.backward(found.rho(X, p)[0].exp().sum())
@@ -132,7 +146,7 @@ def test_classes_that_coincide_make_no_step_and_poison_no_weight(p: float, bias:
 
 @P
 def test_rows_that_have_all_arrived_go_on_without_a_nan(p: float) -> None:
-    model = smooth()
+    model = Smooth()
     found = deepfool(model, X, num_steps=30, p=p, create_graph=True)
     torch.autograd.backward(found.rho(X, p)[0].sum())
     assert bool(found.fooled.all())
@@ -143,7 +157,7 @@ def test_rows_that_have_all_arrived_go_on_without_a_nan(p: float) -> None:
 @pytest.mark.parametrize("led", [False, True])
 def test_its_gradient_is_the_slope_of_its_size(p: float, led: bool) -> None:
     """Through logits, gradients and all earlier steps: central differences in a random direction of all weights."""
-    model = smooth()
+    model = Smooth()
     labels = (model(X).argmax(1) + (torch.arange(6) < 3).long()) % 4 if led else None
 
     def size(network: nn.Module, create_graph: bool = False) -> Tensor:
@@ -166,7 +180,7 @@ def test_its_gradient_is_the_slope_of_its_size(p: float, led: bool) -> None:
 
 
 def test_without_a_graph_nothing_is_differentiable() -> None:
-    model = smooth()
+    model = Smooth()
     plain, graph = deepfool(model, X), deepfool(model, X, create_graph=True)
     assert not plain.perturbation.requires_grad
     assert graph.perturbation.requires_grad
@@ -175,7 +189,7 @@ def test_without_a_graph_nothing_is_differentiable() -> None:
 
 
 def test_overshoot_scales_the_sum_of_the_steps() -> None:
-    model = linear()
+    model = Linear()
     bare, over = (deepfool(model, X, overshoot=v).perturbation for v in (0.0, 0.5))
     torch.testing.assert_close(over, 1.5 * deepfool(model, X, num_steps=1, overshoot=0.0).perturbation)
     assert bool(bare.any())
@@ -184,7 +198,7 @@ def test_overshoot_scales_the_sum_of_the_steps() -> None:
 def test_the_relative_size_counts_no_blank_images() -> None:
     x = X.clone()
     x[1] = 0
-    found = deepfool(linear(), x)
+    found = deepfool(Linear(), x)
     rho, counted = found.rho(x)
     assert counted.tolist() == [True, False, True, True, True, True]
     assert float(rho[1]) == 0
@@ -203,7 +217,7 @@ def test_the_relative_size_counts_no_blank_images() -> None:
 )
 def test_what_has_no_boundary_is_an_error(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        deepfool(TinyMLP().double(), X, **options)  # type: ignore[arg-type]
+        deepfool(Linear(), X, **options)  # type: ignore[arg-type]
     if "num_classes" in options:
         with pytest.raises(ConfigError, match=message):
-            deepfool(linear(1), X)
+            deepfool(Linear(1), X)

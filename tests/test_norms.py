@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from layerwise import norms
 from layerwise.norms import Norm
 
 P = pytest.mark.parametrize("p", ["linf", "l2", "l1"])
+Function = Callable[[Tensor], Tensor]
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 values = st.floats(-100, 100).map(lambda v: round(v, 4))
@@ -95,7 +97,12 @@ def test_normalized_rows_have_norm_one_or_zero_and_forget_their_scale(p: Norm, z
 @P
 @given(z=batches, eps=radii)
 def test_rows_do_not_know_of_each_other(p: Norm, z: Tensor, eps: float) -> None:
-    for function in (lambda v: norms.project(v, p, eps), lambda v: norms.normalize(v, p), lambda v: norms.norm(v, p)):
+    functions: list[Function] = [
+        partial(norms.project, p=p, eps=eps),
+        partial(norms.normalize, p=p),
+        partial(norms.norm, p=p),
+    ]
+    for function in functions:
         assert torch.equal(function(z), torch.cat([function(z[i : i + 1]) for i in range(len(z))]))
 
 
@@ -104,7 +111,8 @@ def test_rows_do_not_know_of_each_other(p: Norm, z: Tensor, eps: float) -> None:
 def test_nothing_is_undefined_in_value_or_gradient(p: Norm, z: Tensor, eps: float) -> None:
     """Entries down to the smallest number there is, and a row of zeros."""
     z[1] = 0
-    for function in (lambda v: norms.project(v, p, eps), lambda v: norms.norm(v, p)):
+    functions: list[Function] = [partial(norms.project, p=p, eps=eps), partial(norms.norm, p=p)]
+    for function in functions:
         leaf = z.clone().requires_grad_()
         value = function(leaf)
         torch.autograd.backward(value.sum())

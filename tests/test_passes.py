@@ -182,14 +182,14 @@ def test_recorded_gradients_do_not_depend_on_what_divides_or_scales_the_loss(mlp
         torch.autograd.backward(F.cross_entropy(mlp(X), Y, reduction="sum"))
     with sites.record(X) as watched:
         loss = watched.watch(mean_loss(mlp), len(X))
-        torch.autograd.backward((0.5 * mean_loss(mlp) * 0 + factor * loss))
+        torch.autograd.backward(0.5 * mean_loss(mlp) * 0 + factor * loss)
     torch.testing.assert_close(watched.gradients()[FC1], summed.gradients()[FC1], rtol=1e-12, atol=1e-16)
 
 
 def test_a_watched_loss_with_weight_zero_gives_zero_not_nan(mlp: TinyMLP) -> None:
     sites = Sites(mlp, ["fc1"], example=X)
     with sites.record(X) as watched:
-        torch.autograd.backward((0.0 * watched.watch(mean_loss(mlp), len(X))))
+        torch.autograd.backward(0.0 * watched.watch(mean_loss(mlp), len(X)))
     assert not watched.gradients()[FC1].any()
 
 
@@ -211,7 +211,7 @@ def test_gradients_are_taken_once_and_add_up_until_then(mlp: TinyMLP) -> None:
     with sites.record(X) as once:
         torch.autograd.backward(mlp(X).sum())
     with sites.record(X) as twice:
-        torch.autograd.backward((mlp(X).sum() + mlp(X).sum()))
+        torch.autograd.backward(mlp(X).sum() + mlp(X).sum())
     torch.testing.assert_close(twice.gradients()[FC1], 2 * once.gradients()[FC1])
     with pytest.raises(
         SiteError, match=r"^site 'fc1' is dead: the loss does not depend on it \(or has not been back-prop"

@@ -44,7 +44,8 @@ class Tap(torch.autograd.Function):
 
 def tapped(model: nn.Module) -> dict[str, Tensor]:
     """{name: dL/dz} of every value that enters or leaves a module, by taps in a copy of the model."""
-    model, seen, calls = copy.deepcopy(model), {}, dict.fromkeys(dict(model.named_modules()), -1)
+    seen: dict[str, Tensor] = {}
+    model, calls = copy.deepcopy(model), dict.fromkeys(dict(model.named_modules()), -1)
     total = trace(model, X).calls
 
     def tap(value: Any, name: str, form: str) -> Any:
@@ -154,23 +155,18 @@ def hooks_of(model: nn.Module) -> list[Any]:
     return [list(getattr(m, table).items()) for m in model.modules() for table in tables if hasattr(m, table)]
 
 
-def step(model: nn.Module) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+def step(model: nn.Module) -> dict[str, Tensor]:
     """One training step with dropout: state, gradients, random state afterwards."""
     torch.manual_seed(7)
     model.zero_grad()
     torch.autograd.backward(loss_of(model))
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    return state, [None if p.grad is None else p.grad.clone() for p in model.parameters()], torch.get_rng_state()
+    gradients = {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    kept = {**model.state_dict(), **gradients, "random state": torch.get_rng_state()}
+    return {name: value.clone() for name, value in kept.items()}
 
 
-def same(a: tuple[dict[str, Tensor], list[Tensor | None], Tensor], b: Any) -> bool:
-    gradients = all((g is None and h is None) or torch.equal(g, h) for g, h in zip(a[1], b[1], strict=True))
-    return (
-        list(a[0]) == list(b[0])
-        and all(torch.equal(v, b[0][k]) for k, v in a[0].items())
-        and gradients
-        and torch.equal(a[2], b[2])
-    )
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
 def with_dropout(model: nn.Module) -> nn.Module:

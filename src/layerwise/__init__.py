@@ -1,3 +1,85 @@
-"""Layer-wise adversarial training: perturb every layer, measure honestly."""
+"""Layer-wise adversarial training: perturb every layer, measure honestly.
+
+import layerwise as lw
+
+data = lw.load_data("digits")
+model = lw.build_model("digits_cnn", num_classes=data.num_classes, shape=data.shape)
+lw.fit(model, lw.SLAT(eta={"input": 0.2, "conv1": 0.03, "layer1": 0.03}), data, training=lw.Training(epochs=10))
+print(lw.evaluate(model, data, threat=lw.ThreatModel(eps=0.2)).to_markdown())
+"""
+
+from layerwise.data import from_dataset, from_tensors
+from layerwise.data import load as load_data
+from layerwise.errors import LayerwiseError
+from layerwise.evaluation import ThreatModel, evaluate
+from layerwise.experiment import load
+from layerwise.export import export
+from layerwise.methods import (
+    ANP,
+    FGSM,
+    FGSMRS,
+    LAD,
+    LAT,
+    NFGSM,
+    PGD,
+    SLAT,
+    TRADES,
+    DeepDefense,
+    FGSInter,
+    FGSOrig,
+    GaussianNoise,
+    InputMethod,
+    LayerMethod,
+    Method,
+    Partial,
+    Standard,
+)
+from layerwise.models import Normalized
+from layerwise.models import build as build_model
+from layerwise.probe import CrossEntropy, Probe
+from layerwise.sites import Sites
+from layerwise.stochastic import NoisyAverage
+from layerwise.tracing import Site
+from layerwise.training import Phase, Training, fit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ANP",
+    "FGSM",
+    "FGSMRS",
+    "LAD",
+    "LAT",
+    "NFGSM",
+    "PGD",
+    "SLAT",
+    "TRADES",
+    "CrossEntropy",
+    "DeepDefense",
+    "FGSInter",
+    "FGSOrig",
+    "GaussianNoise",
+    "InputMethod",
+    "LayerMethod",
+    "LayerwiseError",
+    "Method",
+    "NoisyAverage",
+    "Normalized",
+    "Partial",
+    "Phase",
+    "Probe",
+    "Site",
+    "Sites",
+    "Standard",
+    "ThreatModel",
+    "Training",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "export",
+    "fit",
+    "from_dataset",
+    "from_tensors",
+    "load",
+    "load_data",
+]

@@ -20,17 +20,23 @@ from layerwise.files import atomic
 from layerwise.methods import METHODS, InputMethod, Method
 from layerwise.probe import Criterion, CrossEntropy
 from layerwise.training import (
-    OPTIMIZERS,
-    SCHEDULES,
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Cyclic,
     FitResult,
+    MultiStep,
+    OneCycle,
     Optimizer,
     Phase,
     Schedule,
     Training,
-    Weights,
     fit,
     load_weights,
 )
+from layerwise.training.run import Weights
 from layerwise.units import Radius
 
 
@@ -116,8 +122,8 @@ SCHEMA = Schema(
         Method: METHODS,
         InputMethod: {name: cls for name, cls in METHODS.items() if issubclass(cls, InputMethod)},
         Criterion: {"CrossEntropy": CrossEntropy},
-        Optimizer: OPTIMIZERS,
-        Schedule: SCHEDULES,
+        Optimizer: {cls.__name__: cls for cls in (SGD, Adam, AdamW)},
+        Schedule: {cls.__name__: cls for cls in (Constant, Cyclic, MultiStep, Cosine, OneCycle)},
         Augment: {"Augment": Augment},
     },
 )

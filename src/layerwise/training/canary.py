@@ -26,7 +26,7 @@ def compiling(enabled: bool) -> Iterator[None]:
         return
     from torch._dynamo import config
 
-    with config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64):  # type: ignore[no-untyped-call]
+    with config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64):
         yield
 
 

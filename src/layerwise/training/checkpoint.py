@@ -1,10 +1,10 @@
 """Checkpoints that are whole or not there: written aside, checksummed, renamed into place; nothing in them is executed.
 
-    checkpoints/step-00000780/
-        model.safetensors   weights            ema.safetensors   their moving average, if there is one
-        state.pt            optimiser, position, sums, best score          (both .pt load with weights_only=True)
-        rank-0.pt           that rank's random states and the method's noise
-        manifest.json       format version, step, sha256 and size of every file
+checkpoints/step-00000780/
+    model.safetensors   weights            ema.safetensors   their moving average, if there is one
+    state.pt            optimiser, position, sums, best score          (both .pt load with weights_only=True)
+    rank-0.pt           that rank's random states and the method's noise
+    manifest.json       format version, step, sha256 and size of every file
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def save(
         last = max((p.name for p in found(folder)), default=None)
         safe = f"the last good one is {last}" if last else "there is no earlier one"
         raise CheckpointError(
-            f"cannot write the checkpoint {final}: {failure.strerror or failure}; {safe}; free space and resume"
+            f"cannot write the checkpoint {final}: {getattr(failure, 'strerror', None) or failure}; {safe}; free space and resume"
         ) from failure
     return final
 
@@ -216,7 +216,7 @@ def load_latest(folder: Path, *, rank: int = 0, world: int = 1) -> tuple[Content
     Raises:
         CheckpointError: all are damaged.
     """
-    candidates, said = found(folder)[::-1], []
+    candidates, said = found(folder)[::-1], list[str]()
     for path in candidates:
         try:
             return read(path, rank=rank, world=world), said

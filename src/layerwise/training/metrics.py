@@ -48,7 +48,9 @@ class MetricsFile:
             with self.path.open("a") as file:
                 file.write(json.dumps(finite(record)) + "\n")
         except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror or error}; free space and resume") from error
+            raise CheckpointError(
+                f"cannot write {self.path}: {error.strerror or error}; free space and resume"
+            ) from error
         if self.board is not None and record["kind"] in ("train", "epoch"):
             for name, value in record.items():
                 if isinstance(value, int | float) and name not in ("step", "epoch"):
@@ -76,7 +78,7 @@ def _board(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError("tensorboard=True needs the package; type pip install 'layerwise[tensorboard]'") from error
-    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
+    return SummaryWriter(folder)
 
 
 def finite(value: Any) -> Any:

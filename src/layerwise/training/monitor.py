@@ -23,6 +23,14 @@ class DivergedError(LayerwiseError):
     """The loss is no longer a finite number."""
 
 
+class NotFinite(Exception):
+    """The loss of batch `step` of the run is not finite; the loop turns it into a `DivergedError` that says why."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
 @final
 class OverfitMonitor:
     """Tells at once when robust accuracy collapses: single-step methods can lose all of it within an epoch.
@@ -88,9 +96,7 @@ def lost_noise(sizes: Mapping[str, Mapping[str, float]]) -> str | None:
     if not lost:
         return None
     worst = ", ".join(f"'{site}' ({share:.0%})".replace("%", " %") for site, share in sorted(lost.items())[:4])
-    return (
-        f"less than 90 % of the perturbation's effect survives rounding at {worst}: train in 32-true, or scale the noise up"
-    )
+    return f"less than 90 % of the perturbation's effect survives rounding at {worst}: train in 32-true, or scale the noise up"
 
 
 def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], run: Callable[[], None]) -> str:

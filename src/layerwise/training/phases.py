@@ -39,7 +39,9 @@ class Phase:
         """Check the length."""
         at_least("a phase's epochs", self.epochs, 1)
         if self.fields and self.method is not None:
-            raise ConfigError("a phase has a method of its own or changes fields of the run's method, not both; leave one")
+            raise ConfigError(
+                "a phase has a method of its own or changes fields of the run's method, not both; leave one"
+            )
 
 
 @final
@@ -61,7 +63,7 @@ class Phases:
             raise ConfigError(f"the phases have {covered} epochs and the run {epochs}; type training.epochs={covered}")
         if not is_dataclass(method):
             raise ConfigError(f"{type(method).__name__} is no dataclass; decorate it with @dataclass(kw_only=True)")
-        self._original = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+        self._original: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
         self.methods: list[Method] = []
         for candidate in (method, *(p.method for p in self.phases)):
             if candidate is not None and not any(candidate is m for m in self.methods):
@@ -147,7 +149,9 @@ def changed(method: Method, values: Mapping[str, Any]) -> Method:
 def _replaced(owner: Any, path: Sequence[str], value: Any, name: str) -> Any:
     known = [f.name for f in fields(owner) if f.init] if is_dataclass(owner) else []
     if path[0] not in known:
-        raise ConfigError(f"phase: {type(owner).__name__} has no field '{path[0]}' (in '{name}'); {did_you_mean(path[0], known)}")
+        raise ConfigError(
+            f"phase: {type(owner).__name__} has no field '{path[0]}' (in '{name}'); {did_you_mean(path[0], known)}"
+        )
     old = getattr(owner, path[0])
     if len(path) > 1:
         value = _replaced(old, path[1:], value, name)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from layerwise.errors import LayerwiseError
+
 
 def grouped() -> bool:
     """Whether this process belongs to a group."""
@@ -40,13 +42,15 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value)
 
 
-def together(act: Callable[[], object], *, alone: bool, rank: int, device: torch.device) -> OSError | None:
-    """Let every rank act (`alone`: rank 0 only) and tell all of them whether the disk refused anywhere."""
-    failure: OSError | None = None
+def together(
+    act: Callable[[], object], *, rank: int, device: torch.device, alone: bool = False
+) -> OSError | LayerwiseError | None:
+    """Let every rank act (`alone`: rank 0 only), and tell all of them what went wrong on any."""
+    failure: OSError | LayerwiseError | None = None
     try:
         if rank == 0 or not alone:
             act()
-    except OSError as error:
+    except (OSError, LayerwiseError) as error:
         failure = error
     failed = any_rank(failure is not None, device)
-    return (failure or OSError("another rank could not write")) if failed else None
+    return (failure or LayerwiseError("another rank failed; its message says why")) if failed else None

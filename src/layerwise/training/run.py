@@ -1,10 +1,10 @@
 """The folder of a run, and the comparison of configurations that a resumed run needs.
 
-    runs/NAME/
-        config.yaml           what was asked for, resolved     versions.json   packages, device
-        metrics.jsonl         see layerwise.training.metrics   checkpoints/    see layerwise.training.checkpoint
-        model.safetensors     the last weights                 best.safetensors   those with the best robust validation accuracy
-        ema.safetensors, best-ema.safetensors: the same of the moving average, if there is one
+runs/NAME/
+    config.yaml           what was asked for, resolved     versions.json   packages, device
+    metrics.jsonl         see layerwise.training.metrics   checkpoints/    see layerwise.training.checkpoint
+    model.safetensors     the last weights                 best.safetensors   those with the best robust validation accuracy
+    ema.safetensors, best-ema.safetensors: the same of the moving average, if there is one
 """
 
 from __future__ import annotations
@@ -51,23 +51,31 @@ class Run:
 
     Args:
         path: of the folder.
-        config: what the run is asked to do, as plain data; see `describe`.
-        resume: go on with the run that is there, or begin it if there is none.
-        write: whether this process is rank 0.
-
-    Raises:
-        CheckpointError: the folder is taken and `resume` is not asked for, or cannot be written.
-        ConfigError: the run there was asked to do something else; the differences are named.
+        writes: whether this process is rank 0.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool = False, write: bool = True) -> None:
-        self.path, self.writes = path, write
-        known = (path / CONFIG).is_file()
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+
+    def open(self, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Begin the run, or go on with it.
+
+        Args:
+            config: what the run is asked to do; see `plain`.
+            resume: go on with the run that is there, or begin it if there is none.
+
+        Raises:
+            CheckpointError: the folder is taken and `resume` is not asked for, or cannot be written.
+            ConfigError: the run there was asked to do something else; the differences are named.
+        """
+        known = (self.path / CONFIG).is_file()
         if known and not resume:
-            raise CheckpointError(f"{path} already holds a run; type --resume {path} to go on with it, or choose another name")
+            raise CheckpointError(
+                f"{self.path} already holds a run; type --resume {self.path} to go on with it, or choose another name"
+            )
         if known:
-            check_config(self.config(), plain(config), where=path)
-        elif write:
+            check_config(self.config(), plain(config), where=self.path)
+        else:
             self._begin(plain(config))
 
     def _begin(self, config: Any) -> None:
@@ -196,9 +204,7 @@ def difference(old: Any, new: Any, *, at: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         absent = _Absent()
-        parts = [
-            difference(old.get(k, absent), new.get(k, absent), at=f"{at}.{k}" if at else str(k)) for k in keys
-        ]
+        parts = [difference(old.get(k, absent), new.get(k, absent), at=f"{at}.{k}" if at else str(k)) for k in keys]
         return [line for part in parts for line in part]
     return [] if old == new else [f"{at}: {old} before, {new} now"]
 

@@ -1,10 +1,10 @@
-"""A run in progress: where it is, what it has seen, and what has to happen between batches and epochs."""
+"""A run in progress: where it is, what it has summed up, and what it tells between batches."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,13 @@ from layerwise.data import ImageData, batches, num_batches, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.random import Stream
-from layerwise.training import checkpoint
 from layerwise.training.ema import Average
 from layerwise.training.interrupt import Interrupt
 from layerwise.training.metrics import Bar, Clock, MetricsFile, Progress, Totals
-from layerwise.training.monitor import OVERFITTING, DivergedError, OverfitMonitor, lost_noise
+from layerwise.training.monitor import NotFinite, OverfitMonitor, lost_noise
 from layerwise.training.phases import Phases
-from layerwise.training.randomness import kept_random_states, random_states, seed_everything, set_random_states
-from layerwise.training.ranks import any_rank
-from layerwise.training.run import Run, put_weights
+from layerwise.training.run import Run
 from layerwise.training.settings import Training
-from layerwise.training.validation import score
 
 logger = logging.getLogger("layerwise")
 
@@ -40,10 +36,10 @@ class FitResult:
     Args:
         run: its folder, if it has one.
         history: one record an epoch, as in metrics.jsonl.
-        best: epoch, clean and robust accuracy of the best epoch on the validation split; None if nothing was evaluated.
+        best: epoch, score, clean and robust accuracy of the best epoch; None if nothing was evaluated.
         flags: what went wrong in a known way, such as `"catastrophic-overfitting"`.
         messages: every sentence that was told.
-        average: the averaged weights' `state_dict`, with `ema_decay`.
+        average: the averaged network's `state_dict`, with `ema_decay`.
         steps: batches done.
         seconds: time of this call.
     """
@@ -101,7 +97,6 @@ class Session:
         data: on the device.
         place: this process.
         run: the folder, if there is one.
-        progress: whether a bar is shown.
     """
 
     def __init__(
@@ -114,39 +109,35 @@ class Session:
         data: ImageData,
         place: Place,
         run: Run | None,
-        progress: Progress,
     ) -> None:
         self.raw, self.phases, self.optimizer = raw, phases, optimizer
         self.settings, self.data, self.place, self.run = settings, data, place, run
-        size = settings.batch_size
         # A last batch with fewer images than ranks is left out: a rank without images could not take part.
-        self.drop_last = settings.drop_last or 0 < len(data.train) % size < place.world
-        self.per_epoch = num_batches(data.train, size, self.drop_last)
+        self.drop_last = settings.drop_last or 0 < len(data.train) % settings.batch_size < place.world
+        self.per_epoch = num_batches(data.train, settings.batch_size, self.drop_last)
         if not self.per_epoch:
             raise ConfigError(
-                f"batch_size={size} with drop_last leaves no batch of {len(data.train)} images; type a smaller one"
+                f"batch_size={settings.batch_size} leaves no full batch of {len(data.train)} images; type a smaller one"
             )
-        self.total_steps = min(settings.epochs * self.per_epoch, settings.max_steps or math.inf)
+        planned = settings.epochs * self.per_epoch
+        self.total_steps = planned if settings.max_steps is None else min(planned, settings.max_steps)
         self.schedule = settings.schedule.over(settings.epochs)
         self.average = Average(raw, settings.ema_decay) if settings.ema_decay is not None else None
-        self.epoch = self.batch = 0
-        self.method: Method = phases.method
-        self.totals = Totals(place.device)
-        self.sums = [0.0, 0.0, 0.0]
-        self.lr, self.grad_norm = 0.0, torch.zeros(())
+        self.epoch, self.batch, self.sums = 0, 0, [0.0, 0.0, 0.0]
+        self.totals, self.lr, self.grad_norm = Totals(place.device), 0.0, torch.zeros(())
         self.history: list[dict[str, Any]] = []
         self.flags: list[str] = []
         self.messages: list[str] = []
         self.best: dict[str, dict[str, Any]] = {}
         self.monitor = OverfitMonitor()
-        self.last: tuple[Tensor, Tensor] | None = None
-        writes = run is not None and place.rank == 0
-        board = run.path / "tensorboard" if run is not None and writes and settings.tensorboard else None
-        self.metrics = MetricsFile(run.metrics if run is not None and writes else None, tensorboard=board)
-        self.clock, self.interrupt = Clock(), Interrupt()
-        self.bar, self.progress = Bar(False, total=0, done=0, title=""), progress
-
-    # Position -----------------------------------------------------------------------------------------------------
+        self.seen: tuple[Tensor, Tensor] | None = None
+        self.logits: Tensor | None = None
+        self.logged = False
+        self.method = phases.method
+        folder = run.path if run is not None and run.writes else None
+        board = folder / "tensorboard" if folder is not None and settings.tensorboard else None
+        self.metrics = MetricsFile(folder / "metrics.jsonl" if folder is not None else None, tensorboard=board)
+        self.clock, self.interrupt, self.bar = Clock(), Interrupt(), Bar(False, total=0, done=0, title="")
 
     @property
     def step(self) -> int:
@@ -159,51 +150,67 @@ class Session:
         return self.step >= self.total_steps
 
     @property
+    def inside(self) -> bool:
+        """Whether the epoch goes on after the batches that are done."""
+        return self.batch < self.per_epoch and not self.done
+
+    @property
     def size(self) -> int:
         """Images in the global batch that comes next."""
         return min(self.settings.batch_size, len(self.data.train) - self.batch * self.settings.batch_size)
 
     @property
+    def unusual(self) -> bool:
+        """Whether the batch that comes next is not worth a compiled graph of its own: ragged, or measured."""
+        return self.measures or self.size < self.settings.batch_size
+
+    @property
     def logs(self) -> bool:
         """Whether the batch that comes next ends with a line of metrics."""
-        return (self.step + 1) % self.settings.log_every == 0 or self.batch + 1 == self.per_epoch
+        due = (self.step + 1) % self.settings.log_every == 0
+        return due or self.batch + 1 == self.per_epoch or self.step + 1 == self.total_steps
 
     @property
     def measures(self) -> bool:
         """Whether the perturbations of the batch that comes next are measured: LAT has none before the run's second batch."""
         return self.batch == 0 or self.step == 1
 
-    @property
-    def unusual(self) -> bool:
-        """Whether the batch that comes next is not worth a compiled graph of its own."""
-        return self.measures or self.size < self.settings.batch_size
+    def due(self, epochs: float) -> bool:
+        """Whether something that happens every so many epochs happens after the batches that are done."""
+        return self.step % max(1, round(epochs * self.per_epoch)) == 0
 
-    def say(self, sentence: str, kind: str = "message") -> None:
+    def say(self, sentence: str) -> None:
         """Tell, and keep."""
         if self.place.rank == 0:
             self.messages.append(sentence)
-            self.metrics.write({"kind": kind, "epoch": self.epoch + 1, "step": self.step, "message": sentence})
+            self.record("message", {"message": sentence})
             logger.warning(sentence)
 
-    # Batches ------------------------------------------------------------------------------------------------------
+    def record(self, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a line of metrics, and give it."""
+        line = {"kind": kind, "epoch": self.epoch + 1, "step": self.step, **values}
+        self.metrics.write(line)
+        return line
+
+    def show(self, progress: Progress) -> None:
+        """Start the clock and the bar."""
+        title = self.run.path.name if self.run is not None else type(self.phases.method).__name__
+        wanted = progress if self.place.rank == 0 else False
+        self.bar, self.clock = Bar(wanted, total=self.total_steps, done=self.step, title=title), Clock()
 
     def begin_epoch(self) -> Method:
-        """Set the method of this epoch."""
-        before, self.method = self.method, self.phases.enter(self.epoch)
-        if len(self.phases.phases) > 1 and self.batch == 0 and self.place.rank == 0:
-            index = self.phases.index(self.epoch)
-            changes = dict(self.phases.phases[index].fields)
-            if before is not self.method or (self.epoch > 0 and index != self.phases.index(self.epoch - 1)):
-                name = type(self.method).__name__
-                record = {"kind": "phase", "epoch": self.epoch + 1, "step": self.step, "method": name, "fields": changes}
-                self.metrics.write(record)
+        """Give the method of this epoch, its fields set."""
+        self.method, index = self.phases.enter(self.epoch), self.phases.index(self.epoch)
+        starts = self.batch == 0 and (self.epoch == 0 or index != self.phases.index(self.epoch - 1))
+        if starts and len(self.phases.phases) > 1:
+            fields = dict(self.phases.phases[index].fields)
+            self.record("phase", {"phase": index + 1, "method": type(self.method).__name__, "fields": fields})
         return self.method
 
     def images(self, start: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows of the epoch's batches from `start` (the next one) on."""
+        """This rank's rows of the epoch's batches, from the next one (or `start`) on."""
         settings, place = self.settings, self.place
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        for x, y in batches(
+        found = batches(
             self.data.train,
             settings.batch_size,
             device=place.device,
@@ -215,244 +222,90 @@ class Session:
             drop_last=self.drop_last,
             num_workers=settings.num_workers,
             rows=(place.rank, place.world) if place.world > 1 else None,
-            memory_format=layout,
-        ):
+            memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+        )
+        for x, y in found:
             if self.done:
                 return
             yield x.to(place.dtype), y
 
     def parts(self, x: Tensor, y: Tensor) -> list[Part]:
         """The micro-batches of this rank's rows."""
-        total, world = self.size, self.place.world
+        total, world, settings = self.size, self.place.world, self.settings
         own = rank_rows(total, (self.place.rank, world)).start
-        count = min(self.settings.accumulate, total // world)
+        count = min(settings.accumulate, total // world)
         cuts = [rank_rows(len(x), (i, count)) for i in range(count)]
-        return [
-            Part(
-                x[cut],
-                y[cut],
-                Stream(self.settings.seed, self.step, own + cut.start, total, own, len(x)),
-                (cut.stop - cut.start) * world / total,
-            )
-            for cut in cuts
-        ]
+        streams = [Stream(settings.seed, self.step, own + cut.start, total, own, len(x)) for cut in cuts]
+        shares = [(cut.stop - cut.start) * world / total for cut in cuts]
+        return [Part(x[c], y[c], stream, share) for c, stream, share in zip(cuts, streams, shares, strict=True)]
 
     def set_rate(self) -> None:
-        """The learning rate of the batch that comes next, the same for all its steps, whatever their number."""
+        """The learning rate of the batch that comes next, the same for all its steps, so that no schedule depends on their number."""
         self.lr = self.settings.optimizer.lr * self.schedule(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(self.lr)
 
+    def note_logits(self, model: nn.Module, args: object, output: object) -> None:
+        """Forward hook of the wrapped network: training accuracy is that of the last pass before a loss."""
+        self.logits = output.detach() if isinstance(output, Tensor) else None
+
+    def observe(self, loss: Tensor, part: Part) -> None:
+        """Add a pass to the sums."""
+        logits, y = self.logits, part.y
+        counted = logits is not None and logits.ndim == 2 and len(logits) == len(y)
+        self.totals.add(loss, (logits.argmax(dim=1) == y).sum() if logits is not None and counted else 0, len(y))
+
     def end_batch(self, x: Tensor, y: Tensor, sizes: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Count, log, save and stop where it is due."""
-        logs, self.last = self.logs, (x, y)
+        """Count the batch, and log where it is due."""
+        self.logged, self.seen = self.logs, (x, y)
         self.clock.rows += self.size
         self.totals.end_batch()
         self.batch += 1
         self.bar.update(self.step)
         if sizes:
-            self._tell_sizes({site: {k: float(v) for k, v in values.items()} for site, values in sizes.items()})
-        if logs or self.done:
+            measured = {site: {k: float(v) for k, v in values.items()} for site, values in sizes.items()}
+            self.record("sites", {"sites": measured})
+            if lost := lost_noise(measured):
+                self.say(lost)
+        if self.logged:
             self.log()
-        # Asking the other ranks costs a synchronisation, so with several the wish waits for a line of metrics.
-        if self.place.world == 1 or logs:
-            self._stop_if_asked()
-        every = max(1, round(self.settings.checkpoint_every * self.per_epoch))
-        if self.batch < self.per_epoch and not self.done and self.step % every == 0:
-            self.save()
 
     def log(self) -> None:
         """Read the sums and write a line.
 
         Raises:
-            DivergedError: a loss was not finite.
+            NotFinite: a loss was not.
         """
-        interval = self.totals.batches
-        if not interval:
-            return
+        begin = self.step - self.totals.batches
         loss, correct, rows, good = self.totals.read()
         if not math.isfinite(loss):
-            raise Diverged(self.step - interval + good)
+            raise NotFinite(begin + good)
         self.sums = [a + b for a, b in zip(self.sums, (loss, correct, rows), strict=True)]
-        record = {"loss": loss / rows, "accuracy": correct / rows, "lr": self.lr, "grad_norm": float(self.grad_norm)}
-        speed = {"images_per_second": self.clock.rate()}
-        if self.place.rank == 0:
-            at = {"kind": "train", "epoch": self.epoch + 1, "step": self.step}
-            self.metrics.write({**at, **record, **speed})
+        values = {"loss": loss / rows, "accuracy": correct / rows, "lr": self.lr, "grad_norm": float(self.grad_norm)}
+        rate = self.clock.rate()
+        self.record("train", {**values, "images_per_second": rate})
         self.bar.update(
             self.step,
             epoch=f"{self.epoch + 1}/{self.settings.epochs}",
-            loss=f"{record['loss']:.3f}",
-            accuracy=f"{record['accuracy']:.1%}",
-            images_per_second=f"{speed['images_per_second']:,.0f}",
+            loss=f"{values['loss']:.3f}",
+            accuracy=f"{values['accuracy']:.1%}",
+            images_per_second=f"{rate:,.0f}",
         )
 
-    def _tell_sizes(self, sizes: dict[str, dict[str, float]]) -> None:
-        if self.place.rank == 0:
-            self.metrics.write({"kind": "sites", "epoch": self.epoch + 1, "step": self.step, "sites": sizes})
-        if lost := lost_noise(sizes):
-            self.say(lost)
-
-    def _stop_if_asked(self) -> None:
-        if not any_rank(self.interrupt.requested is not None, self.place.device):
-            return
-        where = f"stopped by {self.interrupt.requested or 'another rank'} after batch {self.batch} of epoch {self.epoch + 1}"
-        if self.run is None:
-            raise KeyboardInterrupt(f"{where}; nothing is saved, since the run has no folder")
-        self.save()
-        raise KeyboardInterrupt(f"{where}; saved; go on with: layerwise train --resume {self.run.path}")
-
-    # Epochs -------------------------------------------------------------------------------------------------------
-
-    def end_epoch(self) -> None:
-        """Evaluate, watch, keep the best, and save."""
-        settings, (loss, correct, rows) = self.settings, self.sums
-        record: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch + 1, "step": self.step}
-        record |= {"loss": loss / rows, "accuracy": correct / rows, "lr": self.lr, "method": type(self.method).__name__}
-        last = self.done or self.epoch + 1 == settings.epochs
-        if settings.eval_every and (last or (self.epoch + 1) % settings.eval_every == 0):
-            record |= self._evaluate()
-        self._diagnose()
-        for sentence in self.method.warnings():
-            self.say(sentence)
-        record |= {"seconds": self.clock.seconds, "flags": list(self.flags)}
-        if self.place.rank == 0:
-            self.metrics.write(record)
-        self.history.append(record)
-        self.epoch, self.batch, self.sums = self.epoch + 1, 0, [0.0, 0.0, 0.0]
-        if last or (self.epoch * self.per_epoch) % max(1, round(settings.checkpoint_every * self.per_epoch)) == 0:
-            self.save()
-        self.clock.restart()
-
-    def _evaluate(self) -> dict[str, Any]:
-        """Scores of the weights and of their average, on the validation split or, without one, on training images."""
-        name = "validation" if len(self.data.validation) else "train"
-        found: dict[str, Any] = {"split": name}
-        found |= self._score("best", self.raw)
-        if self.average is not None:
-            with self.average.applied():
-                found |= {f"ema_{k}": v for k, v in self._score("best-ema", self.raw).items() if k != "examples"}
-        if found["robust"] is not None:
-            self.bar.update(self.step, clean=f"{found['clean']:.1%}", robust=f"{found['robust']:.1%}")
-            if told := self.monitor.update(self.epoch + 1, found["robust"]):
-                self.flags = [*self.flags, OVERFITTING]
-                self.say(told)
-        return found
-
-    def _score(self, which: str, model: nn.Module) -> dict[str, Any]:
-        split = self.data.validation if len(self.data.validation) else self.data.train
-        place = self.place
-        rows = (place.rank, place.world)
-        found = dict(
-            score(
-                model,
-                split,
-                self.settings,
-                device=place.device,
-                dtype=place.dtype,
-                autocast=place.autocast,
-                rows=rows,
-            )
-        )
-        value = found["clean"] if found["robust"] is None else found["robust"]
-        if which not in self.best or value > self.best[which]["score"]:
-            self.best[which] = {"epoch": self.epoch + 1, "score": value, **found}
-            if self.run is not None:
-                self.run.save_weights(which, model.state_dict())
-        return found
-
-    def _diagnose(self) -> None:
-        if self.last is None:
-            return
-        with kept_random_states(self.place.device):
-            numbers = self.method.diagnose(self.raw, *self.last)
-        if numbers and self.place.rank == 0:
-            self.metrics.write({"kind": "diagnose", "epoch": self.epoch + 1, "step": self.step, **numbers})
-
-    # Saving -------------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write a checkpoint, if the run has a folder."""
-        if self.run is None:
-            return
-        shared = {
-            **{"epoch": self.epoch, "batch": self.batch, "sums": self.sums, "history": self.history},
-            **{"flags": self.flags, "messages": self.messages, "best": self.best, "monitor": self.monitor.state_dict()},
-            **{"metrics": self.metrics.size, "optimizer": self.optimizer.state_dict(), "lr": self.lr},
-            "ema_steps": 0 if self.average is None else self.average.steps,
-        }
-        own = {
-            "random": random_states(self.place.device),
-            "method": [method.state_dict() for method in self.phases.methods],
-            "totals": self.totals.state_dict(),
-        }
-        checkpoint.save(
-            self.run.checkpoints,
-            step=self.step,
-            weights=self.raw.state_dict(),
-            average=None if self.average is None else self.average.state_dict(),
-            state=shared,
-            own=own,
-            keep=self.settings.keep,
-            rank=self.place.rank,
-            device=self.place.device,
-        )
-
-    def start(self) -> None:
-        """Seed the random states, and go back to the newest whole checkpoint if there is one."""
-        settings, place = self.settings, self.place
-        seed_everything(settings.seed, place.rank)
-        if self.run is not None:
-            contents, damaged = checkpoint.load_latest(self.run.checkpoints, rank=place.rank, world=place.world)
-            if contents is not None:
-                self._restore(contents)
-            for sentence in damaged:
-                self.say(sentence)
-        self.bar = Bar(
-            self.progress if place.rank == 0 else False,
-            total=int(self.total_steps),
-            done=self.step,
-            title=self.run.path.name if self.run is not None else type(self.phases.method).__name__,
-        )
-        self.clock = Clock()
-
-    def _restore(self, contents: checkpoint.Contents) -> None:
-        assert self.run is not None
-        state = contents.state
-        put_weights(self.raw, contents.weights, where=f"the checkpoint of {self.run.path}")
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            # Loaded where it was saved; the fused kernels want it beside the weights.
-            group["lr"] = group["lr"].to(self.place.device)
-        if self.average is not None and contents.average is not None:
-            self.average.load_state_dict(contents.average, state["ema_steps"])
-        self.epoch, self.batch, self.sums, self.lr = (state[k] for k in ("epoch", "batch", "sums", "lr"))
-        self.history, self.flags, self.best = state["history"], state["flags"], state["best"]
-        self.messages = state["messages"]
-        self.monitor.load_state_dict(state["monitor"])
-        self.metrics.truncate(state["metrics"])
-        own = own_share(contents, self.place.rank, self.place.world)
-        if "random" in own:
-            set_random_states(own["random"], self.place.device)
-        for method, kept in zip(self.phases.methods, own["method"], strict=True):
-            method.load_state_dict({k: v.to(self.place.device) for k, v in kept.items()})
-        self.totals.load_state_dict(own["totals"])
-
-    def finish(self) -> FitResult:
-        """Store the last weights and give the result."""
+    def result(self) -> FitResult:
+        """Store the last weights and sum up."""
         if self.run is not None:
             self.run.save_weights("last", self.raw.state_dict())
-            if self.average is not None:
-                self.run.save_weights("ema", self.average.state_dict())
-        if self.place.rank == 0:
-            self.metrics.write({"kind": "end", "epoch": self.epoch, "step": self.step, "seconds": self.clock.seconds})
+        average = None if self.average is None else {k: v.clone() for k, v in self.average.state_dict().items()}
+        if self.run is not None and average is not None:
+            self.run.save_weights("ema", average)
         return FitResult(
             run=None if self.run is None else self.run.path,
             history=self.history,
             best=self.best.get("best"),
             flags=self.flags,
             messages=self.messages,
-            average=None if self.average is None else {k: v.clone() for k, v in self.average.state_dict().items()},
+            average=average,
             steps=self.step,
             seconds=self.clock.seconds,
         )

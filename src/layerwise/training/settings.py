@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 from layerwise.data import Augment
@@ -61,8 +61,8 @@ class Training:
 
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Optimizer = SGD()
-    schedule: Schedule = Cyclic()
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Cyclic)
     clip_norm: float | None = None
     ema_decay: float | None = None
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
@@ -105,7 +105,9 @@ class Training:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm} is not a norm; type a number above 0, or null for none")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay} is not a decay; type a number such as 0.999, or null for none")
+            raise ConfigError(
+                f"ema_decay={self.ema_decay} is not a decay; type a number such as 0.999, or null for none"
+            )
         if not self.checkpoint_every > 0:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
         one_of("precision", self.precision, PRECISIONS)

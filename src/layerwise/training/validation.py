@@ -53,7 +53,9 @@ def score(
     examples = min(len(split), settings.eval_examples or len(split))
     chosen = split.subset(range(examples))
     right = torch.zeros(2, device=device, dtype=torch.int64)
-    parts = batches(chosen, max(settings.batch_size, rows[1]), device=device, rows=rows, num_workers=settings.num_workers)
+    parts = batches(
+        chosen, max(settings.batch_size, rows[1]), device=device, rows=rows, num_workers=settings.num_workers
+    )
     with evaluation(model), autocast():
         for index, (x, y) in enumerate(parts):
             size = min(max(settings.batch_size, rows[1]), examples - index * max(settings.batch_size, rows[1]))

@@ -1,0 +1,350 @@
+"""The training loop, on Lightning Fabric; no other file knows Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.data import ImageData, batches, rank_rows
+from layerwise.errors import ConfigError, LayerwiseError
+from layerwise.methods.base import Method, Partial
+from layerwise.methods.deep_defense import evaluation
+from layerwise.sites import unwrap
+from layerwise.training.canary import check_hooks, compiling, eagerly
+from layerwise.training.epochs import end_epoch
+from layerwise.training.metrics import Progress
+from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
+from layerwise.training.phases import Phase, Phases
+from layerwise.training.randomness import kept_random_states, seed_everything
+from layerwise.training.ranks import together
+from layerwise.training.run import Run, plain
+from layerwise.training.saving import keep, restore
+from layerwise.training.session import FitResult, Place, Session
+from layerwise.training.settings import Training
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    data: ImageData,
+    *,
+    training: Training | None = None,
+    run: str | os.PathLike[str] | None = None,
+    phases: Sequence[Phase] = (),
+    resume: bool = False,
+    progress: Progress = True,
+    config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Train a network with a method.
+
+    The network is trained in place and left on the training device with the last weights, in the mode it came in; hooks, the method's
+    fields and the global random states are then as before. Parts of a network in training mode that are in evaluation mode stay so
+    (frozen batch norm). Only the training and the validation split are looked at.
+
+    Args:
+        model: pixels in [0, 1], shape (B, C, H, W), to logits (B, classes).
+        method: one instance serves one network.
+        data: what to train on.
+        training: the settings; None is `Training()`.
+        run: folder for metrics, checkpoints and weights; None writes nothing.
+        phases: changes of the method over the epochs; their epochs add up to the run's.
+        resume: go on with the run in `run`, or begin it.
+        progress: a bar where a person watches (True), everywhere (`"force"`), or nowhere (False).
+        config: what the run folder stores as its configuration, plain data; None describes the arguments.
+
+    Returns:
+        What happened; the weights are in `model` and in the run folder, see `load_weights`.
+
+    Raises:
+        ConfigError: settings that cannot work, or that differ from those of the run to resume.
+        CheckpointError: the folder is taken, its checkpoints are damaged, or the disk is full.
+        DivergedError: a loss is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with everything saved.
+
+    >>> from layerwise import data, methods, models
+    >>> net = models.build("mlp", num_classes=10, shape=(1, 8, 8))
+    >>> settings = Training(epochs=1, max_steps=3, eval_steps=2, accelerator="cpu")
+    >>> fit(net, methods.FGSM(eps=0.1), data.load("digits"), training=settings, progress=False).steps
+    3
+    """
+    settings, raw = training or Training(), unwrap(model)
+    asked = {"model": type(raw).__name__, "data": data.name, "method": method, "training": settings, "phases": phases}
+    job = Job(
+        raw=raw,
+        phases=Phases(method, phases, settings.epochs),
+        data=data,
+        settings=settings,
+        run=None if run is None else Path(run),
+        resume=resume,
+        progress=progress,
+        config=plain(asked if config is None else config),
+        process=os.getpid(),
+    )
+    result: FitResult
+    train: Any = _train
+    result, weights = _engine(settings).launch(train, job)
+    if weights is not None:
+        raw.load_state_dict(weights)
+    return result
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The arguments of `fit` on their way into the processes, and the process they come from."""
+
+    raw: nn.Module
+    phases: Phases
+    data: ImageData
+    settings: Training
+    run: Path | None
+    resume: bool
+    progress: Progress
+    config: Any
+    process: int
+
+
+@final
+@dataclass(frozen=True)
+class Loop:
+    """What a step needs: Fabric, the session, and the network and optimiser as Fabric wraps them."""
+
+    fabric: Fabric
+    session: Session
+    model: Any
+    optimizer: Any
+
+    @property
+    def sees(self) -> bool:
+        """Whether looking at a number costs nothing: on the CPU, where no other rank has to look too."""
+        return self.session.place.device.type == "cpu" and self.session.place.world == 1
+
+
+def _train(fabric: Fabric, job: Job) -> tuple[FitResult, dict[str, Tensor] | None]:
+    """Train in one process; the weights are handed back where the caller lives in another."""
+    with ExitStack() as stack:
+        loop = _prepared(fabric, job, stack)
+        try:
+            _run(loop)
+        except NotFinite as bad:
+            raise _diverged(loop, bad.step) from None
+        return loop.session.result(), None if os.getpid() == job.process else job.raw.state_dict()
+
+
+def _run(loop: Loop) -> None:
+    """The loop."""
+    session = loop.session
+    while not session.done:
+        method = session.begin_epoch()
+        for x, y in session.images():
+            session.set_rate()
+            with (
+                eagerly(session.settings.compile and session.unusual),
+                measured(method.attached_sites(), wanted=session.measures) as sizes,
+            ):
+                _descend(loop, method, x, y)
+            session.end_batch(x, y, sizes)
+            if session.inside:
+                keep(session)
+        end_epoch(session, method)
+        keep(session)
+
+
+def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
+    """One global batch: its micro-batches' generators advance in lockstep, and a round of plain losses ends with a step."""
+    fabric, session, model = loop.fabric, loop.session, loop.model
+    parts = session.parts(x, y)
+    sources = [method.losses(model, p.x, p.y, backward=fabric.backward, generator=p.source) for p in parts]
+    pending = False
+    try:
+        while True:
+            round_: set[type] = set()
+            for index, (part, source) in enumerate(zip(parts, sources, strict=True)):
+                with fabric.no_backward_sync(model, enabled=index + 1 < len(parts)):
+                    item = next(source, None)
+                    round_.add(Partial if isinstance(item, Partial) else type(item))
+                    if item is None:
+                        continue
+                    loss = item.loss if isinstance(item, Partial) else item
+                    session.observe(loss, part)
+                    if loop.sees and session.totals.bad():
+                        raise NotFinite(session.step)
+                    # Before the next generator moves: a recomputation in this backward has to find this one's noise.
+                    fabric.backward(loss * part.share)
+            if len(round_) > 1:
+                raise LayerwiseError(f"{type(method).__name__}.losses yields differently for the parts of one batch")
+            if round_ == {type(None)}:
+                break
+            pending = round_ == {Partial}
+            if not pending:
+                _step(loop)
+    finally:
+        for source in sources:
+            source.close()  # type: ignore[attr-defined]
+    if pending:
+        raise LayerwiseError(f"{type(method).__name__}.losses ends with a Partial; end with a loss to step on")
+
+
+def _step(loop: Loop) -> None:
+    """Clip, step, average."""
+    fabric, session, limit = loop.fabric, loop.session, loop.session.settings.clip_norm
+    if limit is not None:
+        norm = fabric.clip_gradients(loop.model, loop.optimizer, max_norm=limit, error_if_nonfinite=False)
+        session.grad_norm = session.grad_norm if norm is None else norm
+    elif session.logs:
+        session.grad_norm = nn.utils.get_total_norm(p.grad for p in session.raw.parameters() if p.grad is not None)
+    if not loop.sees:
+        # The fused kernels skip the step where this is 1: the weights then stay as they were before the loss went wrong.
+        session.optimizer.found_inf = session.totals.bad()  # type: ignore[attr-defined]
+    loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)
+    if session.average is not None:
+        session.average.update()
+
+
+def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
+    """Put everything in its place, in the order that matters: device, sites, compile, wrapping."""
+    settings, raw, device = job.settings, job.raw, fabric.device
+    dtype = torch.float64 if settings.precision == "64-true" else torch.float32
+    place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
+    run = None if job.run is None else Run(job.run, writes=place.rank == 0)
+    if run is not None:
+        failure = together(lambda: run.open(job.config, resume=job.resume), rank=place.rank, device=device, alone=True)
+        if failure is not None:
+            raise failure
+    stack.enter_context(kept_random_states(device))
+    seed_everything(settings.seed, place.rank)
+    stack.enter_context(_training(raw))
+    raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
+    if settings.channels_last:
+        raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    data = job.data.to(device)
+    stack.enter_context(job.phases.attached(raw, _example(raw, data, place, settings)))
+    stack.enter_context(compiling(settings.compile))
+    model: Any = torch.compile(raw, backend=settings.compile_backend) if settings.compile else raw
+    inner = settings.optimizer.build(raw.parameters(), device)
+    model, optimizer = fabric.setup(model, inner)
+    session = Session(raw, job.phases, inner, settings=settings, data=data, place=place, run=run)
+    stack.callback(session.close)
+    model.register_forward_hook(session.note_logits)
+    restore(session)
+    sites = [each for method in job.phases.methods for each in method.attached_sites()]
+    if sites and not session.done:
+        x, y = next(session.images(start=0))
+        first = rank_rows(len(x), (0, settings.accumulate))
+        for sentence in check_hooks(model, raw, sites, x[first], y[first]):
+            session.say(sentence)
+    inner.zero_grad(set_to_none=True)
+    session.show(job.progress)
+    stack.enter_context(session.interrupt)
+    return Loop(fabric, session, model, optimizer)
+
+
+def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) -> Tensor:
+    """Two training images that the network has been seen to take."""
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    found = next(batches(data.train, 2, device=place.device, memory_format=layout), None)
+    if found is None:
+        raise ConfigError(f"the data set {data.name} has no training images")
+    x = found[0].to(place.dtype)
+    try:
+        with evaluation(raw), torch.no_grad():
+            logits = raw(x)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the network does not take images of shape {data.shape}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        found_shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"the network gives {found_shape} for {len(x)} images; for the {data.num_classes} classes of {data.name} it has to give "
+            f"logits of shape ({len(x)}, {data.num_classes})"
+        )
+    return x
+
+
+@contextmanager
+def _training(raw: nn.Module) -> Iterator[None]:
+    """Training mode, unless the network is in it already: then each module keeps its own. All modes restored."""
+    modes = [(module, module.training) for module in raw.modules()]
+    if not raw.training:
+        raw.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _diverged(loop: Loop, step: int) -> DivergedError:
+    """Make the passes of the bad batch again and say what went wrong first."""
+    session, fabric = loop.session, loop.fabric
+    method, raw = session.method, session.raw
+    session.batch = step - session.epoch * session.per_epoch
+    if not loop.sees and method.state_dict():
+        # Found late: what the method carries over has been spoilt by the batches since.
+        method.load_state_dict({})
+    x, y = next(session.images())
+
+    def again() -> None:
+        with fabric.autocast():
+            for part in session.parts(x, y):
+                for item in method.losses(raw, part.x, part.y, generator=part.source):
+                    (item.loss if isinstance(item, Partial) else item).backward()  # type: ignore[no-untyped-call]
+
+    reason = explain(raw, x, method.attached_sites(), again)
+    where = f"the loss is not finite at batch {session.batch + 1} of epoch {session.epoch + 1}"
+    return DivergedError(
+        f"{where}: {reason}; lower the learning rate (peak {session.settings.optimizer.lr:g}), set training.clip_norm, or check the "
+        "method's step sizes"
+    )
+
+
+def _engine(settings: Training) -> Fabric:
+    """Fabric as the settings say.
+
+    Raises:
+        ConfigError: this machine does not have what they ask for.
+    """
+    from lightning_fabric import Fabric
+
+    talk = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    level = talk.level
+    try:
+        talk.setLevel(logging.WARNING)  # it announces the precision that was asked for
+        with warnings.catch_warnings():
+            # Training on the CPU of a machine with a GPU is the user's choice.
+            warnings.filterwarnings("ignore", message=".*available but not used.*")
+            fabric = Fabric(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.num_nodes,
+                strategy=settings.strategy,
+                precision=settings.precision,
+            )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"training cannot start as asked: {str(error).splitlines()[0]}") from error
+    finally:
+        talk.setLevel(level)
+    # Fabric rounds the inputs of a mixed-precision model to bf16, whose steps near white are a whole grey level wide, and the outputs of
+    # a double-precision one to float32; ours have the right type already.
+    precision: Any = fabric.strategy.precision
+    precision.convert_input = _unchanged
+    if settings.precision == "64-true":
+        precision.convert_output = _unchanged
+    return fabric
+
+
+def _unchanged(value: Any) -> Any:
+    return value

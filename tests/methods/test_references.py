@@ -1,0 +1,239 @@
+"""Each method against its algorithm written out naively in `tests.reference`: equal weights after three steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerwise.methods import (
+    ANP,
+    FGSM,
+    FGSMRS,
+    LAD,
+    LAT,
+    NFGSM,
+    PGD,
+    SLAT,
+    TRADES,
+    DeepDefense,
+    FGSInter,
+    FGSOrig,
+    Method,
+    Standard,
+)
+from layerwise.probe import Probe
+from layerwise.random import Stream, normal, uniform
+from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
+from tests.reference.anp import anp, schedule
+from tests.reference.common import Batches
+from tests.reference.deep_defense import deep_defense
+from tests.reference.fgsm import fgsm, fgsm_rs, n_fgsm
+from tests.reference.fixtures import LEARNING
+from tests.reference.lad import lad
+from tests.reference.lat import fgs_inter, fgs_orig, lat
+from tests.reference.nets import Net
+from tests.reference.pgd import pgd
+from tests.reference.slat import slat
+from tests.reference.standard import standard
+from tests.reference.trades import trades
+
+EPS = 8 / 255
+SGD = {"momentum": 0.9, "weight_decay": 0.01}
+BATCHES: Batches = tuple(batch(n, seed=n) for n in (6, 4, 7))
+UNIFORM = [uniform(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
+NORMAL = [normal(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
+ATTACK: dict[str, Any] = {"eps": EPS, "alpha": EPS / 3, "steps": 3}
+PROBES = {"frozen": Probe(), "train": Probe(batch_norm="train"), "eval": Probe(batch_norm="eval")}
+
+
+def resnet_without_norm() -> nn.Module:
+    return TinyResNet(batch_norm=False)
+
+
+@dataclass
+class Case:
+    """A method with its settings, and the reference with the same."""
+
+    method: Method
+    reference: Callable[..., Any]
+    networks: tuple[Callable[[], nn.Module], ...] = (TinyConv,)
+    batches: Batches = BATCHES
+    training: bool = True
+    lr: float = 0.3
+
+    def __str__(self) -> str:
+        """The settings that are not the defaults."""
+        plain = type(self.method)()
+        changed = {k: v for k, v in vars(self.method).items() if k in vars(plain) and v != getattr(plain, k)}
+        return type(self.method).__name__ + " " + ", ".join(f"{k}={v}" for k, v in changed.items())
+
+
+def train(method: Method, model: nn.Module, batches: Batches, lr: float) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, **SGD)
+    for step, (x, y) in enumerate(batches):
+        for loss in method.losses(model, x, y, generator=Stream(0, step)):
+            optimizer.zero_grad()
+            assert isinstance(loss, Tensor)
+            torch.autograd.backward(loss)
+            optimizer.step()
+
+
+def single_steps() -> Iterator[Case]:
+    everywhere = (TinyMLP, TinyConv, TinyResNet)
+    yield Case(Standard(), standard, everywhere)
+    for bn, probe in PROBES.items():
+        yield Case(FGSM(eps=EPS, step=0.9, probe=probe), partial(fgsm, eps=EPS, step=0.9, probe_bn=bn), everywhere)
+        yield Case(FGSMRS(eps=EPS, probe=probe), partial(fgsm_rs, uniform=UNIFORM, eps=EPS, probe_bn=bn), everywhere)
+        yield Case(NFGSM(eps=EPS, probe=probe), partial(n_fgsm, uniform=UNIFORM, eps=EPS, probe_bn=bn), everywhere)
+        yield Case(PGD(**ATTACK, probe=probe), partial(pgd, uniform=UNIFORM, probe_bn=bn, **ATTACK), everywhere)
+        yield Case(TRADES(**ATTACK, probe=probe), partial(trades, normal=NORMAL, attack_bn=bn, **ATTACK), everywhere)
+    yield Case(FGSMRS(eps=EPS, step=0.5), partial(fgsm_rs, uniform=UNIFORM, eps=EPS, alpha=0.5))
+    yield Case(NFGSM(eps=EPS, noise=1.0, step=0.5), partial(n_fgsm, uniform=UNIFORM, eps=EPS, noise=1.0, step=0.5))
+    yield Case(TRADES(**ATTACK, beta=1.5), partial(trades, normal=NORMAL, beta=1.5, **ATTACK))
+
+
+def slats() -> Iterator[Case]:
+    sites = ["conv1", "bn2"]
+    for clamp, probes, (bn, probe) in product((False, True), (1, 2, 3), PROBES.items()):
+        options: dict[str, Any] = {"clamp_to_activation_range": clamp, "num_probes": probes}
+        reference = partial(slat, sites=sites, eta=EPS, probe_bn=bn, **options)
+        yield Case(SLAT(sites=sites, eta=EPS, probe=probe, **options), reference)
+        if bn == "frozen":
+            started = partial(reference, uniform=UNIFORM)
+            yield Case(SLAT(sites=sites, base=FGSMRS(eps=EPS), **options), partial(started, base="fgsm-rs"))
+            yield Case(SLAT(sites=sites, base=NFGSM(eps=EPS), **options), partial(started, base="n-fgsm"))
+    etas = {"input": EPS, "conv1": 0.1, "blocks.block3": 0.02}
+    hidden, both = list(etas)[1:], (TinyResNet, resnet_without_norm)
+    yield Case(SLAT(sites=hidden, eta=etas, input_step=0.9), partial(slat, sites=hidden, eta=etas, input_step=0.9), both)
+    stepped: dict[str, Any] = {"input_step": 0.9, "num_probes": 2}
+    yield Case(SLAT(sites=hidden, eta=etas, **stepped), partial(slat, sites=hidden, eta=etas, **stepped), both)
+
+
+def gaussians(k: int, update: str, descend_at: str, std: float) -> Iterator[dict[str, Tensor]]:
+    shapes = {"input": (3, 8, 8), "conv1": (6, 8, 8), "conv2": (8, 8, 8)}
+    for step, (x, _) in enumerate(BATCHES):
+        for t in range(len(schedule(k, update, descend_at))):
+            zeros = {site: x.new_zeros(len(x), *shape) for site, shape in shapes.items()}
+            yield {site: std * normal(z, Stream(0, step), key=f"{site}/{t}") for site, z in zeros.items()}
+
+
+def anps() -> Iterator[Case]:
+    networks: tuple[Callable[[], nn.Module], ...] = (TinyMLP, TinyConv, TinyResNet)
+    updates = [("every-step", "printed"), ("every-step", "shifted"), ("last-step", "printed"), ("after-probes", "printed")]
+    for (update, descend_at), norm, apply in product(updates, ("l2", "l2-batch", "sign"), ("raw", "sign")):
+        options: dict[str, Any] = {"k": 3, "eta": 0.4, "eps": 6.0, "norm": norm, "apply": apply, "update": update}
+        options["descend_at"] = descend_at
+        yield Case(ANP(layers=3, **options), partial(anp, m=3, **options), networks)
+    for update, descend_at in updates:
+        plan: dict[str, Any] = {"k": 2, "eta": 0.0, "eps": 3.0, "include_input": True, "update": update}
+        plan["descend_at"] = descend_at
+        noisy = partial(anp, m=2, **plan)
+        yield Case(ANP(layers=2, **plan), noisy)
+
+        def with_noise(*args: Any, of: Callable[..., Any] = noisy, u: str = update, d: str = descend_at, **sgd: Any) -> Any:
+            return of(*args, gaussian=gaussians(2, u, d, 0.2), **sgd)
+
+        yield Case(ANP(layers=2, noise_std=0.2, **plan), with_noise)
+        for bn in ("train", "eval"):
+            yield Case(ANP(layers=2, probe=PROBES[bn], **plan), partial(noisy, probe_bn=bn))
+
+
+def lads() -> Iterator[Case]:
+    networks = (TinyResNet, resnet_without_norm)
+    schemes: list[dict[str, Any]] = [{"splitting": "lie-trotter"}, {"splitting": "strang-marchuk"}, {"num_inner_steps": 3}]
+    for scheme, (bn, probe) in product(schemes, PROBES.items()):
+        options: dict[str, Any] = {"eta": 60.0, **scheme}
+        reference = partial(lad, probe_bn=bn, **options, **ATTACK)
+        yield Case(LAD(base=Standard(), probe=probe, **options), partial(reference, base="natural"), networks)
+        yield Case(LAD(base=PGD(**ATTACK), probe=probe, **options), partial(reference, base="pgd", draws=UNIFORM), networks)
+        for gamma in (0.5, 0.2, 0.0):
+            on_trades = partial(reference, base="trades", draws=NORMAL, gamma=gamma)
+            yield Case(LAD(base=TRADES(**ATTACK), gamma=gamma, probe=probe, **options), on_trades, networks)
+    yield Case(
+        LAD(eta=20.0, base=TRADES(beta=2.0, **ATTACK)),
+        partial(lad, eta=20.0, base="trades", draws=NORMAL, lambda_=0.5, **ATTACK),
+        networks,
+    )
+    halved = LAD(eta=30.0, reference_batch=64, base=Standard())
+    yield Case(halved, partial(lad, eta=60.0, base="natural"), networks)
+
+
+def lats() -> Iterator[Case]:
+    sites, convs = ["bn1", "bn2"], ["conv1", "conv2"]
+
+    def without_norm() -> nn.Module:
+        return TinyConv(batch_norm=False)
+
+    for alpha, scale in product((0.0, 0.5, 0.3), ({"eps": 40.0}, {"eps": 0.1, "relative": False}, {"eps": 2.0, "reference_batch": 7})):
+        joint: dict[str, Any] = {"joint": True, "alpha": alpha} if alpha else {}
+        options: dict[str, Any] = scale
+        yield Case(LAT(**options, **joint), partial(lat, sites=sites, alpha=alpha, **options))
+        yield Case(LAT(**options, **joint), partial(lat, sites=convs, alpha=alpha, **options), (without_norm,))
+        fc = partial(lat, sites=["fc1"], alpha=alpha, **options)
+        yield Case(LAT(sites=["fc1"], **options, **joint), fc, (TinyMLP,))
+        for bn, probe in PROBES.items():
+            same = partial(fgs_inter, sites=sites, alpha=alpha, probe_bn=bn, **options)
+            yield Case(FGSInter(alpha=alpha, probe=probe, **options), same)
+    for alpha, (bn, probe) in product((0.5, 0.2), PROBES.items()):
+        yield Case(FGSOrig(eps=EPS, alpha=alpha, probe=probe), partial(fgs_orig, eps=EPS, alpha=alpha, probe_bn=bn))
+
+
+def blank() -> Batches:
+    """Some images without a relative size; and few rows, since the reference goes through them one by one."""
+    batches = [(x[:4].clone(), y[:4]) for x, y in BATCHES]
+    batches[1][0][2] = 0
+    return batches
+
+
+def trained(network: Callable[[], nn.Module]) -> nn.Module:
+    """Fine-tuning starts at a network that knows its classes."""
+    model = network().double()
+    standard(Net.of(model), LEARNING, lr=0.2).copy_to(model)
+    return model
+
+
+def deep_defenses() -> Iterator[Case]:
+    smaller: dict[str, Any] = {"lambda_": 2.0, "c": 4.0, "d": 3.0}
+    ours: dict[str, Any] = {"weight": 2.0, "c": 4.0, "d": 3.0}
+
+    def case(*networks: Callable[[], nn.Module], method: dict[str, Any], reference: dict[str, Any]) -> Case:
+        def weights(net: Net, batches: Batches, **sgd: float) -> Net:
+            return deep_defense(net, batches, **{**smaller, **reference}, **sgd)[0]
+
+        started = tuple(partial(trained, network) for network in networks)
+        return Case(DeepDefense(**{**ours, **method}), weights, started, blank(), training=False, lr=0.01)
+
+    for regulariser, alike in product(("exp", "linear"), (False, True)):
+        method = {"regulariser": regulariser, "treat_wrong": "alike" if alike else "separately"}
+        reference = {"regulariser": regulariser, "single_formula": alike}
+        yield case(TinyMLP, TinyConv, method=method, reference=reference)
+    for p in (1.5, 3.0, math.inf):
+        yield case(TinyMLP, method={"p": p}, reference={"p": p})
+    yield case(TinyMLP, method={"num_classes": 2}, reference={"num_classes": 2})
+    yield case(TinyMLP, method={"num_steps": 2, "overshoot": 0.5}, reference={"iterations": 2, "overshoot": 0.5})
+    yield case(TinyMLP, method={"layer": "fc2"}, reference={"layer": "fc2"})
+    yield case(TinyConv, method={"layer": "conv2"}, reference={"layer": "conv2"})
+    defaults = {"weight": 15.0, "c": 25.0, "d": 5.0}
+    yield case(TinyMLP, method=defaults, reference={"lambda_": 15.0, "c": 25.0, "d": 5.0})
+
+
+CASES = [*single_steps(), *slats(), *anps(), *lads(), *lats(), *deep_defenses()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_weights_are_those_of_the_algorithm_written_out(case: Case) -> None:
+    for network in case.networks:
+        model = network().double().train(case.training)
+        start = Net.of(model)
+        expected = case.reference(start, case.batches, lr=case.lr, **SGD)
+        train(replace(case.method), model, case.batches, case.lr)  # type: ignore[type-var]
+        assert start.distance(model) > 1e-3
+        assert (expected[0] if isinstance(expected, tuple) else expected).distance(model) < 1e-10
