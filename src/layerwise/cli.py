@@ -170,8 +170,8 @@ def train_command(arguments: Any, rest: list[str]) -> None:
         )
         _say(compare(folders).to_markdown())
         return
-    _, evaluation = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=not arguments.quiet)
-    _say(evaluation.to_markdown())
+    _, judgement = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=not arguments.quiet)
+    _say(judgement.to_markdown())
     _say(f"run folder: {folder}")
 
 
@@ -215,7 +215,7 @@ def evaluate_command(arguments: Any, rest: list[str]) -> None:
     if arguments.folder is None:
         raise _usage("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
     settings, model, data = experiment.open_run(arguments.folder, rest, trust=arguments.trust, which=arguments.weights)
-    evaluation = experiment.judge(
+    judgement = experiment.judge(
         model,
         data,
         settings.evaluation,
@@ -223,7 +223,7 @@ def evaluate_command(arguments: Any, rest: list[str]) -> None:
         folder=arguments.folder,
         progress=not arguments.quiet,
     )
-    _say(evaluation.to_markdown())
+    _say(judgement.to_markdown())
 
 
 def report_command(arguments: Any, rest: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -34,6 +35,10 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if not close:
+        # Part by part: 'slt' is no near match of 'slat-digits', but of its first part.
+        parts = {k: difflib.get_close_matches(name, re.split(r"[-_.:]", k), n=1, cutoff=0.6) for k in known}
+        close = [k for k, part in parts.items() if part][:count]
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     return "known: " + ", ".join(sorted(known)[:20]) + ("." if len(known) <= 20 else ", ...")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from layerwise import models, recipe
 from layerwise.config import Schema, Tree, merge
 from layerwise.data import Augment, ImageData
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation import Evaluation, ThreatModel, evaluate
+from layerwise.evaluation import Evaluation, Rho, ThreatModel, evaluate, rho
 from layerwise.files import atomic
 from layerwise.methods import METHODS, InputMethod, Method
 from layerwise.probe import Criterion, CrossEntropy
@@ -86,6 +87,7 @@ class EvaluationSettings:
         attacks: names as `layerwise list attacks` shows them, such as pgd-50-10 (50 steps, 10 restarts).
         num_examples: a fixed random subset of so many; null is all.
         batch_size: examples attacked at a time.
+        rho_steps: DeepFool steps of Deep Defense's rho_2, a measure for each; 5 to compare with the paper, 50 to converge.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -93,6 +95,29 @@ class EvaluationSettings:
     attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"])
     num_examples: int | None = None
     batch_size: int = 250
+    rho_steps: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the judgement of a run says.
+
+    Args:
+        evaluation: accuracies under attack.
+        rho: Deep Defense's rho_2, one for each number of DeepFool steps that was asked for.
+    """
+
+    evaluation: Evaluation
+    rho: tuple[Rho, ...] = ()
+
+    def to_markdown(self) -> str:
+        """The evaluation's table, and a line a measure."""
+        lines = [
+            f"rho_2 with {r.num_steps} DeepFool steps: {r.value:.4g} over {r.images} images, {100 * r.unfooled:.2f} % not fooled"
+            + (f", {r.blank} blank ones left out" if r.blank else "")
+            for r in self.rho
+        ]
+        return "\n".join([self.evaluation.to_markdown(), *lines])
 
 
 @dataclass(kw_only=True)
@@ -216,7 +241,7 @@ def start_from(model: nn.Module, source: str, *, runs: Path, progress: bool) -> 
 
 def train(
     experiment: Experiment, tree: Tree, *, folder: Path, resume: bool = False, progress: bool = True
-) -> tuple[FitResult, Evaluation]:
+) -> tuple[FitResult, Judgement]:
     """Train one run and judge it on the test set.
 
     Args:
@@ -271,8 +296,8 @@ def judge(
     name: str | None = None,
     folder: Path | None = None,
     progress: bool = True,
-) -> Evaluation:
-    """Evaluate a network on the test set, and write the record into the run's folder."""
+) -> Judgement:
+    """Evaluate a network on the test set, and write the record into the run's folder: evaluation.json, measures.json, evaluation.md."""
     evaluation = evaluate(
         model,
         data.test,
@@ -284,11 +309,20 @@ def judge(
         model_name=name,
         data_name=data.name,
     )
+    subset: dict[str, Any] = {"num_examples": settings.num_examples, "batch_size": settings.batch_size}
+    sizes = tuple(rho(model, data.test, num_steps=steps, **subset) for steps in settings.rho_steps)
+    judgement = Judgement(evaluation=evaluation, rho=sizes)
     if folder is not None:
-        for file, text in (("evaluation.json", evaluation.to_json()), ("evaluation.md", evaluation.to_markdown())):
+        measures = {"rho": [asdict(r) for r in judgement.rho]}
+        texts = {
+            "evaluation.json": evaluation.to_json(),
+            "measures.json": json.dumps(measures, indent=2) + "\n",
+            "evaluation.md": judgement.to_markdown(),
+        }
+        for file, text in texts.items():
             with atomic(folder / file) as partial:
                 partial.write_text(text, encoding="utf-8")
-    return evaluation
+    return judgement
 
 
 def open_run(

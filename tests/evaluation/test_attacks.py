@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
-from layerwise.evaluation import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolL2, InputAttack, StepLL, ThreatModel, loss_gradient
+from layerwise.evaluation import (
+    BIM,
+    FGSM,
+    MIFGSM,
+    PGD,
+    Clean,
+    DeepFoolL2,
+    InputAttack,
+    StepLL,
+    ThreatModel,
+    loss_gradient,
+)
 from layerwise.evaluation.base import BLOCK, starting_points
 from layerwise.random import Stream
 from tests.evaluation.problems import Linear, distance, gradient, trained, two_classes, unit
@@ -20,7 +31,9 @@ LINF, L2 = ThreatModel("linf", 0.05), ThreatModel("l2", 0.4)
 NETS = [trained, lambda: TinyConv().double().eval(), lambda: TinyResNet().double().eval()]
 
 
-def loop(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: ThreatModel, *, steps: int, alpha: float) -> Tensor:
+def loop(
+    net: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: ThreatModel, *, steps: int, alpha: float
+) -> Tensor:
     """Projected gradient ascent, written out."""
     x_adv = start
     for _ in range(steps):
@@ -145,7 +158,8 @@ def test_restarts_keep_the_worst_of_each_image(restarts: int) -> None:
     assert fooled.any(0).sum() > fooled[0].sum(), "the problem cannot show a missing restart"
     assert not fooled.any(0).all(), "the problem has no image that resists"
     expected = [
-        tries[int(fooled[:, i].nonzero()[0]) if fooled[:, i].any() else int(losses[:, i].argmax())][i] for i in range(40)
+        tries[int(fooled[:, i].nonzero()[0]) if fooled[:, i].any() else int(losses[:, i].argmax())][i]
+        for i in range(40)
     ]
     torch.testing.assert_close(
         PGD(3, restarts)(net, x, y, threat, generator=source), torch.stack(expected), rtol=0, atol=1e-12
@@ -245,7 +259,9 @@ def test_deepfool_on_three_linear_classes_takes_the_nearest_boundary() -> None:
 
 def test_deepfool_needs_an_l2_threat_model() -> None:
     net, (x, y) = trained(), batch(2)
-    with pytest.raises(ConfigError, match=r"deepfool makes small l2 steps, the threat model is linf, eps 0.05; type norm='l2'"):
+    with pytest.raises(
+        ConfigError, match=r"deepfool makes small l2 steps, the threat model is linf, eps 0.05; type norm='l2'"
+    ):
         DeepFoolL2()(net, x, y, LINF)
 
 

@@ -16,7 +16,11 @@ from tests.networks import batch
 
 @pytest.mark.parametrize(
     ("threat", "text"),
-    [(ThreatModel(), "linf, eps 8/255"), (ThreatModel("l2", 0.5), "l2, eps 0.5"), (ThreatModel("linf", 0.2), "linf, eps 0.2")],
+    [
+        (ThreatModel(), "linf, eps 8/255"),
+        (ThreatModel("l2", 0.5), "l2, eps 0.5"),
+        (ThreatModel("linf", 0.2), "linf, eps 0.2"),
+    ],
 )
 def test_text(threat: ThreatModel, text: str) -> None:
     assert str(threat) == text
@@ -25,7 +29,9 @@ def test_text(threat: ThreatModel, text: str) -> None:
 def test_units_of_0_to_255_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"eps=8 is in units of 0 to 255 pixels, ours are 0 to 1; type eps=8/255"):
         ThreatModel("linf", 8)
-    with pytest.raises(ConfigError, match=r"eps=128 is above 13.8564, .*\(3, 8, 8\); pixels are 0 to 1: type eps=128/255"):
+    with pytest.raises(
+        ConfigError, match=r"eps=128 is above 13.8564, .*\(3, 8, 8\); pixels are 0 to 1: type eps=128/255"
+    ):
         evaluate(trained(), batch(4), threat=ThreatModel("l2", 128), progress=False)
 
 

@@ -102,7 +102,7 @@ def single_steps() -> Iterator[Case]:
 
 def slats() -> Iterator[Case]:
     sites = ["conv1", "bn2"]
-    for clamp, probes, (bn, probe) in product((False, True), (1, 2, 3), PROBES.items()):
+    for clamp, probes, (bn, probe) in product((False, True), (1, 3), PROBES.items()):
         options: dict[str, Any] = {"clamp_to_activation_range": clamp, "num_probes": probes}
         reference = partial(slat, sites=sites, eta=EPS, probe_bn=bn, **options)
         yield Case(SLAT(sites=sites, eta=EPS, probe=probe, **options), reference)
@@ -112,7 +112,9 @@ def slats() -> Iterator[Case]:
             yield Case(SLAT(sites=sites, base=NFGSM(eps=EPS), **options), partial(started, base="n-fgsm"))
     etas = {"input": EPS, "conv1": 0.1, "blocks.block3": 0.02}
     hidden, both = list(etas)[1:], (TinyResNet, resnet_without_norm)
-    yield Case(SLAT(sites=hidden, eta=etas, input_step=0.9), partial(slat, sites=hidden, eta=etas, input_step=0.9), both)
+    yield Case(
+        SLAT(sites=hidden, eta=etas, input_step=0.9), partial(slat, sites=hidden, eta=etas, input_step=0.9), both
+    )
     stepped: dict[str, Any] = {"input_step": 0.9, "num_probes": 2}
     yield Case(SLAT(sites=hidden, eta=etas, **stepped), partial(slat, sites=hidden, eta=etas, **stepped), both)
 
@@ -126,19 +128,27 @@ def gaussians(k: int, update: str, descend_at: str, std: float) -> Iterator[dict
 
 
 def anps() -> Iterator[Case]:
-    networks: tuple[Callable[[], nn.Module], ...] = (TinyMLP, TinyConv, TinyResNet)
-    updates = [("every-step", "printed"), ("every-step", "shifted"), ("last-step", "printed"), ("after-probes", "printed")]
+    networks = (TinyConv, TinyMLP, TinyResNet)
+    updates = [
+        ("every-step", "printed"),
+        ("every-step", "shifted"),
+        ("last-step", "printed"),
+        ("after-probes", "printed"),
+    ]
     for (update, descend_at), norm, apply in product(updates, ("l2", "l2-batch", "sign"), ("raw", "sign")):
         options: dict[str, Any] = {"k": 3, "eta": 0.4, "eps": 6.0, "norm": norm, "apply": apply, "update": update}
         options["descend_at"] = descend_at
-        yield Case(ANP(layers=3, **options), partial(anp, m=3, **options), networks)
+        printed = norm == "l2" and apply == "raw"
+        yield Case(ANP(layers=3, **options), partial(anp, m=3, **options), networks if printed else networks[:1])
     for update, descend_at in updates:
         plan: dict[str, Any] = {"k": 2, "eta": 0.0, "eps": 3.0, "include_input": True, "update": update}
         plan["descend_at"] = descend_at
         noisy = partial(anp, m=2, **plan)
         yield Case(ANP(layers=2, **plan), noisy)
 
-        def with_noise(*args: Any, of: Callable[..., Any] = noisy, u: str = update, d: str = descend_at, **sgd: Any) -> Any:
+        def with_noise(
+            *args: Any, of: Callable[..., Any] = noisy, u: str = update, d: str = descend_at, **sgd: Any
+        ) -> Any:
             return of(*args, gaussian=gaussians(2, u, d, 0.2), **sgd)
 
         yield Case(ANP(layers=2, noise_std=0.2, **plan), with_noise)
@@ -148,19 +158,25 @@ def anps() -> Iterator[Case]:
 
 def lads() -> Iterator[Case]:
     networks = (TinyResNet, resnet_without_norm)
-    schemes: list[dict[str, Any]] = [{"splitting": "lie-trotter"}, {"splitting": "strang-marchuk"}, {"num_inner_steps": 3}]
-    for scheme, (bn, probe) in product(schemes, PROBES.items()):
+    schemes: list[dict[str, Any]] = [
+        {"splitting": "lie-trotter"},
+        {"splitting": "strang-marchuk"},
+        {"num_inner_steps": 3},
+    ]
+    for scheme in schemes:
         options: dict[str, Any] = {"eta": 60.0, **scheme}
-        reference = partial(lad, probe_bn=bn, **options, **ATTACK)
-        yield Case(LAD(base=Standard(), probe=probe, **options), partial(reference, base="natural"), networks)
-        yield Case(LAD(base=PGD(**ATTACK), probe=probe, **options), partial(reference, base="pgd", draws=UNIFORM), networks)
+        reference = partial(lad, **options, **ATTACK)
+        for bn, probe in PROBES.items():
+            natural = partial(reference, base="natural", probe_bn=bn)
+            yield Case(LAD(base=Standard(), probe=probe, **options), natural, networks)
+        yield Case(LAD(base=PGD(**ATTACK), **options), partial(reference, base="pgd", draws=UNIFORM), networks)
         for gamma in (0.5, 0.2, 0.0):
             on_trades = partial(reference, base="trades", draws=NORMAL, gamma=gamma)
-            yield Case(LAD(base=TRADES(**ATTACK), gamma=gamma, probe=probe, **options), on_trades, networks)
+            yield Case(LAD(base=TRADES(**ATTACK), gamma=gamma, **options), on_trades, networks[:1])
     yield Case(
         LAD(eta=20.0, base=TRADES(beta=2.0, **ATTACK)),
         partial(lad, eta=20.0, base="trades", draws=NORMAL, lambda_=0.5, **ATTACK),
-        networks,
+        networks[:1],
     )
     halved = LAD(eta=30.0, reference_batch=64, base=Standard())
     yield Case(halved, partial(lad, eta=60.0, base="natural"), networks)
@@ -172,7 +188,9 @@ def lats() -> Iterator[Case]:
     def without_norm() -> nn.Module:
         return TinyConv(batch_norm=False)
 
-    for alpha, scale in product((0.0, 0.5, 0.3), ({"eps": 40.0}, {"eps": 0.1, "relative": False}, {"eps": 2.0, "reference_batch": 7})):
+    for alpha, scale in product(
+        (0.0, 0.5, 0.3), ({"eps": 40.0}, {"eps": 0.1, "relative": False}, {"eps": 2.0, "reference_batch": 7})
+    ):
         joint: dict[str, Any] = {"joint": True, "alpha": alpha} if alpha else {}
         options: dict[str, Any] = scale
         yield Case(LAT(**options, **joint), partial(lat, sites=sites, alpha=alpha, **options))
@@ -204,12 +222,14 @@ def deep_defenses() -> Iterator[Case]:
     smaller: dict[str, Any] = {"lambda_": 2.0, "c": 4.0, "d": 3.0}
     ours: dict[str, Any] = {"weight": 2.0, "c": 4.0, "d": 3.0}
 
-    def case(*networks: Callable[[], nn.Module], method: dict[str, Any], reference: dict[str, Any]) -> Case:
+    def case(
+        *networks: Callable[[], nn.Module], method: dict[str, Any], reference: dict[str, Any], lr: float = 0.01
+    ) -> Case:
         def weights(net: Net, batches: Batches, **sgd: float) -> Net:
             return deep_defense(net, batches, **{**smaller, **reference}, **sgd)[0]
 
         started = tuple(partial(trained, network) for network in networks)
-        return Case(DeepDefense(**{**ours, **method}), weights, started, blank(), training=False, lr=0.01)
+        return Case(DeepDefense(**{**ours, **method}), weights, started, blank(), training=False, lr=lr)
 
     for regulariser, alike in product(("exp", "linear"), (False, True)):
         method = {"regulariser": regulariser, "treat_wrong": "alike" if alike else "separately"}
@@ -222,7 +242,7 @@ def deep_defenses() -> Iterator[Case]:
     yield case(TinyMLP, method={"layer": "fc2"}, reference={"layer": "fc2"})
     yield case(TinyConv, method={"layer": "conv2"}, reference={"layer": "conv2"})
     defaults = {"weight": 15.0, "c": 25.0, "d": 5.0}
-    yield case(TinyMLP, method=defaults, reference={"lambda_": 15.0, "c": 25.0, "d": 5.0})
+    yield case(TinyMLP, method=defaults, reference={"lambda_": 15.0, "c": 25.0, "d": 5.0}, lr=1e-4)
 
 
 CASES = [*single_steps(), *slats(), *anps(), *lads(), *lats(), *deep_defenses()]
@@ -235,5 +255,5 @@ def test_the_weights_are_those_of_the_algorithm_written_out(case: Case) -> None:
         start = Net.of(model)
         expected = case.reference(start, case.batches, lr=case.lr, **SGD)
         train(replace(case.method), model, case.batches, case.lr)  # type: ignore[type-var]
-        assert start.distance(model) > 1e-3
+        assert start.distance(model) > case.lr / 300
         assert (expected[0] if isinstance(expected, tuple) else expected).distance(model) < 1e-10

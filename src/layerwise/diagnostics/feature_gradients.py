@@ -1,0 +1,91 @@
+"""The l1 norm of the loss gradient at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise import norms
+from layerwise.diagnostics.base import LAYERS, Curves, attached, batches, examining
+from layerwise.diagnostics.style import finish_sites, per_site
+from layerwise.probe import Criterion, CrossEntropy, Probe
+from layerwise.tracing import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@final
+@dataclass(frozen=True)
+class FeatureGradients(Curves):
+    """l1 norms of the gradients at the sites.
+
+    Args:
+        sites: their names, in the order of the forward pass.
+        norms: at each, the mean over the images of ||dL/dz||_1, the sum over the site's entries.
+        entries: of each site's activation, per image.
+        images: how many the means are over.
+    """
+
+    title: ClassVar[str] = "Feature gradients"
+
+    sites: tuple[str, ...]
+    norms: tuple[float, ...]
+    entries: tuple[int, ...]
+    images: int
+
+    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+        """A value a site."""
+        per_site(panels[0], self.sites, self.norms, **look)
+
+    def finish(self, panels: Sequence[Axes]) -> None:
+        """Label the axes."""
+        panels[0].set_xlabel("mean l1 norm of dL/dz (nats per unit of z)")
+        panels[0].set_ylabel("site")
+        finish_sites(panels[0], logarithmic=True)
+
+    def sentence(self) -> str:
+        """The largest and the smallest."""
+        high, low = (extreme(zip(self.norms, self.sites, strict=True)) for extreme in (max, min))
+        return (
+            f"mean l1 norm over {self.images} images is largest at {high[1]} ({high[0]:.3g}) and smallest at {low[1]} ({low[0]:.3g})."
+        )
+
+
+def feature_gradient_norms(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    sites: Selection = LAYERS,
+    criterion: Criterion | None = None,
+    batch_size: int = 250,
+) -> FeatureGradients:
+    """Mean over the images of ||dL/dz||_1 at every site, L each image's own loss, z the site's activation.
+
+    Args:
+        model: any classifier.
+        x: images, shape (N, ...), pixels in [0, 1].
+        y: labels, shape (N,).
+        sites: where; see `layerwise.tracing.select`.
+        criterion: each image's loss; None is cross entropy.
+        batch_size: images at a time; the result does not depend on it.
+
+    Reference: SLAT, eq. 5 and figure 5 (which prints no values and does not say whether the norm is a sum or a mean over a layer).
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> feature_gradient_norms(net, torch.rand(8, 4), torch.zeros(8, dtype=torch.int64)).sites
+    ('input', '0', '2')
+    """
+    loss = criterion or CrossEntropy()
+    with examining(model) as network, attached(network, sites, x) as found:
+        total = torch.zeros(len(found), dtype=torch.float64)
+        for images, labels, _ in batches(network, x, y, batch_size=batch_size):
+            _, g = Probe()(network, images, labels, criterion=loss, sites=found)
+            total += torch.stack([norms.norm(gradient.double(), "l1").sum() for gradient in g.values()]).cpu()
+        names, entries = tuple(map(str, found)), tuple(found.shape(site).numel() for site in found)
+    return FeatureGradients(names, tuple((total / len(x)).tolist()), entries, len(x))

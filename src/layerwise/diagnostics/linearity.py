@@ -1,0 +1,130 @@
+"""The linear approximation error of the loss at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.ascent import chain, scale, sign
+from layerwise.diagnostics.base import LAYERS, Curves, attached, batches, examining
+from layerwise.diagnostics.landscape import rademacher
+from layerwise.diagnostics.style import finish_sites, per_site, pixels
+from layerwise.errors import ConfigError
+from layerwise.probe import Criterion, CrossEntropy, Probe
+from layerwise.sites import Sites
+from layerwise.tracing import Selection
+from layerwise.units import Radius
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@final
+@dataclass(frozen=True)
+class Linearity(Curves):
+    """How far the loss is from its tangent at the sites.
+
+    Args:
+        sites: their names, in the order of the forward pass.
+        errors: at each, the mean over the images of R = |L(z + e) - L(z) - <g, e>|, nats.
+        first_order: at each, the mean of |<g, e>|, nats: what R is to be compared with.
+        eta: size of the entries of e, in the unit of the activation.
+        direction: `"adversarial"` or `"random"`.
+        images: how many the means are over.
+    """
+
+    title: ClassVar[str] = "Linear approximation error"
+
+    sites: tuple[str, ...]
+    errors: tuple[float, ...]
+    first_order: tuple[float, ...]
+    eta: float
+    direction: str
+    images: int
+
+    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+        """A value a site."""
+        per_site(panels[0], self.sites, self.errors, **look)
+
+    def finish(self, panels: Sequence[Axes]) -> None:
+        """Label the axes."""
+        panels[0].set_xlabel(f"mean |L(z + e) - L(z) - <g, e>| (nats), {self.direction} e of entries {pixels(self.eta)[4:]}")
+        panels[0].set_ylabel("site")
+        finish_sites(panels[0], logarithmic=True)
+
+    def sentence(self) -> str:
+        """The largest and the smallest."""
+        high, low = (extreme(zip(self.errors, self.sites, strict=True)) for extreme in (max, min))
+        return (
+            f"mean error over {self.images} images is largest at {high[1]} ({high[0]:.3g} nats) and smallest at {low[1]} "
+            f"({low[0]:.3g} nats)."
+        )
+
+
+def linear_approximation_error(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    sites: Selection = LAYERS,
+    eta: Radius = 8 / 255,
+    direction: Literal["adversarial", "random"] = "adversarial",
+    criterion: Criterion | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Linearity:
+    """Mean of R = |L(z + e) - L(z) - <dL/dz, e>| at every site, one site at a time.
+
+    Args:
+        model: any classifier.
+        x: images, shape (N, ...), pixels in [0, 1].
+        y: labels, shape (N,).
+        sites: where; see `layerwise.tracing.select`.
+        eta: size of the entries of e, in the unit of the activation.
+        direction: `"adversarial"` is e = eta sign(dL/dz), SLAT's own perturbation; `"random"` has entries +eta or -eta.
+        criterion: each image's loss; None is cross entropy.
+        seed: of the random directions.
+        batch_size: images at a time; the result does not depend on it.
+
+    Raises:
+        ConfigError: unknown direction.
+
+    Reference: SLAT, eq. 6.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> linear_approximation_error(net, torch.rand(8, 4), torch.zeros(8, dtype=torch.int64)).sites
+    ('input', '0', '2')
+    """
+    if direction not in ("adversarial", "random"):
+        raise ConfigError(f"direction={direction!r} is unknown; type 'adversarial' or 'random'")
+    loss = criterion or CrossEntropy()
+    with examining(model) as network, attached(network, sites, x) as found:
+        total = torch.zeros(2, len(found), dtype=torch.float64)
+        for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
+            _, g = Probe()(network, images, labels, criterion=loss, sites=found)
+            start = _losses(network, images, labels, loss)
+            for index, (site, gradient) in enumerate(g.items()):
+                along = gradient if direction == "adversarial" else rademacher(gradient, source, key=str(site))
+                e = chain(sign(), scale(eta))(along)
+                with found.perturb({site: e}):
+                    change = _losses(network, images, labels, loss) - start
+                first = (gradient.double() * e.double()).flatten(1).sum(dim=1)
+                total[0, index] += (change - first).abs().sum().cpu()
+                total[1, index] += first.abs().sum().cpu()
+        names = _names(found)
+    errors, first_order = (total / len(x)).tolist()
+    return Linearity(names, tuple(errors), tuple(first_order), float(eta), direction, len(x))
+
+
+def _losses(network: nn.Module, x: Tensor, y: Tensor, criterion: Criterion) -> Tensor:
+    """Each image's loss in float64, since small differences of it are what matters."""
+    with torch.no_grad():
+        return criterion(network(x).double(), y)
+
+
+def _names(sites: Sites) -> tuple[str, ...]:
+    return tuple(map(str, sites))
