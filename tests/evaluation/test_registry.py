@@ -61,7 +61,7 @@ def test_every_attack_is_listed_and_tested() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pdg-20", r"attack 'pdg-20' is unknown; did you mean 'pgd'\?.*`layerwise list attacks`"),
+        ("pdg-20", r"attack 'pdg-20' is unknown; did you mean 'pgd' or .*\? \(`layerwise list attacks`"),
         ("", "attack '' is unknown"),
         ("pgd-20-1-3", "has more than pgd takes; type pgd-STEPS-RESTARTS, for example pgd-20"),
         ("fgsm-3", "has more than fgsm takes; type fgsm, for example fgsm"),

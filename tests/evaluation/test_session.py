@@ -117,14 +117,14 @@ def test_images_are_a_fixed_subset_in_an_order_drawn_by_the_seed() -> None:
 def test_kinds_of_data(kind: str) -> None:
     x, y = batch(30, dtype=torch.float32)
     x = (255 * x).round() / 255
-    data: Data = {
+    kinds: dict[str, Data] = {
         "tensors": (x, y.to(torch.int32)),
         "uint8": ((255 * x).round().to(torch.uint8), y),
         "split": TensorSplit(x, y),
         "stream": from_dataset(TensorDataset(x, y), classes="abcde", test=TensorDataset(x, y), validation=0).test,
         "data": from_tensors(x, y, test=(x, y), validation=0, classes=list("abcde"), name="pictures"),
-    }[kind]
-    record = evaluate(trained(torch.float32), data, attacks=["clean"], batch_size=8, progress=False)
+    }
+    record = evaluate(trained(torch.float32), kinds[kind], attacks=["clean"], batch_size=8, progress=False)
     assert record.worst.total == record.data.size == 30
     assert record.data.name == ("pictures test" if kind == "data" else "data")
     expected = int((trained(torch.float32)(x).argmax(1) == y).sum())
@@ -140,6 +140,11 @@ def broken(value: float) -> Tensor:
     return x
 
 
+STREAMED = from_dataset(
+    TensorDataset(X, Y), classes="abcde", test=TensorDataset(broken(1.5), Y), validation=0, value_range=None
+).test
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -150,10 +155,7 @@ def broken(value: float) -> Tensor:
         ((broken(-0.5), Y), r"image 3 holds -0.5 .*every pixel must lie in \[0, 1\]"),
         ((broken(float("nan")), Y), r"image 3 holds nan .*every pixel must be a finite number"),
         (TensorSplit(broken(1.5), Y), r"image 3 holds 1.5"),
-        (
-            from_dataset(TensorDataset(broken(1.5), Y), classes="abcde", test=0.9, validation=0, value_range=None).test,
-            "holds 1.5",
-        ),
+        (STREAMED, "image 3 holds 1.5"),
         ((X, torch.full((6,), 5)), r"data: label \d is 5; with 5 classes the labels must be 0 to 4"),
         ((X, Y - 9), r"label 0 is -\d"),
         ((X, Y.float()), "class numbers are whole"),
@@ -210,14 +212,26 @@ def test_bad_number_of_images() -> None:
         evaluate(trained(), (X, Y), num_examples=0, progress=False)
 
 
-def test_networks_without_parameters_and_on_another_device() -> None:
+def test_networks_without_parameters() -> None:
     net = Gives(lambda x: x.flatten(1)[:, :5])
     record = evaluate(net, (X, Y), attacks=["clean", "fgsm"], device="cpu", progress=False)
     assert record.model.parameters == 0
     assert record.device == "cpu"
-    moved = trained(torch.float32)
-    with pytest.raises(Exception, match="meta"):
-        evaluate(moved, (X, Y), attacks=["clean"], device="meta", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", r"device='gpu' is unknown; type 'cpu', 'cuda' or 'cuda:1'"),
+        (
+            "cuda:99",
+            r"device='cuda:99' is not there: this machine has \d+ GPUs that torch can use; type another, or none",
+        ),
+    ],
+)
+def test_devices_that_are_not_there(device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(trained(), (X, Y), attacks=["clean"], device=device, progress=False)
 
 
 def test_the_embedded_digits() -> None:

@@ -46,7 +46,7 @@ from tests.reference.standard import standard
 from tests.reference.trades import trades
 
 EPS = 8 / 255
-SGD = {"momentum": 0.9, "weight_decay": 0.01}
+SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01}
 BATCHES: Batches = tuple(batch(n, seed=n) for n in (6, 4, 7))
 UNIFORM = [uniform(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
 NORMAL = [normal(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
@@ -225,7 +225,7 @@ def deep_defenses() -> Iterator[Case]:
     def case(
         *networks: Callable[[], nn.Module], method: dict[str, Any], reference: dict[str, Any], lr: float = 0.01
     ) -> Case:
-        def weights(net: Net, batches: Batches, **sgd: float) -> Net:
+        def weights(net: Net, batches: Batches, **sgd: Any) -> Net:
             return deep_defense(net, batches, **{**smaller, **reference}, **sgd)[0]
 
         started = tuple(partial(trained, network) for network in networks)

@@ -39,7 +39,9 @@ def cheap(**options: Any) -> Training:
     return Training(**{**usual, **options})
 
 
-def train(net: nn.Module, method: Method, settings: Training, data: ImageData | None = None, **options: Any) -> FitResult:
+def train(
+    net: nn.Module, method: Method, settings: Training, data: ImageData | None = None, **options: Any
+) -> FitResult:
     """`fit` in silence."""
     return fit(net, method, data or pictures(), training=settings, progress=False, **options)
 

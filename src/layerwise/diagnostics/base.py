@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.ascent import chain, scale, sign
-from layerwise.diagnostics.style import canvas, describe, line, styled
+from layerwise.diagnostics.style import canvas, describe, finish_sites, line, styled
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.base import loss_gradient
 from layerwise.evaluation.session import evaluation_mode, exact_arithmetic
-from layerwise.probe import frozen
+from layerwise.probe import Criterion, frozen
 from layerwise.random import Source, Stream, uniform
 from layerwise.sites import Sites, unwrap
 from layerwise.tracing import Selection, Site
@@ -134,6 +134,12 @@ def activations(network: nn.Module, sites: Sites, x: Tensor) -> tuple[Tensor, di
     return logits, dict(zip(sites, found, strict=True))
 
 
+def losses(network: nn.Module, x: Tensor, y: Tensor, criterion: Criterion) -> Tensor:
+    """Each image's loss, in float64 from the logits on: small differences of it matter here."""
+    with torch.no_grad():
+        return criterion(network(x).double(), y)
+
+
 def plain(value: Any) -> Any:
     """A value in JSON's types; a number that is not finite is null.
 
@@ -203,3 +209,38 @@ class Curves(Diagnostic):
                     *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 4)
                 )
         return describe(figure, f"{self.title}. " + " ".join(f"{k}: {v.sentence()}" for k, v in shown.items()))
+
+
+class PerSite(Curves):
+    """A number for every site; sites run from top to bottom, so that names of any length stay readable."""
+
+    sites: tuple[str, ...]
+    images: int
+    logarithmic: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def values(self) -> tuple[float, ...]:
+        """What is drawn, a number a site."""
+
+    @property
+    @abstractmethod
+    def quantity(self) -> str:
+        """What the numbers are, with their unit."""
+
+    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+        """See `Curves.draw`."""
+        panels[0].plot(self.values, self.sites, **look)
+
+    def finish(self, panels: Sequence[Axes]) -> None:
+        """See `Curves.finish`."""
+        panels[0].set(xlabel=self.quantity, ylabel="site, from input to output")
+        finish_sites(panels[0], logarithmic=self.logarithmic)
+
+    def sentence(self) -> str:
+        """The largest and the smallest."""
+        pairs = list(zip(self.values, self.sites, strict=True))
+        (high, top), (low, bottom) = max(pairs), min(pairs)
+        return (
+            f"{self.quantity} over {self.images} images is largest at {top} ({high:.3g}) and smallest at {bottom} ({low:.3g})."
+        )

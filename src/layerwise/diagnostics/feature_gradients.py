@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from layerwise import norms
-from layerwise.diagnostics.base import LAYERS, Curves, attached, batches, examining
-from layerwise.diagnostics.style import finish_sites, per_site
+from layerwise.diagnostics.base import LAYERS, PerSite, attached, batches, examining
 from layerwise.probe import Criterion, CrossEntropy, Probe
 from layerwise.tracing import Selection
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
 @dataclass(frozen=True)
-class FeatureGradients(Curves):
+class FeatureGradients(PerSite):
     """l1 norms of the gradients at the sites.
 
     Args:
@@ -38,22 +33,15 @@ class FeatureGradients(Curves):
     entries: tuple[int, ...]
     images: int
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
-        """A value a site."""
-        per_site(panels[0], self.sites, self.norms, **look)
+    @property
+    def values(self) -> tuple[float, ...]:
+        """See `PerSite.values`."""
+        return self.norms
 
-    def finish(self, panels: Sequence[Axes]) -> None:
-        """Label the axes."""
-        panels[0].set_xlabel("mean l1 norm of dL/dz (nats per unit of z)")
-        panels[0].set_ylabel("site")
-        finish_sites(panels[0], logarithmic=True)
-
-    def sentence(self) -> str:
-        """The largest and the smallest."""
-        high, low = (extreme(zip(self.norms, self.sites, strict=True)) for extreme in (max, min))
-        return (
-            f"mean l1 norm over {self.images} images is largest at {high[1]} ({high[0]:.3g}) and smallest at {low[1]} ({low[0]:.3g})."
-        )
+    @property
+    def quantity(self) -> str:
+        """See `PerSite.quantity`."""
+        return "mean l1 norm of dL/dz (nats per unit of z)"
 
 
 def feature_gradient_norms(

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.ascent import chain, scale, sign
-from layerwise.diagnostics.base import LAYERS, Curves, attached, batches, examining
+from layerwise.diagnostics.base import LAYERS, PerSite, attached, batches, examining, losses
 from layerwise.diagnostics.landscape import rademacher
-from layerwise.diagnostics.style import finish_sites, per_site, pixels
 from layerwise.errors import ConfigError
 from layerwise.probe import Criterion, CrossEntropy, Probe
-from layerwise.sites import Sites
 from layerwise.tracing import Selection
-from layerwise.units import Radius
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from layerwise.units import Radius, format_radius
 
 
 @final
 @dataclass(frozen=True)
-class Linearity(Curves):
+class Linearity(PerSite):
     """How far the loss is from its tangent at the sites.
 
     Args:
@@ -46,23 +40,15 @@ class Linearity(Curves):
     direction: str
     images: int
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
-        """A value a site."""
-        per_site(panels[0], self.sites, self.errors, **look)
+    @property
+    def values(self) -> tuple[float, ...]:
+        """See `PerSite.values`."""
+        return self.errors
 
-    def finish(self, panels: Sequence[Axes]) -> None:
-        """Label the axes."""
-        panels[0].set_xlabel(f"mean |L(z + e) - L(z) - <g, e>| (nats), {self.direction} e of entries {pixels(self.eta)[4:]}")
-        panels[0].set_ylabel("site")
-        finish_sites(panels[0], logarithmic=True)
-
-    def sentence(self) -> str:
-        """The largest and the smallest."""
-        high, low = (extreme(zip(self.errors, self.sites, strict=True)) for extreme in (max, min))
-        return (
-            f"mean error over {self.images} images is largest at {high[1]} ({high[0]:.3g} nats) and smallest at {low[1]} "
-            f"({low[0]:.3g} nats)."
-        )
+    @property
+    def quantity(self) -> str:
+        """See `PerSite.quantity`."""
+        return f"mean |L(z + e) - L(z) - <g, e>| (nats), {self.direction} e of {format_radius(self.eta)}"
 
 
 def linear_approximation_error(
@@ -106,25 +92,15 @@ def linear_approximation_error(
         total = torch.zeros(2, len(found), dtype=torch.float64)
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             _, g = Probe()(network, images, labels, criterion=loss, sites=found)
-            start = _losses(network, images, labels, loss)
+            start = losses(network, images, labels, loss)
             for index, (site, gradient) in enumerate(g.items()):
                 along = gradient if direction == "adversarial" else rademacher(gradient, source, key=str(site))
                 e = chain(sign(), scale(eta))(along)
                 with found.perturb({site: e}):
-                    change = _losses(network, images, labels, loss) - start
+                    change = losses(network, images, labels, loss) - start
                 first = (gradient.double() * e.double()).flatten(1).sum(dim=1)
                 total[0, index] += (change - first).abs().sum().cpu()
                 total[1, index] += first.abs().sum().cpu()
-        names = _names(found)
+        names = tuple(map(str, found))
     errors, first_order = (total / len(x)).tolist()
     return Linearity(names, tuple(errors), tuple(first_order), float(eta), direction, len(x))
-
-
-def _losses(network: nn.Module, x: Tensor, y: Tensor, criterion: Criterion) -> Tensor:
-    """Each image's loss in float64, since small differences of it are what matters."""
-    with torch.no_grad():
-        return criterion(network(x).double(), y)
-
-
-def _names(sites: Sites) -> tuple[str, ...]:
-    return tuple(map(str, sites))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,6 @@ def line(index: int) -> dict[str, Any]:
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index % len(DASHES)],
     }
-
-
-def per_site(axes: Axes, names: Sequence[str], values: Sequence[float], **look: Any) -> None:
-    """One value a site, sites from top to bottom in the order of the forward pass: names of any length stay readable."""
-    axes.plot(list(values), list(names), **look)
 
 
 def finish_sites(axes: Axes, *, logarithmic: bool = False) -> None:

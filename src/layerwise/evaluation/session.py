@@ -121,7 +121,7 @@ def judging(
     network = unwrap(model)
     split, name = checked_split(data)
     home, dtype = _home(network)
-    place = home if device is None else torch.device(device)
+    place = home if device is None else find_device(device)
     if num_examples is not None and num_examples < 1:
         raise ConfigError(f"num_examples={num_examples} leaves nothing to judge; type 1 or more, or none for all")
     order = epoch_order(len(split), shuffle=True, seed=seed, epoch=0)[:num_examples]
@@ -137,6 +137,24 @@ def judging(
         finally:
             if place != home:
                 network.to(home)
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """The device called so.
+
+    Raises:
+        ConfigError: there is no such device, here or anywhere.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r} is unknown; type 'cpu', 'cuda' or 'cuda:1'") from error
+    count = torch.cuda.device_count()
+    if place.type == "cuda" and (place.index or 0) >= count:
+        raise ConfigError(
+            f"device={str(device)!r} is not there: this machine has {count} GPUs that torch can use; type another, or none"
+        )
+    return place
 
 
 def checked_split(data: Data) -> tuple[Split, str]:

@@ -80,6 +80,8 @@ def fit(
     3
     """
     settings, raw = training or Training(), unwrap(model)
+    if resume and run is None:
+        raise ConfigError("resume=True needs the folder of the run; give run=...")
     asked = {"model": type(raw).__name__, "data": data.name, "method": method, "training": settings, "phases": phases}
     job = Job(
         raw=raw,
@@ -318,6 +320,7 @@ def _engine(settings: Training) -> Fabric:
         ConfigError: this machine does not have what they ask for.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     talk = logging.getLogger("lightning_fabric.utilities.rank_zero")
     level = talk.level
@@ -333,7 +336,7 @@ def _engine(settings: Training) -> Fabric:
                 strategy=settings.strategy,
                 precision=settings.precision,
             )
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ImportError, ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise ConfigError(f"training cannot start as asked: {str(error).splitlines()[0]}") from error
     finally:
         talk.setLevel(level)

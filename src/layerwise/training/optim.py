@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +60,6 @@ def _check(optimizer: Any) -> None:
         at_least(name, getattr(optimizer, name), 0)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum; the defaults are the papers' for CIFAR-10.
@@ -96,7 +95,6 @@ class SGD(Optimizer):
         return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **_options(self.lr, device))
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
     """Adam, with an l2 penalty inside the gradient.
@@ -123,7 +121,6 @@ class Adam(Optimizer):
         return torch.optim.Adam(groups, betas=self.betas, **_options(self.lr, device))
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay.

@@ -14,7 +14,6 @@ from layerwise.methods.base import LayerMethod, Method, at_least
 from layerwise.units import parse_radius
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """A part of a run.

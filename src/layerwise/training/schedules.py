@@ -6,8 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from typing import final
-
 from layerwise.errors import ConfigError
 
 
@@ -16,6 +14,8 @@ class Schedule(ABC):
 
     Times are fractions of the run where they are below 1 and epochs from 1 on; `over` turns the latter into the former.
     """
+
+    # Subclasses, and those of `Optimizer`, are not marked @final: jsonargparse cannot take a final class as a field's default.
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
@@ -48,7 +48,6 @@ def _resolved(name: str, time: float) -> float:
     return time
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
     """The peak rate throughout.
@@ -63,7 +62,6 @@ class Constant(Schedule):
         return 1.0
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Cyclic(Schedule):
     """Linear from 0 to the peak at `peak_at`, and linear back to 0; the first batch therefore changes nothing, as in the papers' code.
@@ -88,7 +86,6 @@ class Cyclic(Schedule):
         return 1.0 if self.peak_at == 1 else (1 - progress) / (1 - self.peak_at)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(Schedule):
     """The peak rate times `factor` for every milestone passed.
@@ -126,7 +123,6 @@ class MultiStep(Schedule):
         return float(self.factor ** bisect_right([_resolved("milestone", m) for m in self.milestones], progress))
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Linear warm-up from 0, then half a cosine down to `final`.
@@ -159,7 +155,6 @@ class Cosine(Schedule):
         return _cosine(1.0, self.final, progress, warmup, 1.0)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
     """Half a cosine up from `start` to the peak at `peak_at`, and half a cosine down to `final`.

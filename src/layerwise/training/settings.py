@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Literal
 
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
@@ -15,7 +15,6 @@ from layerwise.units import Radius, check_radius
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How a network is trained, whatever the method.

@@ -1,0 +1,224 @@
+"""One table: every method x what a method has to keep. What is known to fail is said, and has to fail."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.errors import ConfigError, SiteError
+from layerwise.methods import METHODS, InputMethod, LayerMethod
+from layerwise.random import Stream
+from tests.methods.cases import (
+    CheckpointedResNet,
+    data,
+    differing,
+    distance,
+    hooks_of,
+    make,
+    optimizer_of,
+    train,
+)
+from tests.networks import TinyResNet
+
+
+def methods(**failing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Every method; those that are named have to fail, for the reason given."""
+    rows = [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=failing[name]) if name in failing else ())
+        for name in METHODS
+    ]
+    assert not set(failing) - set(METHODS)
+    return pytest.mark.parametrize("name", rows)
+
+
+def plain() -> nn.Module:
+    return TinyResNet(batch_norm=False).double()
+
+
+@methods()
+def test_it_trains(name: str) -> None:
+    """The clean loss of one fixed batch falls by at least a third in 30 steps."""
+    model, [(x, y)] = TinyResNet().double(), data(1, size=32)
+    before = F.cross_entropy(model(x), y).item()
+    train(make(name), model, [(x, y)] * 30, optimizer=optimizer_of(model, lr=0.05))
+    assert F.cross_entropy(model(x), y).item() < 2 / 3 * before
+
+
+@methods()
+def test_it_is_deterministic_and_its_hooks_go_with_it(name: str) -> None:
+    states = []
+    for _ in range(2):
+        model, method = TinyResNet().double(), make(name)
+        states.append(train(method, model, data(3)))
+        method.detach()
+        assert method.attached_sites() == []
+        assert hooks_of(model) == 0
+    assert differing(*states) == []
+
+
+@methods(FGSInter="the range of the gradients is taken over the rows of the micro-batch, whose probe knows no other rows")
+def test_it_does_not_depend_on_how_a_batch_is_split(name: str) -> None:
+    whole = train(make(name), plain(), data(3))
+    split = train(make(name), plain(), data(3), parts=(4, 2))
+    assert distance(whole, split) < 1e-10
+
+
+@methods()
+def test_activation_checkpointing_changes_nothing(name: str) -> None:
+    again = CheckpointedResNet(batch_norm=False).double()
+    assert differing(train(make(name), plain(), data(3)), train(make(name), again, data(3))) == []
+
+
+@methods()
+def test_an_abandoned_generator_leaves_the_model_clean(name: str) -> None:
+    """Closed, or only forgotten about: the next `losses` clears what it left."""
+    model, untouched, [(x, y)] = plain(), plain(), data(1)
+    for close in (True, False):
+        method = make(name)
+        left = iter(method.losses(model, x, y, generator=Stream(0)))
+        next(left)
+        if close:
+            left.close()  # type: ignore[attr-defined]
+            assert torch.equal(model(x), untouched(x))
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        found = train(method, model, data(2))
+        assert differing(found, train(make(name), plain(), data(2))) == []
+        model.load_state_dict(state)
+        method.detach()
+        del left
+        gc.collect()
+
+
+@methods()
+def test_training_goes_on_from_saved_state(name: str) -> None:
+    model, method, batches = TinyResNet().double(), make(name), data(5)
+    optimizer = optimizer_of(model)
+    train(method, model, batches[:3], optimizer=optimizer)
+    saved = {k: v.clone() for k, v in method.state_dict().items()}
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    other = TinyResNet(seed=1).double()
+    other.load_state_dict(weights)
+    again = optimizer_of(other)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    expected = train(method, model, batches[3:], optimizer=optimizer, first=3)
+    resumed = make(name)
+    resumed.load_state_dict(saved)
+    assert differing(train(resumed, other, batches[3:], optimizer=again, first=3), expected) == []
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in method.state_dict().items())
+
+
+@methods()
+def test_state_of_something_else_is_refused(name: str) -> None:
+    if make(name).state_dict() == {} and name != "LAT":
+        with pytest.raises(ConfigError, match=rf"^{name} keeps no state, found other, some$"):
+            make(name).load_state_dict({"some": torch.zeros(1), "other": torch.zeros(1)})
+
+
+@methods()
+def test_passes_that_look_for_noise_touch_no_parameter(name: str) -> None:
+    """At the first yield: flags and gradients of the weights are as they were."""
+    model, [(x, y)] = TinyResNet().double(), data(1)
+    model.fc.bias.requires_grad_(False)
+    model.fc.weight.grad = marker = torch.ones_like(model.fc.weight)
+    flags = [p.requires_grad for p in model.parameters()]
+    method = make(name)
+    losses = iter(method.losses(model, x, y, generator=Stream(0)))
+    next(losses)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["fc.weight"]
+    assert model.fc.weight.grad is marker
+    assert bool((marker == 1).all())
+    assert all(m.training for m in model.modules())
+
+
+@methods()
+def test_only_descents_move_the_running_statistics(name: str) -> None:
+    """Those of the last batch norm, worked out again from its inputs in the passes that descend."""
+    model, [(x, y)] = TinyResNet().double(), data(1)
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module.training and torch.is_grad_enabled() and model.fc.weight.requires_grad:
+            seen.append(args[0].detach())
+
+    handle = model.bn.register_forward_pre_hook(note)
+    mean, var = (b.clone() for b in (model.bn.running_mean, model.bn.running_var) if b is not None)
+    train(make(name), model, [(x, y)])
+    handle.remove()
+    for z in seen:
+        mean, var = 0.9 * mean + 0.1 * z.mean((0, 2, 3)), 0.9 * var + 0.1 * z.transpose(0, 1).flatten(1).var(1)
+    assert len(seen) >= 1
+    assert {int(b) for n, b in model.named_buffers() if n.endswith("tracked")} == {len(seen)}
+    torch.testing.assert_close(model.bn.running_mean, mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(model.bn.running_var, var, rtol=1e-12, atol=1e-14)
+
+
+@methods()
+def test_it_costs_the_passes_that_it_says(name: str) -> None:
+    """DeepFool stops where every row has arrived: its cost is the most that it can be."""
+    model, method, [(x, y)] = plain(), make(name), data(1)
+    method.attach(model, x)
+    forwards: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: forwards.append(1))
+    steps = 0
+    for loss in method.losses(model, x, y, generator=Stream(0)):
+        torch.autograd.backward(loss)  # type: ignore[arg-type]
+        steps += 1
+    assert steps == method.passes.steps
+    assert len(forwards) <= method.passes.forward if method.second_order else len(forwards) == method.passes.forward
+
+
+@methods()
+def test_a_layerwise_method_serves_one_network(name: str) -> None:
+    method, [(x, y)] = make(name), data(1)
+    train(method, plain(), [(x, y)])
+    if not isinstance(method, LayerMethod):
+        train(method, plain(), [(x, y)])
+        return
+    message = rf"^this {name} is attached to another network; one method instance serves one network: make a second one"
+    with pytest.raises(SiteError, match=message):
+        next(iter(method.losses(plain(), x, y)))
+    method.detach()
+    train(method, plain(), [(x, y)])
+
+
+@methods()
+def test_its_noise_survives_bf16(name: str) -> None:
+    """At least 90 % of its first-order effect, at every site, in two steps."""
+    method, batches = make(name), data(2, dtype=torch.float32)
+    if not isinstance(method, LayerMethod):
+        return
+    model = TinyResNet()
+    method.attach(model, batches[0][0])
+    record: dict[str, dict[str, Tensor]] = {}
+    for sites in method.attached_sites():
+        sites.monitor = record
+    with torch.autocast("cpu", torch.bfloat16):
+        train(method, model, batches)
+    shares = {site: float(sizes["survival"]) for site, sizes in record.items() if "survival" in sizes}
+    assert len(shares) >= 2
+    assert min(shares.values()) >= 0.9, shares
+
+
+@methods()
+def test_an_input_method_stays_in_the_pixels(name: str) -> None:
+    method, model, [(x, y)] = make(name), plain(), data(1)
+    if not isinstance(method, InputMethod):
+        return
+    x_adv, g = method.perturb(model, x, y, generator=Stream(0))
+    assert g == {}
+    assert x_adv.shape == x.shape
+    assert not x_adv.requires_grad
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
+    assert float((x_adv - x).abs().max()) <= 3 * getattr(method, "eps", 0.0) + 1e-12
+
+
+def describe(value: Any) -> str:
+    return str(value)
