@@ -216,6 +216,13 @@ def test_starts_belong_to_the_image_not_to_the_batch() -> None:
         assert len({tuple(row) for row in moved.tolist()}) == 300, "every image has its own start"
 
 
+def test_starts_from_a_plain_generator() -> None:
+    net, (x, y) = trained(), batch(6)
+    drawn = [PGD(3)(net, x, y, LINF, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_starts_fill_the_ball() -> None:
     x = torch.full((4000, 1, 1, 2), 0.5, dtype=torch.float64)
     radii = (starting_points(x, ThreatModel("l2", 0.3), Stream(0, total=4000)) - x).flatten(1).norm(dim=1) / 0.3

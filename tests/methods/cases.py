@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SLAT": {"sites": ("conv1", "blocks.block2")},
     "ANP": {"k": 2},
     "LAD": {"base": PGD(steps=2)},
-    "DeepDefense": {"num_steps": 2, "weight": 1.0},
+    "DeepDefense": {"num_steps": 2, "weight": 0.1, "d": 0.1},
 }
 """Only what the small networks ask for; a method that is not named here has its defaults."""
 
@@ -109,6 +109,3 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def hooks_of(model: nn.Module) -> int:
     tables = [name for name in vars(nn.Module()) if "hooks" in name]
     return sum(len(getattr(m, table)) for m in model.modules() for table in tables if hasattr(m, table))
-
-
-Network = Callable[[], nn.Module]

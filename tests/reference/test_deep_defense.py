@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_deepfool_leaves_the_prediction_or_reaches_the_label() -> None:
             label == int(row_logits(linear, image).argmax())
         )
     assert 0 < int((linear.logits(x).argmax(1) == y).sum()) < len(y)
+
+
+def test_deepfool_goes_on_until_the_overshot_sum_is_past_the_boundary() -> None:
+    trained = standard(net(TinyConv), LEARNING, lr=0.2)
+    counts = set()
+    for x in batch(8, seed=3)[0]:
+        now = int(row_logits(trained, x).argmax())
+        deltas = [deepfool(trained, x, None, iterations=i, overshoot=0.1) for i in range(1, 8)]
+        fooled = [int(row_logits(trained, x + delta).argmax()) != now for delta in deltas]
+        assert [torch.equal(a, b) for a, b in itertools.pairwise(deltas)] == fooled[:-1]
+        counts.add(fooled.index(True))
+    assert len(counts) > 1
 
 
 def test_deepfool_stops_where_there_is_no_boundary() -> None:

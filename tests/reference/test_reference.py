@@ -18,7 +18,7 @@ from tests.reference import lad as lad_file
 from tests.reference import lat as lat_file
 from tests.reference import slat as slat_file
 from tests.reference.anp import anp, unit
-from tests.reference.common import gradients, mean_loss
+from tests.reference.common import gradient_of, gradients, mean_loss
 from tests.reference.fgsm import fgsm, fgsm_rs, n_fgsm
 from tests.reference.fixtures import BATCHES, EPS, LR, UNIFORM, Descents, X, Y, apart, net, same
 from tests.reference.lad import STATES, lad, layer_noise, lie_trotter, strang_marchuk
@@ -263,6 +263,23 @@ def test_lad_inner_steps_add_up_gradients_at_the_perturbed_states(watch: Callabl
     assert all(torch.allclose(two[s], one[s] + more[s], atol=1e-14) for s in two)
 
 
+def test_lad_on_trades_mixes_three_losses(watch: Callable[[ModuleType], Descents]) -> None:
+    seen, start = watch(lad_file), net(TinyResNet)
+    attack: dict[str, Any] = {"eps": EPS, "alpha": EPS / 4, "steps": 3}
+    stepped = lad(
+        start, [(X, Y)], eta=50.0, base="trades", draws=UNIFORM[:1], gamma=0.25, lambda_=0.2, lr=1.0, **attack
+    )
+    x_adv = trades_attack(start, X, X + 0.001 * UNIFORM[0], **attack)
+    noise = layer_noise(start, x_adv, Y, eta=50.0, splitting="lie-trotter", num_inner_steps=1, bn="frozen")
+    [(x, added)] = seen
+    assert torch.equal(x, x_adv)
+    assert all(torch.equal(added[s], noise[s]) for s in noise)
+    divergence = 5 * kl(start.logits(X), start.logits(x_adv)).mean()
+    loss = 0.25 * mean_loss(start, X, Y) + 0.75 * mean_loss(start, x_adv, Y, noise) + divergence
+    expected = gradient_of(loss, start)
+    assert all(torch.allclose(start.weights[k] - stepped.weights[k], g, atol=1e-12) for k, g in expected.items())
+
+
 def test_lad_eta_is_for_a_mean_loss_over_128(watch: Callable[[ModuleType], Descents]) -> None:
     seen, reference = watch(lad_file), net(TinyResNet, batch_norm=False)
     x, y = batch(128)
@@ -285,6 +302,8 @@ def test_lat_without_noise_is_standard_training() -> None:
     )
     assert apart(lat(net(TinyConv), BATCHES, sites=SITES, eps=0.0, alpha=0.5, lr=LR)[0], expected) < 1e-14
     assert apart(fgs_inter(net(TinyConv), BATCHES, sites=SITES, eps=0.0, lr=LR), expected) < 1e-14
+    assert apart(lat(net(TinyConv), BATCHES, sites=SITES, eps=20.0, alpha=1.0, lr=LR)[0], expected) < 1e-14
+    assert apart(fgs_inter(net(TinyConv), BATCHES, sites=SITES, eps=20.0, alpha=1.0, lr=LR), expected) < 1e-14
     assert apart(fgs_orig(net(TinyConv), BATCHES, eps=EPS, alpha=1.0, lr=LR), expected) < 1e-14
     adversarial = fgsm(net(TinyConv), BATCHES, eps=EPS, lr=LR)
     assert apart(fgs_orig(net(TinyConv), BATCHES, eps=EPS, alpha=0.0, lr=LR), adversarial) < 1e-14

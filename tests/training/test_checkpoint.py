@@ -83,7 +83,7 @@ def test_the_messages_say_which_file_and_how(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"step-00000001 is damaged: state.pt has {size - 7} of {size} bytes"):
         checkpoint.read(path)
     (path / "state.pt").unlink()
-    with pytest.raises(CheckpointError, match="state.pt is missing"):
+    with pytest.raises(CheckpointError, match=r"state\.pt is missing"):
         checkpoint.read(path)
 
 
@@ -124,7 +124,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["state.pt"] = checkpoint._checksum(path / "state.pt")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="state.pt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
         checkpoint.read(path)
     assert not (tmp_path / "executed").exists()
 
@@ -195,7 +195,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_file", full)
-    with pytest.raises(CheckpointError, match="cannot write .*file: No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*file: No space left on device"):
         checkpoint.replace_file(target, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert target.read_bytes() == b"old"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.training import SGD, Adam, AdamW, Optimizer, Training
 from tests.networks import TinyConv
@@ -74,9 +75,9 @@ def test_a_network_without_trainable_parameters_is_refused() -> None:
         (lambda: Training(ema_decay=1.0), "ema_decay=1.0 is not a decay"),
         (lambda: Training(checkpoint_every=0), "checkpoint_every=0 is not a time"),
         (
-            lambda: Training(precision="16-mixed"),
+            lambda: Training(precision="16-mixed"),  # type: ignore[arg-type]
             "precision='16-mixed' is unknown; type one of '32-true', 'bf16-mixed'",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: Training(eval_eps=8), "eval_eps=8 is in units of 0 to 255 pixels"),
     ],
 )
@@ -88,13 +89,19 @@ def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:
 
 def test_the_command_line_reads_optimisers_and_schedules() -> None:
     from jsonargparse import ArgumentParser
+    from jsonargparse.typing import register_type
 
     from layerwise.training import Cosine
+    from layerwise.units import Radius, format_radius, parse_radius
 
+    number: Any = lambda value, kind: isinstance(value, float)  # noqa: E731
+    register_type(Radius, format_radius, parse_radius, type_check=number, fail_already_registered=False)
     parser = ArgumentParser()
     parser.add_argument("--training", type=Training, default=Training())
-    found = parser.parse_args(["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--training.epochs=3"])
-    settings = parser.instantiate(found).training
-    assert settings.schedule == Cosine(warmup=0.1)
-    assert settings.epochs == 3
-    assert settings.optimizer == SGD()
+    given = ["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--training.eval_eps=16/255"]
+    settings = parser.instantiate(parser.parse_args(given)).training
+    assert settings == Training(schedule=Cosine(warmup=0.1), eval_eps=16 / 255)
+    given = ["--training.optimizer=Adam", "--training.optimizer.weight_decay=0", "--training.augment.crop=2"]
+    settings = parser.instantiate(parser.parse_args(given)).training
+    assert settings.optimizer == Adam(lr=0.2)  # what two classes share is carried over
+    assert settings.augment == Augment(crop=2)

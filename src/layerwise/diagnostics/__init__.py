@@ -1,1 +1,66 @@
-""""""
+"""Diagnostics: what the papers look at, each a function of any classifier and some images, each with its figure.
+
+Every result has `.figure()`, whose `alt` says in words what it shows, and `.to_dict()` in JSON's types.
+"""
+
+from layerwise.diagnostics.adversarialness import Adversarialness, degree_of_adversarialness
+from layerwise.diagnostics.alignment import Alignment, gradient_alignment
+from layerwise.diagnostics.base import Curves, Diagnostic, Pollute, fgsm, uniform_noise
+from layerwise.diagnostics.boundary import BoundaryDistance, DecisionBoundary, boundary_distance, decision_boundary
+from layerwise.diagnostics.feature_gradients import FeatureGradients, feature_gradient_norms
+from layerwise.diagnostics.features import Cloud, FeatureClouds, feature_clouds
+from layerwise.diagnostics.input_gradients import InputGradients, input_gradient_pictures
+from layerwise.diagnostics.insensitivity import (
+    NoiseInsensitivity,
+    RepresentationInsensitivity,
+    noise_insensitivity,
+    representation_insensitivity,
+)
+from layerwise.diagnostics.jacobian import Spectrum, jacobian_spectrum
+from layerwise.diagnostics.landscape import Landscape, loss_landscape
+from layerwise.diagnostics.linearity import Linearity, linear_approximation_error
+from layerwise.diagnostics.radius import RadiusCurve, accuracy_over_radius
+from layerwise.diagnostics.ratio import StateRatio, state_gradient_ratio
+from layerwise.diagnostics.reassignment import Reassignment, layer_reassignment, reassigned
+from layerwise.diagnostics.style import describe
+
+__all__ = [
+    "Adversarialness",
+    "Alignment",
+    "BoundaryDistance",
+    "Cloud",
+    "Curves",
+    "DecisionBoundary",
+    "Diagnostic",
+    "FeatureClouds",
+    "FeatureGradients",
+    "InputGradients",
+    "Landscape",
+    "Linearity",
+    "NoiseInsensitivity",
+    "Pollute",
+    "RadiusCurve",
+    "Reassignment",
+    "RepresentationInsensitivity",
+    "Spectrum",
+    "StateRatio",
+    "accuracy_over_radius",
+    "boundary_distance",
+    "decision_boundary",
+    "degree_of_adversarialness",
+    "describe",
+    "feature_clouds",
+    "feature_gradient_norms",
+    "fgsm",
+    "gradient_alignment",
+    "input_gradient_pictures",
+    "jacobian_spectrum",
+    "layer_reassignment",
+    "linear_approximation_error",
+    "loss_landscape",
+    "noise_insensitivity",
+    "reassigned",
+    "representation_insensitivity",
+    "state_gradient_ratio",
+    "uniform_noise",
+]

@@ -40,20 +40,16 @@ class Alignment(Curves):
     eps: float
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
-        """A histogram of the cosines and their mean."""
-        edges = [k / 20 for k in range(-20, 21)]
-        share = [100 / max(len(self.cosines), 1)] * len(self.cosines)
-        colour, dashes = look["color"], look["linestyle"]
-        panels[0].hist(self.cosines, edges, weights=share, histtype="step", color=colour, linestyle=dashes, linewidth=1.6)
-        panels[0].plot([], [], label=look["label"], color=colour, linestyle=dashes)
-        if self.mean is not None:
-            panels[0].axvline(self.mean, color=colour, linestyle=dashes, linewidth=0.8)
+        """The share of images up to each cosine."""
+        values = sorted(self.cosines)
+        share = [100 * (k + 1) / len(values) for k in range(len(values))]
+        panels[0].step([*values, 1.0], [*share, 100.0], where="post", **{**look, "marker": None})
 
     def finish(self, panels: Sequence[Axes]) -> None:
         """Label the axes."""
-        panels[0].set_xlabel(f"cosine of the gradients at x and x + U(-eps, eps), {pixels(self.eps)}")
-        panels[0].set_ylabel("images (%)")
-        panels[0].set_xlim(-1.02, 1.02)
+        where = f"cosine of the gradients at x and x + U(-eps, eps), {pixels(self.eps)}"
+        panels[0].set(xlabel=where, ylabel="images up to this cosine (%)")
+        panels[0].set_ylim(0, 102)
 
     def sentence(self) -> str:
         """Mean, and what was left out."""

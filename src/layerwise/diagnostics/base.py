@@ -51,13 +51,13 @@ class Pollute(Protocol):
 
 
 def uniform_noise(model: nn.Module, x: Tensor, y: Tensor, eps: float, source: Source, /) -> Tensor:
-    """x + U(-eps, eps), clipped to [0, 1]."""
+    """Add U(-eps, eps) to every pixel, clip to [0, 1]."""
     del model, y
     return (x + eps * uniform(x, source, key="noise")).clamp(0, 1)
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, source: Source, /) -> Tensor:
-    """x + eps sign(dL/dx), clipped to [0, 1]."""
+    """Add eps sign(dL/dx), clip to [0, 1]."""
     del source
     return (x + chain(sign(), scale(eps))(loss_gradient(model, x, y))).clamp(0, 1)
 
@@ -177,6 +177,7 @@ class Curves(Diagnostic):
     """A diagnostic whose figure can hold several networks."""
 
     panels: ClassVar[int] = 1
+    legend: ClassVar[bool] = True
 
     @abstractmethod
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
@@ -204,7 +205,7 @@ class Curves(Diagnostic):
                 result.draw(panels, {"label": label, **line(index)})
             self.finish(panels)
             panels[0].set_title(self.title)
-            if len(shown) > 1:
+            if len(shown) > 1 and self.legend:
                 figure.legend(
                     *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 4)
                 )
@@ -234,13 +235,11 @@ class PerSite(Curves):
 
     def finish(self, panels: Sequence[Axes]) -> None:
         """See `Curves.finish`."""
-        panels[0].set(xlabel=self.quantity, ylabel="site, from input to output")
+        panels[0].set(xlabel=self.quantity.replace(" for ", "\nfor "), ylabel="site")
         finish_sites(panels[0], logarithmic=self.logarithmic)
 
     def sentence(self) -> str:
         """The largest and the smallest."""
         pairs = list(zip(self.values, self.sites, strict=True))
         (high, top), (low, bottom) = max(pairs), min(pairs)
-        return (
-            f"{self.quantity} over {self.images} images is largest at {top} ({high:.3g}) and smallest at {bottom} ({low:.3g})."
-        )
+        return f"{self.quantity} over {self.images} images is largest at {top} ({high:.3g}) and smallest at {bottom} ({low:.3g})."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise import norms
 from layerwise.diagnostics.base import Curves, Diagnostic, batches, examining, place
-from layerwise.diagnostics.style import COLOURS, MARKERS, canvas, describe, styled
+from layerwise.diagnostics.style import COLOURS, canvas, describe, scatter, styled
 from layerwise.errors import ConfigError, DataError
 from layerwise.random import Stream, normal
 
@@ -60,8 +60,12 @@ class BoundaryDistance(Curves):
 
     def finish(self, panels: Sequence[Axes]) -> None:
         """Label the axes."""
-        panels[0].set(xlabel="direction, sorted", ylabel="mean distance over the images (l2, pixels in [0, 1])")
-        panels[1].set(xlabel="image, sorted", ylabel="smallest distance over the directions (l2)", title="Worst case")
+        panels[0].set(xlabel="direction, sorted by its mean over the images", ylabel="mean distance (l2, pixel units)")
+        panels[1].set(
+            xlabel="image, sorted by its smallest over the directions",
+            ylabel="smallest distance (l2, pixel units)",
+            title="Worst case",
+        )
         for axes in panels:
             axes.set_ylim(bottom=0)
 
@@ -150,12 +154,14 @@ def boundary_distance(
 def orthonormal(x: Tensor, count: int, seed: int) -> Tensor:
     """Random orthonormal directions, shape (count, *one image): the first columns of a Gaussian matrix's Q."""
     gaussian = normal(torch.empty(x[0].numel(), count, dtype=torch.float64), Stream(seed), key="directions")
-    return torch.linalg.qr(gaussian).Q.T.reshape(count, *x.shape[1:])
+    q: Tensor = torch.linalg.qr(gaussian).Q
+    return q.T.reshape(count, *x.shape[1:])
 
 
 def _classes(network: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return network(x).argmax(dim=1)
+        logits: Tensor = network(x)
+    return logits.argmax(dim=1)
 
 
 def _along(
@@ -164,7 +170,8 @@ def _along(
     """Distance of every image along every direction, the nearer sign, shape (images, directions), float64; inf if not reached."""
     rays = torch.arange(len(x) * len(v) * 2, device=x.device)
     found = []
-    for part in rays.split(batch_size):
+    for start in range(0, len(rays), batch_size):
+        part = rays[start : start + batch_size]
         image, direction, sign = part // (2 * len(v)), part // 2 % len(v), 1 - 2 * (part % 2)
         found.append(_search(network, x[image], v[direction] * norms.rows(sign, v), predicted[image], reach, steps))
     return torch.cat(found).reshape(len(x), len(v), 2).amin(dim=2).double().cpu()
@@ -180,7 +187,6 @@ def _search(network: nn.Module, x: Tensor, v: Tensor, predicted: Tensor, reach: 
         low[rows[~changed]] = t[~changed]
 
     for k in range(DOUBLINGS, -1, -1):
-        # Rays that have arrived are not looked at again: most arrive in the last doublings, so the first ones are what is saved least.
         if len(open_rows := high.isinf().nonzero().squeeze(1)):
             try_at(x.new_full((len(open_rows),), reach / 2**k), open_rows)
     if len(rows := high.isfinite().nonzero().squeeze(1)):
@@ -223,24 +229,16 @@ class DecisionBoundary(Diagnostic):
             axes.grid(False)
             limits = BoundaryNorm([k - 0.5 for k in range(classes + 1)], classes)
             axes.pcolormesh(self.first, self.second, self.predicted, cmap=pale, norm=limits, shading="nearest")
-            for k in sorted(set(self.labels)):
-                chosen = [point for point, label in zip(self.points, self.labels, strict=True) if label == k]
-                axes.scatter(
-                    *zip(*chosen, strict=True),
-                    s=9,
-                    color=COLOURS[k % len(COLOURS)],
-                    marker=MARKERS[k % len(MARKERS)],
-                    linewidths=0,
-                    alpha=0.8,
-                    label=f"class {k}",
-                )
+            scatter(axes, self.points, self.labels, size=9, prefix="class ")
             axes.set(
                 xlabel="first feature (data units)",
                 ylabel="second feature (data units)",
                 title=f"{self.title}, {100 * self.accuracy:.1f} % right",
             )
             figure.legend(loc="outside lower center", ncols=min(classes, 5), markerscale=2)
-        shares = [sum(row.count(k) for row in self.predicted) / len(self.first) / len(self.second) for k in range(classes)]
+        shares = [
+            sum(row.count(k) for row in self.predicted) / len(self.first) / len(self.second) for k in range(classes)
+        ]
         areas = ", ".join(f"class {k} {100 * share:.0f} %" for k, share in enumerate(shares))
         return describe(
             figure,
@@ -271,10 +269,14 @@ def decision_boundary(
     """
     flat = x.flatten(1).double()
     if flat.shape[1] != 2:
-        raise DataError(f"examples have shape {tuple(x.shape[1:])}; a decision boundary can be drawn for two numbers each")
+        raise DataError(
+            f"examples have shape {tuple(x.shape[1:])}; a decision boundary can be drawn for two numbers each"
+        )
     low, high = flat.amin(dim=0), flat.amax(dim=0)
     room = margin * (high - low)
-    first, second = (torch.linspace(a, b, points).tolist() for a, b in torch.stack([low - room, high + room], 1).tolist())
+    first, second = (
+        torch.linspace(a, b, points).tolist() for a, b in torch.stack([low - room, high + room], 1).tolist()
+    )
     grid = torch.cartesian_prod(torch.tensor(second), torch.tensor(first)).flip(1).reshape(-1, *x.shape[1:])
     with examining(model) as network:
         predicted, own = (

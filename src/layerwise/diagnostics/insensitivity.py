@@ -190,7 +190,9 @@ def representation_insensitivity(
     (0.0, 0.0)
     """
     if x.shape != polluted.shape:
-        raise DataError(f"images have shape {tuple(x.shape)}, polluted ones {tuple(polluted.shape)}; give one copy of each")
+        raise DataError(
+            f"images have shape {tuple(x.shape)}, polluted ones {tuple(polluted.shape)}; give one copy of each"
+        )
     with examining(model) as network, attached(network, sites, x) as found, torch.no_grad():
         total = torch.zeros(len(found), dtype=torch.float64)
         counted = torch.zeros(len(found), dtype=torch.int64)

@@ -65,13 +65,20 @@ class Landscape(Diagnostic):
     def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str) -> None:
         rows = [list(column) for column in zip(*values, strict=True)]
         shown = axes.pcolormesh(list(self.adversarial), list(self.random), rows, cmap=MAP, shading="gouraud")
-        if max(map(max, rows)) > min(map(min, rows)):
-            lines = axes.contour(list(self.adversarial), list(self.random), rows, colors="white", linewidths=0.7)
-            axes.clabel(lines, fontsize=7, fmt="%.3g")
+        low, high = min(map(min, rows)), max(map(max, rows))
+        if high > low:
+            levels = [low + (high - low) * k / 6 for k in range(1, 6)]
+            # Light lines on the dark half of the map, dark ones on the light half.
+            colours = ["white" if k < 3 else "black" for k in range(5)]
+            axes.contour(list(self.adversarial), list(self.random), rows, levels, colors=colours, linewidths=0.7)
         figure = axes.get_figure(root=True)
         assert figure is not None
         figure.colorbar(shown, ax=axes, label=unit)
-        axes.set(title=title, xlabel=f"adversarial direction (units of {pixels(self.eps)})", ylabel="random direction (same units)")
+        axes.set(
+            title=title,
+            xlabel=f"adversarial direction (units of {pixels(self.eps)})",
+            ylabel="random direction (same units)",
+        )
         axes.grid(False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ DASHES = ("-", "--", "-.", ":")
 MAP = "cividis"
 """The colour map of every surface: it rises in lightness, and looks the same with and without colour blindness."""
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -47,7 +47,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(rows: int = 1, columns: int = 1, *, width: float | None = None, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+def canvas(
+    rows: int = 1, columns: int = 1, *, width: float | None = None, height: float = 3.4
+) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot's state and its panels, row by row.
 
     Args:
@@ -74,16 +76,30 @@ def line(index: int) -> dict[str, Any]:
 
 def finish_sites(axes: Axes, *, logarithmic: bool = False) -> None:
     """Input at the top, room for every name, and a logarithmic axis if all values allow one."""
-    drawn = [float(value) for curve in axes.lines for value in curve.get_xdata(orig=True)]  # type: ignore[union-attr]
-    if logarithmic and min(drawn, default=0.0) > 0:
+    smallest = axes.dataLim.x0
+    if logarithmic and smallest > 0:
         axes.set_xscale("log")
-    elif min(drawn, default=0.0) >= 0:
+    elif smallest >= 0:
         axes.set_xlim(left=0)
     count = len(axes.get_yticks())
     axes.set_ylim(count - 0.5, -0.5)
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.set_figheight(max(2.6, 1.1 + 0.21 * count))
+
+
+def scatter(
+    axes: Axes, points: Sequence[Sequence[float]], labels: Sequence[int], *, size: float, prefix: str = ""
+) -> None:
+    """Points in the plane, a colour and a marker for each class."""
+    for k in sorted(set(labels)):
+        chosen = [point for point, label in zip(points, labels, strict=True) if label == k]
+        first, second = zip(*chosen, strict=True)
+        look: dict[str, Any] = {
+            "color": COLOURS[k % len(COLOURS)],
+            "marker": MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],
+        }
+        axes.scatter(first, second, s=size, linewidths=0, alpha=0.8, label=f"{prefix}{k}", **look)
 
 
 def describe(figure: Figure, sentence: str) -> Figure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
 import typing
 from typing import Any
 
@@ -15,7 +14,7 @@ def decode(kind: Any, value: Any, *, source: str, where: str = "the record") -> 
     """A value of type `kind` from what `json.loads` gave.
 
     Args:
-        kind: a dataclass, str, int, float, bool, `tuple[X, ...]`, `dict[str, X]`, a Literal, `X | None`, or Any.
+        kind: a dataclass, str, int, float, bool, `tuple[X, ...]`, `dict[str, X]`, a Literal, or Any.
         value: parsed JSON.
         source: the file, for messages.
         where: the place in it, for messages.
@@ -37,9 +36,6 @@ def decode(kind: Any, value: Any, *, source: str, where: str = "the record") -> 
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    if origin in (types.UnionType, typing.Union):
-        options = [a for a in arguments if a is not type(None)]
-        return None if value is None and len(options) < len(arguments) else _again(options[0], value, source, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise wrong(f"one of {', '.join(map(repr, arguments))}")

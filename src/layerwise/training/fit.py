@@ -299,13 +299,13 @@ def _diverged(loop: Loop, step: int) -> DivergedError:
         method.load_state_dict({})
     x, y = next(session.images())
 
-    def again() -> None:
-        with fabric.autocast():
-            for part in session.parts(x, y):
-                for item in method.losses(raw, part.x, part.y, generator=part.source):
-                    (item.loss if isinstance(item, Partial) else item).backward()  # type: ignore[no-untyped-call]
+    def again() -> Iterator[Tensor]:
+        for part in session.parts(x, y):
+            for item in method.losses(raw, part.x, part.y, generator=part.source):
+                yield item.loss if isinstance(item, Partial) else item
 
-    reason = explain(raw, x, method.attached_sites(), again)
+    with fabric.autocast():
+        reason = explain(raw, x, method.attached_sites(), again())
     where = f"the loss is not finite at batch {session.batch + 1} of epoch {session.epoch + 1}"
     return DivergedError(
         f"{where}: {reason}; lower the learning rate (peak {session.settings.optimizer.lr:g}), set training.clip_norm, or check the "

@@ -146,7 +146,7 @@ class Totals:
 
 @final
 class Bar:
-    """A progress bar over the run's batches with epoch, loss, accuracies, images a second and the estimated end.
+    """A progress bar over the run's batches with the estimated end, and a line below it: epoch, loss, accuracies, images a second.
 
     Args:
         show: see `Progress`.
@@ -156,38 +156,38 @@ class Bar:
     """
 
     def __init__(self, show: Progress, *, total: int, done: int, title: str) -> None:
-        self._bar: Any = None
-        self._text: dict[str, str] = {}
-        if show:
-            self._bar = _rich_bar(force=show == "force")
-        if self._bar is not None:
-            self._task = self._bar.add_task(title, total=total, completed=done, text="")
-            self._bar.start()
+        self._live: Any = None
+        self._said: dict[str, str] = {}
+        if not show:
+            return
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+        from rich.text import Text
 
-    def update(self, done: int, **text: str) -> None:
-        """Move to `done` batches; `text` changes what is said."""
-        if self._bar is not None:
-            self._text |= text
-            said = "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in self._text.items())
-            self._bar.update(self._task, completed=done, text=said)
+        console = Console(stderr=True, force_terminal=True if show == "force" else None)
+        if not console.is_terminal:
+            return
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        bar = BarColumn(bar_width=20)
+        self._bar = RichProgress(TextColumn("{task.description}"), bar, MofNCompleteColumn(), *times, console=console)
+        self._task = self._bar.add_task(title, total=total, completed=done)
+        self._line = Text()
+        self._live = Live(Group(self._bar, self._line), console=console)
+        self._live.start()
+
+    def update(self, done: int, **values: str) -> None:
+        """Move to `done` batches; `values` change what is said below."""
+        if self._live is not None:
+            self._said |= values
+            self._line.plain = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self._said.items())
+            self._bar.update(self._task, completed=done)
 
     def close(self) -> None:
         """Leave the last state standing."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _rich_bar(*, force: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    console = Console(stderr=True, force_terminal=True if force else None)
-    if not console.is_terminal:
-        return None
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
-    times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    return RichProgress(*columns, *times, TextColumn("{task.fields[text]}"), console=console)
+        if self._live is not None:
+            self._live.stop()
 
 
 @final

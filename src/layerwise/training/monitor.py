@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -99,14 +99,14 @@ def lost_noise(sizes: Mapping[str, Mapping[str, float]]) -> str | None:
     return f"less than 90 % of the perturbation's effect survives rounding at {worst}: train in 32-true, or scale the noise up"
 
 
-def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], run: Callable[[], None]) -> str:
+def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], losses: Iterable[Tensor]) -> str:
     """Make a batch's passes again, watched, and name what was the first to go wrong.
 
     Args:
         model: the unwrapped network.
         x: the batch's images.
         sites: those of the method.
-        run: makes the passes, forward and backward.
+        losses: makes a pass for each loss that it gives; each is back-propagated here.
     """
     if not _finite(x):
         return "the images hold values that are not finite"
@@ -116,14 +116,17 @@ def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], run: Callable[[
     model.zero_grad(set_to_none=True)
     first: list[str] = []
     with _watched(model, {site.module for each in sites for site in each}, first):
-        run()
-    if first:
-        return first[0]
+        for loss in losses:
+            if first:
+                return first[0]
+            if not _finite(loss):
+                return "the loss itself was the first, not a layer of the network: its terms overflow"
+            loss.backward()  # type: ignore[no-untyped-call]
     # The backward pass goes from the end: the last parameter is the first to get its gradient.
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"the gradient of '{name}' was the first that is not finite"
-    return "the loss itself, not a layer of the network: its terms overflow, or the batch alone does not show it"
+    return first[0] if first else "the batch alone does not show why"
 
 
 @contextmanager

@@ -68,7 +68,9 @@ def restore(session: Session) -> None:
         return
     place = session.place
     contents, damaged = checkpoint.load_latest(session.run.checkpoints, rank=place.rank, world=place.world)
-    if contents is not None:
+    if contents is None:
+        session.metrics.truncate(0)
+    else:
         _take_up(session, contents)
     for sentence in damaged:
         session.say(sentence)

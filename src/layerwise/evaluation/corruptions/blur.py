@@ -74,7 +74,7 @@ def copies(draws: Draws, what: str, h: int, w: int, reach: int) -> Tensor:
     own = torch.arange(h * w, device=down.device)
     neighbour = torch.where(moved, ((row + down) * w + column + right).flatten(1), own)
     # Nodes below h w are contents after the round, those above before it; a link to the latter ends a chain.
-    renewed = (neighbour > own) & torch.cat([moved, moved.new_zeros(1)])[neighbour.clamp(0, h * w)]
+    renewed = (neighbour > own) & moved[neighbour]
     old = torch.arange(h * w, 2 * h * w, device=down.device).expand_as(neighbour)
     link = torch.cat([torch.where(renewed, neighbour, neighbour + h * w), old], dim=1)
     for _ in range(JUMPS):

@@ -56,5 +56,5 @@ def poisson(x: Tensor, photons: float, u: Tensor) -> Tensor:
     cumulative = (count.xlogy(rate) - rate - (count + 1).lgamma()).exp().cumsum(1).clamp_(max=1)
     # One sorted list: distribution number + probability.
     which = (x * 255).round().double()
-    found = torch.searchsorted((level + cumulative).flatten(), which + u.double(), right=True)
+    found = torch.searchsorted((level + cumulative).flatten(), (which + u).contiguous(), right=True)
     return (found - which.long() * size).to(x.dtype)

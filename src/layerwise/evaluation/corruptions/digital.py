@@ -1,0 +1,101 @@
+"""What cameras and codecs do: contrast, elastic transform, pixelate, JPEG, saturate."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import Tensor
+
+from layerwise.data.splits import pil_tensor
+from layerwise.evaluation.corruptions import filters
+from layerwise.evaluation.corruptions.scene import Scene
+from layerwise.evaluation.corruptions.severities import Constants
+
+
+def contrast(x: Tensor, c: Constants, scene: Scene) -> Tensor:
+    """(x - m) c + m, m each channel's mean over the image."""
+    del scene
+    means = x.mean(dim=(2, 3), keepdim=True)
+    return (x - means) * c[0] + means
+
+
+def saturate(x: Tensor, c: Constants, scene: Scene) -> Tensor:
+    """c0 S + c1 in hue, saturation and value, S in [0, 1]; images of one channel have no saturation and stay as they are.
+
+    Grey pixels have the hue of red, as in the benchmark: a summand c1 tinges them.
+    """
+    del scene
+    if x.shape[1] == 1:
+        return x
+    value = x.amax(dim=1, keepdim=True)
+    lack = value - x
+    most = lack.amax(dim=1, keepdim=True)
+    saturation = most / value.where(value > 0, 1.0)
+    red = x.new_tensor([0.0, 1.0, 1.0]).view(3, 1, 1)
+    shape = torch.where(most > 0, lack / most.where(most > 0, 1.0), red)
+    return value * (1 - (saturation * c[0] + c[1]).clamp(0, 1) * shape)
+
+
+def elastic_transform(x: Tensor, c: Constants, scene: Scene) -> Tensor:
+    """An affine map that moves three points by up to c2, then displacements: c0 times uniform noise blurred by c1.
+
+    The field's amplitude falls with its deviation in pixels; so c0 is scaled by the square, displacements by the scale.
+    """
+    b, _, h, w = x.shape
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    place = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).to(x)
+    origin = place @ _backward(scene, h, w, c[2] * scene.scale).mT[:, None]
+    moved = filters.sample(x, origin[..., 1], origin[..., 0], "mirror")
+    noise = scene.draws.uniform("field", 2, h, w) * 2 - 1
+    field = filters.gaussian_blur(noise, c[1] * scene.scale, truncate=3, border="reflect")
+    field = field * (c[0] * scene.scale**2)
+    return filters.sample(moved, place[..., 1] + field[:, 1], place[..., 0] + field[:, 0], "reflect")
+
+
+def _backward(scene: Scene, h: int, w: int, shift: float) -> Tensor:
+    """For each image the (2, 3) affine map from its new to its old points (x, y)."""
+    middle = torch.tensor([h // 2, w // 2], dtype=torch.float64, device=scene.draws.rows.device)
+    arm = min(h, w) // 3
+    before = middle + arm * middle.new_tensor([[1, 1], [1, -1], [-1, -1]])
+    after = before + (scene.draws.uniform("corners", 3, 2).double() * 2 - 1) * shift
+    ones = torch.ones_like(after[..., :1])
+    return torch.linalg.solve(torch.cat([after, ones], dim=-1), before).mT.float()
+
+
+def pixelate(x: Tensor, c: Constants, scene: Scene) -> Tensor:
+    """The image made smaller by c and large again, both with a box filter."""
+    del scene
+    h, w = x.shape[-2:]
+    small = _boxed(x, max(1, int(h * c[0])), max(1, int(w * c[0])))
+    return _boxed(small, h, w)
+
+
+def _boxed(x: Tensor, h: int, w: int) -> Tensor:
+    """Box-filtered to (h, w) as Pillow does it: first along rows, whole levels after each direction, halves upwards."""
+    along = (x @ _box(x.shape[-1], w).to(x).mT * 255 + 0.5001).floor() / 255
+    return (_box(x.shape[-2], h).to(x) @ along * 255 + 0.5001).floor() / 255
+
+
+def _box(size: int, wanted: int) -> Tensor:
+    """(wanted, size) matrix of means over the pixels whose centre lies within half a new pixel of the new centre."""
+    ratio = size / wanted
+    centres = (torch.arange(wanted, dtype=torch.float64)[:, None] + 0.5) * ratio
+    away = (torch.arange(size) + 0.5 - centres) / max(ratio, 1.0)
+    inside = ((away > -0.5) & (away <= 0.5)).double()
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def jpeg_compression(x: Tensor, c: Constants, scene: Scene) -> Tensor:
+    """The image through Pillow's JPEG encoder at quality c and back: one by one on the CPU, since a codec is a program."""
+    from PIL import Image
+
+    del scene
+    pixels = (x * 255).round().to("cpu", torch.uint8)
+    results = []
+    for image in pixels:
+        flat = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0).contiguous()
+        file = io.BytesIO()
+        Image.fromarray(flat.numpy()).save(file, "JPEG", quality=int(c[0]))
+        results.append(pil_tensor(Image.open(file), "the image"))
+    return torch.stack(results).to(x.device).to(x.dtype) / 255

@@ -1,0 +1,90 @@
+"""Two gloo processes against one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from layerwise.methods import FGSMRS, LAT, SLAT, Method
+from layerwise.training import checkpoint
+from tests.networks import TinyConv
+from tests.training.fakes import apart, cheap, pictures, same, train, weights
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "slat": lambda: SLAT(sites=["conv1", "conv2"], eta=0.05, base=FGSMRS(eps=0.05)),
+    "lat": lambda: LAT(eps=2.0),
+    "lat-parts": lambda: LAT(eps=2.0),
+}
+
+
+def run(name: str, **options: Any) -> tuple[nn.Module, Any]:
+    """SLAT with batches of 8, 8, 8 and 3 images, so that one rank has one row of the last and the other two.
+
+    LAT with full batches only: each rank keeps its own noise, so that row i meets row i only where the rows are cut alike.
+    """
+    net = TinyConv(batch_norm=False)
+    usual: dict[str, Any] = {"precision": "64-true", "eval_every": 1, "keep": 9, "checkpoint_every": 0.01}
+    usual |= {"accumulate": 2 if name.endswith("parts") else 1, "drop_last": name != "slat"}
+    folder, resume = options.pop("run", None), options.pop("resume", False)
+    result = train(net, METHODS[name](), cheap(**{**usual, **options}), pictures(27), run=folder, resume=resume)
+    return net, result
+
+
+def rank(index: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(index),
+        "LOCAL_RANK": str(index),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    for name in METHODS:
+        net, result = run(name, strategy="ddp", devices=2, run=folder / name)
+        torch.save({"weights": weights(net), "history": result.history}, folder / f"{name}-{index}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(rank, args=(port, path), nprocs=2)
+    return path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_give_the_result_of_one(name: str, folder: Path) -> None:
+    found = [torch.load(folder / f"{name}-{index}.pt", weights_only=True) for index in range(2)]
+    net, result = run(name)
+    assert apart(weights(TinyConv(batch_norm=False)), weights(net)) > 1e-2
+    assert same(found[0]["weights"], found[1]["weights"])
+    assert apart(found[0]["weights"], weights(net)) < 1e-6
+    for ours, theirs in zip(result.history, found[0]["history"], strict=True):
+        for key in ("loss", "accuracy", "clean", "robust"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_process_goes_on_with_the_run_of_two(name: str, folder: Path) -> None:
+    for path in checkpoint.found(folder / name / "checkpoints")[2:]:
+        shutil.rmtree(path)
+    contents, _ = checkpoint.load_latest(folder / name / "checkpoints")
+    assert contents is not None
+    assert (contents.step, contents.world) == (2, 2)
+    net, result = run(name, run=folder / name, resume=True)
+    assert result.steps > 2
+    assert apart(torch.load(folder / f"{name}-0.pt", weights_only=True)["weights"], weights(net)) < 1e-6
