@@ -275,6 +275,7 @@ def test_the_monitor_measures_the_noise_that_was_really_added(mlp: TinyMLP) -> N
     with sites.perturb({FC1: r}) as active:
         mlp(X)
     assert active.leaves == []
+    assert active.gradients() == {}
     assert list(record) == ["fc1"]
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.sites import Sites
+from layerwise.sites import Sites, has_sites
 from layerwise.tracing import trace
 from tests.networks import NETWORKS, Checkpointed, DeadBranch, TinyConv, TinyMLP, TinyResNet, batch
 
@@ -203,11 +203,14 @@ def test_sites_that_are_off_leave_the_model_bitwise_the_same(network: type[nn.Mo
 
 def test_a_with_block_removes_the_sites() -> None:
     model = TinyConv().double()
+    model.fc.register_forward_hook(lambda module, args, output: None)
     before = hooks_of(model)
     with Sites(model, ["relu#1", "conv1:input"], example=X) as sites:
         assert len(sites) == 2
         assert hooks_of(model) != before
+        assert has_sites(model)
     assert hooks_of(model) == before
+    assert not has_sites(model)
     assert len(sites) == 0
 
 

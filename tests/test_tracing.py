@@ -196,15 +196,22 @@ class Multi(nn.Module):
         return [a + b, None, d]
 
 
+class Label(nn.Module):
+    """Neither takes nor returns a tensor."""
+
+    def forward(self, letter: str) -> str:
+        return letter
+
+
 class Wide(nn.Module):
     """Every kind of argument."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.multi, self.nothing = Multi(), nn.Module()
+        self.multi, self.label = Multi(), Label()
 
     def forward(self, x: Tensor) -> Tensor:
-        first, _, second = self.multi(x, 2 * x, "c", d=3 * x)
+        first, _, second = self.multi(x, 2 * x, self.label("c"), d=3 * x)
         out: Tensor = (first + second).flatten(1)[:, :2]
         return out
 

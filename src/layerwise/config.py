@@ -8,26 +8,41 @@ concrete classes and sets its fields:
       eta: 8/255
       base: {name: FGSMRS, eps: 8/255}
 
-and the command line overrides any leaf: `--method.eta 4/255 --method.base.eps 4/255`, or another class: `--method ANP`. Every leaf is
-an argument of a jsonargparse parser, typed by its annotation and explained by the class's docstring.
+and the command line overrides any leaf: `--method.eta 4/255 --method.base.eps 4/255`, any entry of a mapping:
+`--method.eta.conv1 0.01`, or another class: `--method ANP`. Every leaf is typed by its annotation, through jsonargparse, and explained
+by the class's docstring.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import inspect
-import json
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from layerwise.errors import ConfigError, LayerwiseError, did_you_mean
-from layerwise.units import Radius, parse_radius
+from layerwise.spelling import (
+    Tree,
+    Typed,
+    branch_of,
+    check_type,
+    dump_yaml,
+    entries,
+    explanations,
+    load_yaml,
+    tokens_to_tree,
+)
 
-Tree = dict[str, Any]
 T = TypeVar("T")
+Where = Callable[[str], str]
+"""What a message about a key begins with: the file or the command line that the key came from."""
+
+COMMAND_LINE = "command line: "
+
+__all__ = ["Leaf", "Schema", "Tree", "dump_yaml", "load_yaml"]
 
 
 @dataclass(frozen=True)
@@ -40,28 +55,28 @@ class Leaf:
     help: str
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The tree's values with their dotted keys; empty branches are values themselves."""
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, key + ".")
-        else:
-            yield key, value
+@dataclass(frozen=True)
+class _Field:
+    """A field of a configuration class: a choice of class (`registry`), a fixed class (`section`), or a leaf (neither)."""
 
+    name: str
+    type: Any
+    default: Any
+    help: str
+    registry: Mapping[str, type] | None
+    section: type | None
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """`over` laid on `base`, branch by branch; a branch that names another class starts afresh."""
-    result: Tree = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        if not isinstance(value, Mapping) or not isinstance(old, Mapping):
-            result[key] = value
-        elif "name" in value and "name" in old and value["name"] != old["name"]:
-            result[key] = dict(value)
-        else:
-            result[key] = merge(old, value)
-    return result
+    @property
+    def nullable(self) -> bool:
+        return types.NoneType in get_args(self.type)
+
+    @property
+    def usual(self) -> str | None:
+        """The class that is meant where fields are set and none is named."""
+        assert self.registry is not None
+        if self.default is None or self.default is dataclasses.MISSING:
+            return next(iter(self.registry)) if len(self.registry) == 1 else None
+        return type(self.default).__name__
 
 
 class Schema:
@@ -74,71 +89,88 @@ class Schema:
 
     def __init__(self, root: type, choices: Mapping[type, Mapping[str, type]]) -> None:
         self.root, self.choices = root, choices
+        self._fields = cache(self._find_fields)
 
-    def leaves(self, tree: Mapping[str, Any]) -> list[Leaf]:
-        """Every leaf of the configuration that `tree` chooses."""
-        return list(self._leaves(self.root, tree, ""))
-
-    def _leaves(self, cls: type, tree: Mapping[str, Any], prefix: str) -> Iterator[Leaf]:
+    def _find_fields(self, cls: type) -> dict[str, _Field]:
         hints, explained = get_type_hints(cls), explanations(cls)
+        found = {}
         for f in dataclasses.fields(cls):
-            if not f.init:
-                continue
-            key, kind = prefix + f.name, hints[f.name]
-            branch = tree.get(f.name)
-            branch = branch if isinstance(branch, Mapping) else {}
-            if (registry := self._registry(kind)) is not None:
-                default = _default(f)
-                only = next(iter(registry)) if branch and len(registry) == 1 else None
-                chosen = branch.get("name", only or (type(default).__name__ if default is not None else None))
-                known = ", ".join(registry)
-                yield Leaf(key + ".name", str, chosen, f"{explained.get(f.name, '')} One of {known}")
-                if chosen is not None:
-                    yield from self._leaves(self._concrete(key, chosen, registry), branch, key + ".")
-            elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-                yield from self._leaves(kind, branch, key + ".")
-            else:
-                yield Leaf(key, kind, _default(f), explained.get(f.name, ""))
+            if f.init:
+                kind = hints[f.name]
+                registry = self._registry(kind)
+                section = (
+                    kind if registry is None and isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+                )
+                found[f.name] = _Field(f.name, kind, _default(f), explained.get(f.name, ""), registry, section)
+        return found
 
     def _registry(self, kind: Any) -> Mapping[str, type] | None:
-        kinds = (
-            [k for k in get_args(kind) if k is not types.NoneType]
-            if get_origin(kind) in (Union, types.UnionType)
-            else [kind]
-        )
+        union = get_origin(kind) in (Union, types.UnionType)
+        kinds = [k for k in get_args(kind) if k is not types.NoneType] if union else [kind]
         return self.choices.get(kinds[0]) if len(kinds) == 1 and isinstance(kinds[0], type) else None
 
-    def _concrete(self, key: str, name: str, registry: Mapping[str, type]) -> type:
-        if name not in registry:
-            raise ConfigError(f"{key}: there is no {name!r}; {did_you_mean(str(name), registry)}")
-        return registry[name]
+    def merge(self, *trees: Mapping[str, Any]) -> Tree:
+        """The trees, each laid on those before it, branch by branch; a branch that names another class starts afresh.
 
-    def build(self, tree: Mapping[str, Any]) -> Any:
-        """The configuration object; values are typed already (see `read`)."""
-        return self._build(self.root, tree, "")
+        Classes are spelled out: `method: ANP` becomes `{name: ANP}`, and fields without a class name that of the default.
+        """
+        merged: Tree = {}
+        for tree in trees:
+            merged = self._merge(self.root, merged, tree)
+        return merged
 
-    def _build(self, cls: type[T], tree: Mapping[str, Any], prefix: str) -> T:
-        hints = get_type_hints(cls)
-        values: Tree = {}
-        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if f.name not in tree:
-                continue
-            value, kind = tree[f.name], hints[f.name]
-            if (registry := self._registry(kind)) is not None and isinstance(value, Mapping):
-                name = value.get("name")
-                branch = {k: v for k, v in value.items() if k != "name"}
-                value = (
-                    None
-                    if name is None
-                    else self._build(self._concrete(prefix + f.name, name, registry), branch, f"{prefix}{f.name}.")
-                )
-            elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-                value = self._build(kind, value, f"{prefix}{f.name}.")
-            values[f.name] = value
-        try:
-            return cls(**values)
-        except LayerwiseError as error:
-            raise type(error)(f"{prefix.rstrip('.') or 'configuration'}: {error}") from None
+    def _merge(self, cls: type, base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+        result, fields = dict(base), self._fields(cls)
+        for name, value in over.items():
+            result[name] = self._laid(fields[name], base.get(name), value) if name in fields else value
+        return result
+
+    def _laid(self, f: _Field, old: Any, value: Any) -> Any:
+        if f.registry is not None:
+            return self._laid_choice(f, f.registry, old, branch_of(value))
+        if f.section is not None:
+            value = branch_of(value)
+            value = {} if value is None else value  # a YAML key whose entries are all commented out
+            return self._merge(f.section, _mapping(old), value) if isinstance(value, Mapping) else value
+        return {**_mapping(old), **entries(value)} if isinstance(value, Mapping) else value
+
+    def _laid_choice(self, f: _Field, registry: Mapping[str, type], old: Any, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, Mapping):
+            return value
+        before = _mapping(old).get("name")
+        name = branch_of(value.get("name", before or f.usual))
+        if name is None and "name" in value:
+            return None
+        fields = {k: v for k, v in value.items() if k != "name"}
+        if not isinstance(name, str) or name not in registry:
+            return {**fields, "name": name}
+        kept = {k: v for k, v in _mapping(old).items() if k != "name"} if name == before else {}
+        return {"name": name, **self._merge(registry[name], kept, fields)}
+
+    def leaves(self, tree: Mapping[str, Any], *, where: Where = lambda key: "") -> list[Leaf]:
+        """Every leaf of the configuration that a merged tree chooses.
+
+        Raises:
+            ConfigError: a class that does not exist, or that has to be named.
+        """
+        return list(self._leaves(self.root, tree, "", where))
+
+    def _leaves(self, cls: type, tree: Mapping[str, Any], prefix: str, where: Where) -> Iterator[Leaf]:
+        for f in self._fields(cls).values():
+            key, value = prefix + f.name, tree.get(f.name, dataclasses.MISSING)
+            if f.registry is not None:
+                name = _chosen(f, f.registry, key, value, where)
+                yield Leaf(key + ".name", str, name, f"{f.help} One of {', '.join(f.registry)}.")
+                if name is not None:
+                    yield from self._leaves(f.registry[name], _mapping(value), key + ".", where)
+            elif f.section is not None:
+                if value is not dataclasses.MISSING and not isinstance(value, Mapping):
+                    known = ", ".join(self._fields(f.section))
+                    raise ConfigError(f"{where(key)}{key}={value} does not fit; set its parts: {known}")
+                yield from self._leaves(f.section, _mapping(value), key + ".", where)
+            else:
+                yield Leaf(key, f.type, f.default, f.help)
 
     def read(self, tree: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> tuple[Any, Tree]:
         """Check and type a tree and the command line's overrides.
@@ -154,221 +186,139 @@ class Schema:
         Raises:
             ConfigError: an unknown key (with the closest ones), a value of the wrong type, a class that does not exist.
         """
-        chosen = merge(tree, self._chosen(overrides))
-        leaves = {leaf.key: leaf for leaf in self.leaves(chosen)}
-        parser = make_parser(leaves.values())
-        given = [f"--{key}={_token(value)}" for key, value in self._known(chosen, leaves, where)]
-        parsed = _parse(parser, given, leaves, where or "configuration")
-        parsed.update(_parse(parser, self._spelled(overrides, leaves), leaves, "command line"))
-        values = {key: parsed.get(key, leaf.default) for key, leaf in leaves.items()}
-        if missing := [key for key, value in values.items() if value is dataclasses.MISSING]:
-            raise ConfigError(
-                f"{where or 'configuration'}: {missing[0]} is not set; add it, or type --{missing[0]} VALUE"
-            )
+        typed = tokens_to_tree(overrides)
+
+        def origin(key: str) -> str:
+            return COMMAND_LINE if _has(typed, key) else f"{where}: " if where else ""
+
+        chosen = self.merge(tree, typed)
+        leaves = {leaf.key: leaf for leaf in self.leaves(chosen, where=origin)}
+        given = dict(_given(chosen, leaves, origin))
+        values: Tree = {}
+        for key, leaf in leaves.items():
+            value = given[key] if key in given else copy.deepcopy(leaf.default)
+            if value is dataclasses.MISSING:
+                raise ConfigError(f"{origin(key)}{key} is not set; add it, or type --{key} VALUE")
+            # A default is right as it is, but for a tuple that YAML would give back as a list.
+            typed_already = key not in given and not isinstance(value, tuple)
+            values[key] = value if typed_already else check_type(key, value, leaf.type, where=origin(key))
         resolved = _nest(values)
         return self.build(resolved), resolved
 
-    def _known(self, tree: Mapping[str, Any], leaves: Mapping[str, Leaf], where: str) -> Iterator[tuple[str, Any]]:
-        """The tree's leaves, where a leaf may itself be a mapping, and None for a class stands for none of it."""
-        for key, value in flatten(tree):
-            parents = [".".join(key.split(".")[:i]) for i in range(1, key.count(".") + 1)]
-            if key + ".name" in leaves and (value is None or isinstance(value, str)):
-                if value is not None:
-                    yield key + ".name", value
-            elif key in leaves:
-                yield key, value
-            elif inside := [p for p in parents if p in leaves]:
-                yield inside[0], _at(tree, inside[0])
-            elif value != {}:
-                raise ConfigError(
-                    f"{where + ': ' if where else ''}there is no setting {key!r}; {did_you_mean(key, leaves)}"
-                )
+    def build(self, tree: Mapping[str, Any]) -> Any:
+        """The configuration object of a resolved tree."""
+        return self._build(self.root, tree, "")
 
-    def _chosen(self, overrides: Sequence[str]) -> Tree:
-        """The classes that the command line names, `--method ANP` or `--method.name=ANP`."""
-        names: Tree = {}
-        for key, value in _pairs(overrides):
-            key = key.removesuffix(".name")
-            if self._is_choice(key) and value and value[:1] not in "{[":
-                branch = names
-                for part in key.split("."):
-                    branch = branch.setdefault(part, {})
-                branch["name"] = value
-        return names
+    def _build(self, cls: type[T], tree: Mapping[str, Any], prefix: str) -> T:
+        fields, values = self._fields(cls), dict[str, Any]()
+        for name, value in tree.items():
+            f, key = fields[name], prefix + name
+            if f.registry is not None and value is not None:
+                branch = {k: v for k, v in value.items() if k != "name"}
+                value = self._build(f.registry[value["name"]], branch, key + ".")
+            elif f.section is not None:
+                value = self._build(f.section, value, key + ".")
+            values[name] = value
+        try:
+            return cls(**values)
+        except LayerwiseError as error:
+            raise type(error)(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from None
 
-    def _is_choice(self, key: str) -> bool:
-        """Whether a key stands for a choice of class in any configuration (leaf names repeat across classes)."""
-        classes: list[type] = [self.root]
-        for part in key.split("."):
-            found: list[type] = []
-            for cls in classes:
-                kind = get_type_hints(cls).get(part)
-                registry = self._registry(kind)
-                found += (
-                    list(registry.values())
-                    if registry
-                    else [kind]
-                    if dataclasses.is_dataclass(kind) and isinstance(kind, type)
-                    else []
-                )
-                if registry and part == key.split(".")[-1]:
-                    return True
-            classes = found
-        return False
-
-    def _spelled(self, overrides: Sequence[str], leaves: Mapping[str, Leaf]) -> list[str]:
-        """The overrides as parser tokens; unknown keys are refused with the closest ones."""
-        tokens = []
-        for key, value in _pairs(overrides):
-            full = key + ".name" if key + ".name" in leaves else key.replace("-", "_")
-            if full not in leaves:
-                raise ConfigError(f"there is no setting '--{key}'; {did_you_mean(key, leaves)}")
-            tokens.append(f"--{full}={value}")
-        return tokens
+    def tree(self, thing: Any) -> Tree:
+        """The resolved tree that gives this configuration object, or a part of one."""
+        found: Tree = {}
+        for f in self._fields(type(thing)).values():
+            value = getattr(thing, f.name)
+            if f.registry is not None and value is not None:
+                value = {"name": type(value).__name__, **self.tree(value)}
+            elif f.section is not None:
+                value = self.tree(value)
+            found[f.name] = value
+        return found
 
 
-def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rest = list(tokens)
-    while rest:
-        head = rest.pop(0)
-        if not head.startswith("--"):
-            raise ConfigError(f"unexpected argument {head!r}; settings are typed as --key value")
-        key, equals, value = head[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{key} has no value; type --{key} VALUE")
-            value = rest.pop(0)
-        yield key, value
+def _chosen(f: _Field, registry: Mapping[str, type], key: str, value: Any, where: Where) -> str | None:
+    """The class that a merged tree names for a field."""
+    known = f"one of {', '.join(registry)}"
+    if value is dataclasses.MISSING:
+        if f.default is dataclasses.MISSING:
+            raise ConfigError(f"{where(key)}{key} is not set; add it, or type --{key} NAME, {known}")
+        return None if f.default is None else type(f.default).__name__
+    if value is None and f.nullable:
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where(key)}{key}={'null' if value is None else value} does not fit; type {known}")
+    name = value["name"]
+    if name is None:
+        raise ConfigError(f"{where(key)}{key} has settings but no class; name it, --{key} NAME, {known}")
+    if name not in registry:
+        raise ConfigError(f"{where(key)}{key}: there is no {name!r}; {_closest_class(name, registry)}")
+    return str(name)
 
 
-def _token(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _closest_class(name: Any, registry: Mapping[str, type]) -> str:
+    if isinstance(name, str) and (":" in name or "." in name):
+        return "classes of your own are used from Python: layerwise.fit(model, YourMethod(), data)"
+    return did_you_mean(str(name), registry)
 
 
-def _at(tree: Mapping[str, Any], key: str) -> Any:
+def _given(
+    tree: Mapping[str, Any], leaves: Mapping[str, Leaf], where: Where, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The leaves that a merged tree sets."""
+    for name, value in tree.items():
+        key = prefix + name
+        if key in leaves:
+            yield key, value
+        elif isinstance(value, Mapping) and any(k.startswith(key + ".") for k in leaves):
+            yield from _given(value, leaves, where, key + ".")
+        elif value is not None or key + ".name" not in leaves:
+            dashes, begin = ("--", "") if where(key) == COMMAND_LINE else ("", where(key))
+            full = next(iter(_paths(value, key)))
+            raise ConfigError(f"{begin}there is no setting '{dashes}{full}'; {did_you_mean(full, leaves)}")
+
+
+def _paths(value: Any, key: str) -> Iterator[str]:
+    """The dotted keys below a key."""
+    if isinstance(value, Mapping) and value:
+        for name, below in value.items():
+            yield from _paths(below, f"{key}.{name}")
+    else:
+        yield key
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _has(tree: Mapping[str, Any], key: str) -> bool:
+    """Whether a tree sets a key, something below it, or the class that it belongs to."""
     value: Any = tree
     for part in key.split("."):
+        if isinstance(value, Typed):
+            return True
+        if not isinstance(value, Mapping) or part not in value:
+            return False
         value = value[part]
-    return value
+    return True
 
 
 def _nest(values: Mapping[str, Any]) -> Tree:
+    """The tree of dotted keys; a choice of no class, {"name": None}, is None."""
     tree: Tree = {}
     for key, value in values.items():
         branch = tree
         *path, last = key.split(".")
-        for part in path:
+        for part in path[:-1] if last == "name" and value is None else path:
             branch = branch.setdefault(part, {})
-        branch[last] = value
-    return {k: _pruned(v) for k, v in tree.items()}
-
-
-def _pruned(value: Any) -> Any:
-    """A choice of no class, {"name": None}, is None."""
-    if not isinstance(value, dict):
-        return value
-    if value.get("name", ...) is None and len(value) == 1:
-        return None
-    return {k: _pruned(v) for k, v in value.items()}
+        if last == "name" and value is None:
+            branch[path[-1]] = None
+        else:
+            branch[last] = value
+    return tree
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
     if f.default is not dataclasses.MISSING:
         return f.default
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else dataclasses.MISSING
-
-
-def explanations(cls: type) -> dict[str, str]:
-    """The sentences of a docstring's `Args:`, by field."""
-    import docstring_parser
-
-    parsed = docstring_parser.parse(inspect.getdoc(cls) or "")
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
-
-
-def make_parser(leaves: Iterable[Leaf]) -> Any:
-    """A jsonargparse parser with one typed argument a leaf."""
-    from jsonargparse import ArgumentParser
-    from jsonargparse.typing import register_type
-
-    register_type(
-        Radius,
-        serializer=float,
-        deserializer=_radius,
-        type_check=lambda value, kind: isinstance(value, float | int) and not isinstance(value, bool),
-        fail_already_registered=False,
-    )
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    for leaf in leaves:
-        parser.add_argument(f"--{leaf.key}", type=leaf.type, default=None, help=leaf.help)
-    return parser
-
-
-def _radius(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | float | int):
-        raise ValueError(f"{value!r} is not a radius")
-    return parse_radius(value)
-
-
-def _parse(parser: Any, tokens: list[str], leaves: Mapping[str, Leaf], where: str) -> Tree:
-    """The values of the tokens' keys, typed; one sentence for what does not fit."""
-    from jsonargparse import ArgumentError
-
-    result: Tree = {}
-    for token in tokens:
-        key, _, text = token[2:].partition("=")
-        try:
-            result[key] = parser.parse_args([token])[key]
-        except (ArgumentError, ConfigError, ValueError):
-            raise ConfigError(f"{where}: {key}={text} does not fit; type {_spoken(leaves[key].type)}") from None
-    return result
-
-
-def _spoken(kind: Any) -> str:
-    """A type in words."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_spoken(k) for k in get_args(kind)))
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
-    if kind is Radius:
-        return "a number or a fraction such as 8/255"
-    if get_origin(kind) in (list, tuple):
-        return "a list in brackets, [a, b]"
-    return "{name: value, ...} in quotes" if get_origin(kind) is dict else words.get(kind, str(kind))
-
-
-def load_yaml(path: Path) -> Tree:
-    """Read a YAML file into a tree, with the safe loader.
-
-    Raises:
-        ConfigError: missing, not YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
-        raise ConfigError(f"{path} is not a configuration: it should hold keys such as data, model, method, training")
-    return tree
-
-
-def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """Write a tree as YAML that `load_yaml` reads back."""
-    import yaml
-
-    return str(yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True, width=120))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerwise.errors import LayerwiseError
 from layerwise.experiment import read, train_seeds
 from layerwise.report import compare, write
 
@@ -20,11 +21,17 @@ def demo(runs: Path, *, seeds: int = 3, progress: bool = True) -> str:
 
     Returns:
         The table, and where the report is.
+
+    Raises:
+        LayerwiseError: an earlier demo there was another version's.
     """
     folders: list[Path] = []
     for recipe in RECIPES:
         _, tree = read(recipe)
-        folders += train_seeds(tree, folder=runs / "demo" / recipe, seeds=seeds, resume=True, progress=progress)
+        try:
+            folders += train_seeds(tree, folder=runs / "demo" / recipe, seeds=seeds, resume=True, progress=progress)
+        except LayerwiseError as error:
+            raise type(error)(f"{error}; or begin anew: layerwise demo --runs ANOTHER") from None
     comparison = compare(folders)
     path = write(comparison, runs / "demo" / "report")
     return f"{comparison.to_markdown()}\nreport: {path.resolve()}"

@@ -3,99 +3,87 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from layerwise import data as datasets
 from layerwise import models, recipe
-from layerwise.config import Schema, Tree, merge
-from layerwise.data import Augment, ImageData
-from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation import Evaluation, Rho, ThreatModel, evaluate, rho
-from layerwise.files import atomic
-from layerwise.methods import METHODS, InputMethod, Method
-from layerwise.probe import Criterion, CrossEntropy
-from layerwise.training import (
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Cyclic,
-    FitResult,
-    MultiStep,
-    OneCycle,
-    Optimizer,
-    Phase,
-    Schedule,
-    Training,
-    fit,
-    load_weights,
+from layerwise.blueprint import (
+    SCHEMA,
+    DataSettings,
+    EvaluationSettings,
+    Experiment,
+    ModelSettings,
+    make_phases,
+    read,
 )
-from layerwise.training.run import Weights
-from layerwise.units import Radius
+from layerwise.config import Tree
+from layerwise.data import ImageData
+from layerwise.errors import CheckpointError, ConfigError, did_you_mean
+from layerwise.evaluation import Evaluation, Rho, ThreatModel, evaluate, rho
+from layerwise.evaluation.decode import decode
+from layerwise.files import atomic
+from layerwise.spelling import tokens_to_tree
+from layerwise.training import WEIGHTS, FitResult, fit, load_weights
+from layerwise.training.checkpoint import found as checkpoints_in
+from layerwise.training.run import CHECKPOINTS, CONFIG, Weights
+
+__all__ = [
+    "SCHEMA",
+    "DataFacts",
+    "DataSettings",
+    "EvaluationSettings",
+    "Experiment",
+    "Judgement",
+    "ModelSettings",
+    "build_model",
+    "judge",
+    "load",
+    "load_data",
+    "make_phases",
+    "open_run",
+    "read",
+    "train",
+    "train_seeds",
+]
+
+logger = logging.getLogger("layerwise")
+
+FACTS = "data.json"
+"""What a run folder tells about its data, so that the network can be made without them."""
 
 
-@dataclass(kw_only=True)
-class DataSettings:
-    """What to train and judge on.
-
-    Args:
-        name: a data set, see `layerwise list data`.
-        root: folder of the files; else LAYERWISE_DATA, else ~/.cache/layerwise.
-        validation: held out of the training set: below 1 a fraction, from 1 on a number of images; null is the set's own.
-        download: fetch what is missing.
-        options: the set's own options.
-    """
-
-    name: str = "digits"
-    root: str | None = None
-    validation: float | None = None
-    download: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class ModelSettings:
-    """Which network.
-
-    Args:
-        name: a network, see `layerwise list models`, or an import path `package.module:callable`.
-        normalize: subtract the training pixels' mean and divide by their deviation, in the network's first layer.
-        start: weights to start from: a run folder, a .safetensors file, or a recipe, which is trained first if it has no run yet.
-        options: the network's own options.
-    """
-
-    name: str = "digits_cnn"
-    normalize: bool = True
-    start: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class EvaluationSettings:
-    """How the trained network is judged, on the test set.
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What a network must know about the images that it was trained on.
 
     Args:
-        norm: of the threat model.
-        eps: radius of the threat model, in [0, 1] for linf.
-        attacks: names as `layerwise list attacks` shows them, such as pgd-50-10 (50 steps, 10 restarts).
-        num_examples: a fixed random subset of so many; null is all.
-        batch_size: examples attacked at a time.
-        rho_steps: DeepFool steps of Deep Defense's rho_2, a measure for each; 5 to compare with the paper, 50 to converge.
+        name: of the data set.
+        classes: in the order of their numbers.
+        shape: (C, H, W).
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Radius = 8 / 255
-    attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"])
-    num_examples: int | None = None
-    batch_size: int = 250
-    rho_steps: list[int] = field(default_factory=list)
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,59 +103,10 @@ class Judgement:
         lines = [
             f"rho_2 with {r.num_steps} DeepFool steps: {r.value:.4g} over {r.images} images, {100 * r.unfooled:.2f} % not fooled"
             + (f", {r.blank} blank ones left out" if r.blank else "")
+            + "\n"
             for r in self.rho
         ]
         return "\n".join([self.evaluation.to_markdown(), *lines])
-
-
-@dataclass(kw_only=True)
-class Experiment:
-    """One training run and its judgement.
-
-    Args:
-        data: see `DataSettings`.
-        model: see `ModelSettings`.
-        method: the training method.
-        phases: fields of the method that change over the epochs: [{epochs: 40, fields: {k: 1}}, ...], or another {method: ...}.
-        training: the loop's settings.
-        evaluation: see `EvaluationSettings`.
-    """
-
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    method: Method
-    phases: list[dict[str, Any]] = field(default_factory=list)
-    training: Training = field(default_factory=Training)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-
-
-SCHEMA = Schema(
-    Experiment,
-    {
-        Method: METHODS,
-        InputMethod: {name: cls for name, cls in METHODS.items() if issubclass(cls, InputMethod)},
-        Criterion: {"CrossEntropy": CrossEntropy},
-        Optimizer: {cls.__name__: cls for cls in (SGD, Adam, AdamW)},
-        Schedule: {cls.__name__: cls for cls in (Constant, Cyclic, MultiStep, Cosine, OneCycle)},
-        Augment: {"Augment": Augment},
-    },
-)
-"""What can be set, see `layerwise.config`."""
-
-
-def read(source: str, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
-    """An experiment from a recipe's name or file and the command line's overrides; also as a resolved tree.
-
-    >>> experiment, tree = read("slat-digits", ["--method.eta", "0.1"])
-    >>> tree["method"]["eta"]
-    0.1
-
-    Raises:
-        ConfigError: whatever does not fit.
-    """
-    experiment, tree = SCHEMA.read(recipe.load(source), overrides, where=source)
-    assert isinstance(experiment, Experiment)
-    return experiment, tree
 
 
 def load_data(settings: DataSettings) -> ImageData:
@@ -181,7 +120,7 @@ def load_data(settings: DataSettings) -> ImageData:
     )
 
 
-def build_model(settings: ModelSettings, data: ImageData, *, trust: bool = True) -> nn.Module:
+def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: bool = True) -> nn.Module:
     """The network, with fresh weights from PyTorch's own random state.
 
     Args:
@@ -189,103 +128,145 @@ def build_model(settings: ModelSettings, data: ImageData, *, trust: bool = True)
         data: gives shape, number of classes and the pixels' statistics.
         trust: import the user's code that the name may point at; False refuses it.
     """
-    if not trust and (":" in settings.name or "." in settings.name):
-        raise ConfigError(
-            f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it"
-        )
-    statistics = (data.mean, data.std) if settings.normalize else (None, None)
+    if ":" in settings.name or "." in settings.name:
+        if not trust:
+            raise ConfigError(
+                f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it"
+            )
+        current_folder_on_path()
     return models.build(
         settings.name,
         num_classes=data.num_classes,
         shape=data.shape,
-        mean=statistics[0],
-        std=statistics[1],
+        mean=data.mean if settings.normalize else None,
+        std=data.std if settings.normalize else None,
         **settings.options,
     )
 
 
-def make_phases(experiment: Experiment) -> list[Phase]:
-    """The phases, their values typed like the method's own fields."""
-    return [_phase(index, entry, experiment) for index, entry in enumerate(experiment.phases)]
-
-
-def _phase(index: int, entry: dict[str, Any], experiment: Experiment) -> Phase:
-    where = f"phases[{index}]"
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("epochs"), int)
-        or set(entry) - {"epochs", "fields", "method"}
-    ):
-        raise ConfigError(
-            f"{where}: {entry!r} is no phase; type {{epochs: 40, fields: {{k: 1}}}}, or method in place of fields"
-        )
-    if "method" in entry:
-        tree = entry["method"] if isinstance(entry["method"], dict) else {"name": entry["method"]}
-        other, _ = SCHEMA.read({"method": tree}, where=where)
-        return Phase(epochs=entry["epochs"], method=other.method)
-    fields = entry.get("fields", {})
-    typed, _ = SCHEMA.read({"method": {"name": type(experiment.method).__name__, **fields}}, where=where)
-    return Phase(epochs=entry["epochs"], fields={name: getattr(typed.method, name) for name in fields})
-
-
-def start_from(model: nn.Module, source: str, *, runs: Path, progress: bool) -> None:
-    """Load the weights that training starts from; a recipe without a finished run is trained first."""
-    if source in recipe.names():
-        folder = runs / source
-        if not (folder / "model.safetensors").is_file():
-            experiment, tree = read(source)
-            train(experiment, tree, folder=folder, progress=progress)
-        source = str(folder)
-    load_weights(model, Path(source))
+def current_folder_on_path() -> None:
+    """Let `my_module:Net` be found in the current folder, which a console script, unlike `python FILE`, has not on its path."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
 
 
 def train(
-    experiment: Experiment, tree: Tree, *, folder: Path, resume: bool = False, progress: bool = True
+    experiment: Experiment,
+    tree: Tree,
+    *,
+    folder: Path,
+    resume: bool = False,
+    progress: bool = True,
+    trust: bool = True,
 ) -> tuple[FitResult, Judgement]:
     """Train one run and judge it on the test set.
 
     Args:
         experiment: what to do.
         tree: the same, resolved, for the run folder.
-        folder: the run's folder.
+        folder: the run's folder; a new one is removed again if the run ends before its first checkpoint.
         resume: go on where the run in the folder stopped.
         progress: show progress.
+        trust: see `build_model`.
 
     Returns:
         What `fit` gives, and the evaluation of the last weights, also written to `evaluation.json` and `evaluation.md`.
     """
     data = load_data(experiment.data)
-    torch.manual_seed(experiment.training.seed)
-    model = build_model(experiment.model, data)
-    phases = make_phases(experiment)
-    if experiment.model.start is not None and not resume:
-        start_from(model, experiment.model.start, runs=folder.parent, progress=progress)
-    result = fit(
-        model,
-        experiment.method,
-        data,
-        training=experiment.training,
-        phases=phases,
-        run=folder,
-        config=tree,
-        resume=resume,
-        progress=progress,
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.training.seed)
+        model = build_model(experiment.model, data, trust=trust)
+    if experiment.model.start is not None and not checkpoints_in(folder / CHECKPOINTS):
+        _start_from(model, experiment, runs=folder.parent, progress=progress)
+    logger.info(
+        "%s: %s, %s on %s, %s epochs",
+        folder,
+        type(experiment.method).__name__,
+        experiment.model.name,
+        data.name,
+        experiment.training.epochs,
     )
-    return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
+    with _nothing_half_made(folder):
+        result = fit(
+            model,
+            experiment.method,
+            data,
+            training=experiment.training,
+            phases=make_phases(experiment),
+            run=folder,
+            config=tree,
+            resume=resume,
+            progress=progress,
+        )
+    _write(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
+    try:
+        return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after training; judge the network with: layerwise evaluate {folder}"
+        ) from None
+
+
+@contextmanager
+def _nothing_half_made(folder: Path) -> Iterator[None]:
+    """Remove a new run folder if the run fails before its first checkpoint: there is nothing in it to go on with."""
+    new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if new and not checkpoints_in(folder / CHECKPOINTS):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _start_from(model: nn.Module, experiment: Experiment, *, runs: Path, progress: bool) -> None:
+    """Load the weights that training starts from; a recipe without a finished run is trained first."""
+    source = str(experiment.model.start)
+    is_file = source.endswith((".yaml", ".yml"))
+    if is_file or source in recipe.names():
+        folder = runs / Path(source).stem if is_file else runs / source
+        if not (folder / WEIGHTS["last"]).is_file():
+            reference, tree = read(source, _same_place(experiment))
+            train(reference, tree, folder=folder, resume=True, progress=progress)
+        source = str(folder)
+    elif not Path(source).exists():
+        raise ConfigError(
+            f"model.start: there is no run, file or recipe {source!r}; {did_you_mean(source, recipe.names())}"
+        )
+    load_weights(model, Path(source))
+
+
+def _same_place(experiment: Experiment) -> list[str]:
+    """The settings that say where data are and what computes, for another experiment on the same machine."""
+    data, training = experiment.data, experiment.training
+    root = [] if data.root is None else [f"--data.root={data.root}"]
+    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}"]
 
 
 def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, progress: bool = True) -> list[Path]:
-    """Train and judge several seeds, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
+    """Train and judge several seeds from the tree's own on, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
 
     Returns:
         The run folders.
+
+    Raises:
+        ConfigError: no seeds.
+        CheckpointError: a folder is taken and `resume` is not asked for; nothing is trained then.
     """
-    folders = [folder.with_name(f"{folder.name}-seed{seed}") for seed in range(seeds)]
-    for seed, run in enumerate(folders):
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} trains nothing; type --seeds 3")
+    first = tree["training"]["seed"]
+    folders = {seed: folder.with_name(f"{folder.name}-seed{seed}") for seed in range(first, first + seeds)}
+    for run in folders.values():
+        if not resume and (run / CONFIG).exists():
+            raise CheckpointError(
+                f"{run} already holds a run; add --resume to keep and finish what is there, or --name another"
+            )
+    for seed, run in folders.items():
         if not (resume and (run / "evaluation.json").is_file()):
-            experiment, resolved = SCHEMA.read(merge(tree, {"training": {"seed": seed}}), where=folder.name)
+            experiment, resolved = SCHEMA.read(tree, [f"--training.seed={seed}"])
             train(experiment, resolved, folder=run, resume=resume, progress=progress)
-    return folders
+    return list(folders.values())
 
 
 def judge(
@@ -295,9 +276,20 @@ def judge(
     *,
     name: str | None = None,
     folder: Path | None = None,
+    record: str = "evaluation",
     progress: bool = True,
 ) -> Judgement:
-    """Evaluate a network on the test set, and write the record into the run's folder: evaluation.json, measures.json, evaluation.md."""
+    """Evaluate a network on the test set, and write the record into the run's folder.
+
+    Args:
+        model: the network.
+        data: its test split is judged on.
+        settings: how.
+        name: what the record calls the network.
+        folder: the run's; None writes nothing.
+        record: name of the files RECORD.json, RECORD.measures.json and RECORD.md.
+        progress: show progress where a person watches.
+    """
     evaluation = evaluate(
         model,
         data.test,
@@ -305,7 +297,7 @@ def judge(
         attacks=settings.attacks,
         num_examples=settings.num_examples,
         batch_size=settings.batch_size,
-        progress=progress,
+        progress=progress and sys.stderr.isatty(),
         model_name=name,
         data_name=data.name,
     )
@@ -313,16 +305,16 @@ def judge(
     sizes = tuple(rho(model, data.test, num_steps=steps, **subset) for steps in settings.rho_steps)
     judgement = Judgement(evaluation=evaluation, rho=sizes)
     if folder is not None:
-        measures = {"rho": [asdict(r) for r in judgement.rho]}
-        texts = {
-            "evaluation.json": evaluation.to_json(),
-            "measures.json": json.dumps(measures, indent=2) + "\n",
-            "evaluation.md": judgement.to_markdown(),
-        }
-        for file, text in texts.items():
-            with atomic(folder / file) as partial:
-                partial.write_text(text, encoding="utf-8")
+        # The record itself comes last: where it is, the others are.
+        _write(folder / f"{record}.measures.json", json.dumps({"rho": [asdict(r) for r in sizes]}, indent=2) + "\n")
+        _write(folder / f"{record}.md", judgement.to_markdown())
+        _write(folder / f"{record}.json", evaluation.to_json())
     return judgement
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def open_run(
@@ -332,30 +324,72 @@ def open_run(
 
     Args:
         folder: the run's folder.
-        overrides: settings that differ now, `--evaluation.eps 4/255`; those of training have no effect.
+        overrides: settings that differ now, `--evaluation.eps 4/255`; of `data`, `model` and `evaluation` only.
         trust: allow the run to name code outside layerwise.
         which: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
 
     Raises:
-        CheckpointError: no run there, or weights that do not fit.
+        CheckpointError: no run there, training has not finished, or weights that do not fit.
+        ConfigError: settings that do not fit.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{folder} is no run folder: it holds no config.yaml; train one with `layerwise train RECIPE`"
-        )
-    experiment, _ = read(str(folder / "config.yaml"), overrides)
+    experiment = _read_run(folder, overrides, which=which)
     data = load_data(experiment.data)
-    model = build_model(experiment.model, data, trust=trust)
-    load_weights(model, folder, which=which)
-    return experiment, model, data
+    return experiment, _network(folder, experiment, data, trust=trust, which=which), data
 
 
 def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:
-    """The trained network of a run, in evaluation mode.
+    """The trained network of a run, in evaluation mode; the data need not be there.
 
     Args:
         folder: the run's folder.
         which: see `open_run`.
         trust: allow the run to name code outside layerwise.
+
+    Raises:
+        CheckpointError: see `open_run`.
     """
-    return open_run(Path(folder), trust=trust, which=which)[1].eval()
+    run = Path(folder)
+    experiment = _read_run(run, which=which)
+    facts = _read_facts(run / FACTS) if (run / FACTS).is_file() else load_data(experiment.data)
+    return _network(run, experiment, facts, trust=trust, which=which).eval()
+
+
+def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
+    """The experiment of a run that has the weights asked for."""
+    if not (folder / CONFIG).is_file():
+        there = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
+        hint = did_you_mean(folder.name, there) if there else "train one with `layerwise train RECIPE`"
+        raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
+    for section in tokens_to_tree(overrides):
+        if section in ("method", "phases", "training"):
+            raise ConfigError(
+                f"the run is trained already, so --{section} has no effect; type settings of evaluation, data or model"
+            )
+    experiment, _ = read(str(folder / CONFIG), overrides)
+    if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
+        raise CheckpointError(
+            f"the training of {folder} has not finished; go on with: layerwise train --resume {folder}"
+        )
+    return experiment
+
+
+def _network(
+    folder: Path, experiment: Experiment, data: ImageData | DataFacts, *, trust: bool, which: Weights
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(experiment.model, data, trust=trust)
+    load_weights(model, folder, which=which)
+    return model
+
+
+def _facts_of(data: ImageData) -> DataFacts:
+    return DataFacts(name=data.name, classes=data.classes, shape=data.shape, mean=data.mean, std=data.std)
+
+
+def _read_facts(file: Path) -> DataFacts:
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON ({error}); delete it, and the data set tells the same") from None
+    facts: DataFacts = decode(DataFacts, found, source=str(file))
+    return facts

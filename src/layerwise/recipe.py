@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from layerwise.config import Tree, load_yaml, merge
+from layerwise.config import Tree, load_yaml
 from layerwise.errors import ConfigError, did_you_mean
 
 
@@ -24,8 +23,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
-def path_of(recipe: str) -> Path:
+def path_of(recipe: str, *, beside: Path | None = None) -> Path:
     """The file of a recipe: a name of `names()`, or the path of a YAML file.
+
+    Args:
+        recipe: the name or path.
+        beside: a file; paths are looked for in its folder first.
 
     Raises:
         ConfigError: neither.
@@ -33,34 +36,35 @@ def path_of(recipe: str) -> Path:
     if (own := folder() / f"{recipe}.yaml").is_file():
         return own
     if recipe.endswith((".yaml", ".yml")):
-        return Path(recipe)
+        near = beside.parent / recipe if beside is not None else Path(recipe)
+        return near if near.is_file() else Path(recipe)
     raise ConfigError(
         f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)"
     )
 
 
-def load(recipe: str) -> Tree:
-    """A recipe as a tree; `extends: NAME` lays it on another recipe.
+def load(recipe: str) -> list[Tree]:
+    """A recipe as trees, each to be laid on those before it: `extends: NAME` puts another recipe's before its own.
 
     Raises:
         ConfigError: unknown, not YAML, or recipes that extend each other in a circle.
     """
-    tree: Tree = {}
-    for part in reversed(list(_chain(recipe))):
-        tree = merge(tree, {k: v for k, v in part.items() if k != "extends"})
-    return tree
-
-
-def _chain(recipe: str) -> Iterator[Tree]:
+    trees: list[Tree] = []
     seen: list[str] = []
-    current: str | None = recipe
-    while current is not None:
+    current, file = recipe, None
+    while True:
         if current in seen:
             raise ConfigError(f"recipe {recipe!r} extends itself: {' -> '.join([*seen, current])}")
         seen.append(current)
-        part = load_yaml(path_of(current))
-        yield part
-        current = part.get("extends")
+        file = path_of(current, beside=file)
+        tree = load_yaml(file)
+        following = tree.pop("extends", None)
+        trees.insert(0, tree)
+        if following is None:
+            return trees
+        if not isinstance(following, str):
+            raise ConfigError(f"{file}: extends={following} does not fit; type one recipe's name or file")
+        current = following
 
 
 def summary(recipe: str) -> str:

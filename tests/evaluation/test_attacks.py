@@ -166,6 +166,47 @@ def test_restarts_keep_the_worst_of_each_image(restarts: int) -> None:
     )
 
 
+class Sides(nn.Module):
+    """Three classes on one pixel: nearly even but right on the left, wrong by a little on the right, and flat in between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = torch.tensor([0.35, 0.33, 0.32], dtype=x.dtype).log()
+        right = torch.tensor([0.45, 0.54, 0.01], dtype=x.dtype).log()
+        return torch.where(x.flatten(1) < 0.5, left, right)
+
+
+def test_a_fooled_image_is_worse_than_one_of_higher_loss() -> None:
+    x, y = torch.full((40, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(40, dtype=torch.int64)
+    threat, source = ThreatModel("linf", 0.3), Stream(0, total=40)
+    first = starting_points(x, threat, source)
+    assert 0 < (first < 0.5).sum() < 40
+    assert (PGD(1, 20)(Sides(), x, y, threat, generator=source) >= 0.5).all()
+
+
+class Flags(nn.Module):
+    """Notes whether the parameters require gradients in each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.seen = trained(), set[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.seen |= {p.requires_grad for p in self.parameters()}
+        out: Tensor = self.network(x)
+        return out
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(2, 2), MIFGSM(2), StepLL(), DeepFoolL2(2)], ids=str)
+def test_parameters_are_frozen_in_every_pass(attack: InputAttack) -> None:
+    net, (x, y) = Flags(), batch(4)
+    attack(net, x, y, L2)
+    if not isinstance(attack, StepLL):
+        with torch.no_grad():
+            net(x)
+    assert net.seen == {False}
+
+
 def test_fooled_images_drop_out_of_later_restarts() -> None:
     net, (x, y) = Rows(trained()), batch(30, seed=5)
     threat = ThreatModel("linf", 0.1)

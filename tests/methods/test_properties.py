@@ -70,7 +70,9 @@ def test_it_does_not_depend_on_how_a_batch_is_split(name: str) -> None:
     assert distance(whole, split) < 1e-10
 
 
-JOINT = "one loss of a clean and a perturbed pass: the clean pass is run again while the perturbed one's context is open, and gets its noise"
+JOINT = (
+    "the loss has a clean pass too, which is run again while the perturbed one's context is open, and gets its noise"
+)
 
 
 @methods(FGSInter=JOINT)
@@ -152,22 +154,25 @@ def test_passes_that_look_for_noise_touch_no_parameter(name: str) -> None:
 def test_only_descents_move_the_running_statistics(name: str) -> None:
     """Those of the last batch norm, worked out again from its inputs in the passes that descend."""
     model, [(x, y)] = TinyResNet().double(), data(1)
-    seen: list[Tensor] = []
+    last, seen = model.get_submodule("bn"), list[Tensor]()
+    assert isinstance(last, nn.BatchNorm2d)
+    assert last.running_mean is not None
+    assert last.running_var is not None
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if module.training and torch.is_grad_enabled() and model.fc.weight.requires_grad:
             seen.append(args[0].detach())
 
-    handle = model.bn.register_forward_pre_hook(note)
-    mean, var = (b.clone() for b in (model.bn.running_mean, model.bn.running_var) if b is not None)
+    handle = last.register_forward_pre_hook(note)
+    mean, var = last.running_mean.clone(), last.running_var.clone()
     train(make(name), model, [(x, y)])
     handle.remove()
     for z in seen:
         mean, var = 0.9 * mean + 0.1 * z.mean((0, 2, 3)), 0.9 * var + 0.1 * z.transpose(0, 1).flatten(1).var(1)
     assert len(seen) >= 1
     assert {int(b) for n, b in model.named_buffers() if n.endswith("tracked")} == {len(seen)}
-    torch.testing.assert_close(model.bn.running_mean, mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(model.bn.running_var, var, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(last.running_mean, mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(last.running_var, var, rtol=1e-12, atol=1e-14)
 
 
 @methods()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from layerwise.methods import METHODS, Standard
 from tests.methods.cases import data, differing, distance, hooks_of, make, train
@@ -20,7 +21,7 @@ STEPS = 4
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -70,8 +71,11 @@ def test_compiled_it_is_the_same_and_nothing_is_compiled_again_after_the_first_s
     compiled: Any = torch.compile(model, backend="aot_eager")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     first = 2 if name == "LAT" else 1
+    counters.clear()
     train(method, compiled, data(first), optimizer=optimizer)
     with dynamo.patch(error_on_recompile=True):
         found = train(method, compiled, data(STEPS)[first:], optimizer=optimizer, first=first)
     assert distance(bare(found), expected) < 1e-12
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    assert not counters["graph_break"]
     method.detach()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def test_partial_gradients_add_up() -> None:
 def test_a_method_that_ends_without_a_loss_is_told_so() -> None:
     with pytest.raises(LayerwiseError, match=r"Scripted.losses ends with a Partial; end with a loss to step on"):
         train(TinyMLP(), Scripted(script=("loss", "partial")), cheap())
+
+
+def test_a_method_whose_parts_differ_is_told_so() -> None:
+    class Uneven(Scripted):
+        def losses(self, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Any:
+            second = self.calls % 2 == 1
+            yield from super().losses(model, x, y, **options)
+            if second:
+                yield model(x).sum()
+
+    with pytest.raises(LayerwiseError, match=r"Uneven.losses yields differently for the parts of one batch"):
+        train(TinyMLP(), Uneven(), cheap(accumulate=2))
 
 
 def test_generators_are_closed_when_something_goes_wrong() -> None:
@@ -251,6 +264,23 @@ def test_a_batch_size_that_leaves_nothing_is_refused() -> None:
 def test_machines_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="training cannot start as asked"):
         train(TinyMLP(), Standard(), cheap(accelerator="tpu"))
+
+
+def test_data_without_images_are_refused() -> None:
+    data = pictures()
+    empty = replace(data, train=data.train.subset([]))
+    with pytest.raises(ConfigError, match="the data set pictures has no training images"):
+        train(TinyMLP(), Standard(), cheap(), empty)
+
+
+def test_training_images_are_looked_at_where_there_are_no_others() -> None:
+    data = pictures()
+    bare = replace(data, validation=data.validation.subset([]))
+    result = train(TinyMLP(), Standard(), cheap(epochs=1, eval_every=1, eval_examples=10, eval_steps=0), bare)
+    assert (result.history[0]["split"], result.history[0]["examples"]) == ("train", 10)
+    assert result.history[0]["robust"] is None
+    assert result.best is not None
+    assert result.best["score"] == result.history[0]["clean"]
 
 
 def test_messages_go_to_the_log_the_metrics_and_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -143,6 +143,13 @@ def test_ctrl_c_without_a_folder_says_that_nothing_is_saved() -> None:
         train(TinyMLP(), method, cheap())
 
 
+def test_ctrl_c_in_the_last_evaluation_is_not_swallowed(tmp_path: Path) -> None:
+    method = Scripted(hook=lambda model, call: signal.raise_signal(signal.SIGINT) if call == 9 else None)
+    with pytest.raises(KeyboardInterrupt, match="after the last batch; the training is complete"):
+        train(TinyMLP(), method, cheap(eval_every=1), run=tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = train(TinyMLP(), Standard(), cheap(eval_every=1), run=tmp_path / "run")
     net = TinyMLP(seed=5)

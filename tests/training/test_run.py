@@ -37,7 +37,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     }  # fmt: skip
     found = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert found["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
-    assert found["device"]
+    assert found["device"] == "cpu"
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("epoch") == 2
     loaded = TinyMLP(seed=4)

@@ -94,8 +94,8 @@ def degree_of_adversarialness(
         check_radius("radii", radius)
     right = torch.zeros(len(makers), len(radii), dtype=torch.int64)
     with ExitStack() as stack:
-        judge = stack.enter_context(examining(model))
-        sources = [stack.enter_context(examining(maker)) for maker in makers.values()]
+        judge = stack.enter_context(examining(model, x, y))
+        sources = [stack.enter_context(examining(maker, x, y)) for maker in makers.values()]
         for i, source in enumerate(sources):
             for images, labels, stream in batches(source, x, y, batch_size=batch_size, seed=seed):
                 for k, radius in enumerate(radii):

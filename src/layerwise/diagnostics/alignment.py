@@ -81,7 +81,7 @@ def gradient_alignment(
     (1.0, 0)
     """
     parts = []
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             here = raw_gradient(network, images, labels)
             nearby = images + eps * uniform(images, source, key="alignment")

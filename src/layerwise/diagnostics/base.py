@@ -63,11 +63,24 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, source: Source, /) 
 
 
 @contextmanager
-def examining(model: nn.Module) -> Iterator[nn.Module]:
+def examining(model: nn.Module, x: Tensor, *rows: Tensor) -> Iterator[nn.Module]:
     """The unwrapped network in evaluation mode, parameters frozen, float32 without TF32 and autocast.
 
     Modes, flags, arithmetic and PyTorch's random state come back, also after an error.
+
+    Args:
+        model: any classifier, wrapped or not.
+        x: images, shape (N, ...).
+        rows: what has to have as many rows.
+
+    Raises:
+        DataError: no images, different numbers of rows, or images that are not floating-point numbers.
     """
+    if not len(x) or any(len(x) != len(other) for other in rows):
+        beside = ", ".join(str(len(other)) for other in rows)
+        raise DataError(f"found {len(x)} images and {beside or 'no'} rows beside them; give equally many, at least one")
+    if not x.is_floating_point():
+        raise DataError(f"images are {x.dtype}; give floating-point pixels in [0, 1], for example images.float() / 255")
     network = unwrap(model)
     device = _home(network, torch.empty(0)).device
     cuda = [device] if device.type == "cuda" else []
@@ -100,13 +113,8 @@ def batches(
         seed: of the random numbers.
 
     Raises:
-        DataError: no rows, different numbers of rows, or images that are not floating-point numbers.
         ConfigError: batch_size below 1.
     """
-    if len(x) != len(y) or not len(x):
-        raise DataError(f"found {len(x)} images and {len(y)} rows beside them; give equally many, at least one")
-    if not x.is_floating_point():
-        raise DataError(f"images are {x.dtype}; give floating-point pixels in [0, 1], for example images.float() / 255")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is too small; type 1 or more")
     for start in range(0, len(x), batch_size):

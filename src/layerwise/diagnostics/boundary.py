@@ -91,9 +91,10 @@ def boundary_distance(
 ) -> BoundaryDistance:
     """W_f = (1 / N) sum_i min over v, +-  of the distance t at which the prediction changes from x_i to x_i +- t v.
 
-    The directions are the same for all images, random and orthonormal. Along each, t is doubled from reach / 1024 until the prediction
-    differs, then the bracket is halved `steps` times: relative precision 2^-steps, and a class that is entered and left again
-    between two doublings is missed. Pixels are not clipped: most random directions leave [0, 1] at once on black and white images.
+    The directions are the same for all images, random and orthonormal. Along each, t is doubled from reach / 1024 until the
+    prediction differs, then the bracket is halved `steps` times: the precision is 2^-steps of the distance (of reach / 1024 below
+    that), and a class that is entered and left again between two doublings is missed. Pixels are not clipped: most random
+    directions leave [0, 1] at once on black and white images.
 
     Args:
         model: any classifier.
@@ -122,12 +123,12 @@ def boundary_distance(
         raise ConfigError(f"misclassified={misclassified!r} is unknown; type 'prediction', 'zero' or 'drop'")
     if y is None and misclassified != "prediction":
         raise DataError(f"misclassified={misclassified!r} needs labels; give y, or misclassified='prediction'")
-    dimensions = x[0].numel()
+    dimensions = x.shape[1:].numel()
     far = math.sqrt(dimensions) if reach is None else reach
     if not (directions >= 1 and steps >= 1 and 0 < far < math.inf):
         raise ConfigError(f"directions={directions}, steps={steps}, reach={far} cannot be; each has to be above 0")
     v = orthonormal(x, min(directions, dimensions), seed)
-    with examining(model) as network:
+    with examining(model, x, *([] if y is None else [y])) as network:
         predicted = torch.cat([_classes(network, part) for part, _, _ in batches(network, x, x, batch_size=batch_size)])
         wrong = torch.zeros_like(predicted, dtype=torch.bool) if y is None else predicted != y.to(predicted.device)
         kept = (~wrong if misclassified == "drop" else torch.ones_like(wrong)).nonzero().squeeze(1)
@@ -153,7 +154,7 @@ def boundary_distance(
 
 def orthonormal(x: Tensor, count: int, seed: int) -> Tensor:
     """Random orthonormal directions, shape (count, *one image): the first columns of a Gaussian matrix's Q."""
-    gaussian = normal(torch.empty(x[0].numel(), count, dtype=torch.float64), Stream(seed), key="directions")
+    gaussian = normal(torch.empty(x.shape[1:].numel(), count, dtype=torch.float64), Stream(seed), key="directions")
     q: Tensor = torch.linalg.qr(gaussian).Q
     return q.T.reshape(count, *x.shape[1:])
 
@@ -278,7 +279,7 @@ def decision_boundary(
         torch.linspace(a, b, points).tolist() for a, b in torch.stack([low - room, high + room], 1).tolist()
     )
     grid = torch.cartesian_prod(torch.tensor(second), torch.tensor(first)).flip(1).reshape(-1, *x.shape[1:])
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         predicted, own = (
             torch.cat([_classes(network, part) for part, _, _ in batches(network, z, z, batch_size=batch_size)]).cpu()
             for z in (grid, x)

@@ -70,7 +70,7 @@ def feature_gradient_norms(
     ('input', '0', '2')
     """
     loss = criterion or CrossEntropy()
-    with examining(model) as network, attached(network, sites, x) as found:
+    with examining(model, x, y) as network, attached(network, sites, x) as found:
         total = torch.zeros(len(found), dtype=torch.float64)
         for images, labels, _ in batches(network, x, y, batch_size=batch_size):
             _, g = Probe()(network, images, labels, criterion=loss, sites=found)

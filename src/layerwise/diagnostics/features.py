@@ -144,7 +144,7 @@ def feature_clouds(
         raise DataError(f"{len(x)} images are left; t-SNE needs at least 6")
     perplexity = min(perplexity, (len(x) - 1) / 3)
     clouds = []
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         site = last_features(network, place(network, x[:2])) if features is None else features
         with attached(network, [site], x) as read, block_sites(network, place(network, x[:2]), sites) as noisy:
             for kind in ("adversarial", "random"):
@@ -194,10 +194,10 @@ def _gaussian(x: Tensor, shape: torch.Size, source: Stream, key: str) -> Tensor:
 
 
 def _embedded(z: Tensor, perplexity: float, seed: int) -> tuple[tuple[float, ...], ...]:
-    """t-SNE coordinates; features that are all alike would be divided by their zero spread, so they stay at the origin."""
+    """t-SNE coordinates; features alike up to rounding would be divided by that, so they stay at the origin."""
     from sklearn.manifold import TSNE
 
-    if bool((z == z[:1]).all()):
+    if (z - z[:1]).abs().max() <= 1e-5 * z.abs().max():
         return ((0.0, 0.0),) * len(z)
     found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(z.double().numpy())
     return tuple(map(tuple, found.tolist()))

@@ -108,7 +108,7 @@ def input_gradient_pictures(
     if not deviations > 0:
         raise ConfigError(f"deviations={deviations} cannot be; type a number above 0")
     parts = []
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         for images, labels, _ in batches(network, x, y, batch_size=batch_size):
             g = loss_gradient(network, images, labels).double()
             size = norms.norm(g) / g[0].numel() ** 0.5

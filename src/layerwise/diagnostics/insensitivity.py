@@ -111,7 +111,7 @@ def noise_insensitivity(
     loss = criterion or CrossEntropy()
     total = torch.zeros(len(eps), dtype=torch.float64)
     counted = torch.zeros(len(eps), dtype=torch.int64)
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             clean = losses(network, images, labels, loss)
             for k, radius in enumerate(eps):
@@ -193,7 +193,7 @@ def representation_insensitivity(
         raise DataError(
             f"images have shape {tuple(x.shape)}, polluted ones {tuple(polluted.shape)}; give one copy of each"
         )
-    with examining(model) as network, attached(network, sites, x) as found, torch.no_grad():
+    with examining(model, x, polluted) as network, attached(network, sites, x) as found, torch.no_grad():
         total = torch.zeros(len(found), dtype=torch.float64)
         counted = torch.zeros(len(found), dtype=torch.int64)
         for images, copies, _ in batches(network, x, polluted, batch_size=batch_size):

@@ -88,7 +88,7 @@ def jacobian_spectrum(
     """
     if top < 1:
         raise ConfigError(f"top={top} keeps no singular value; type 1 or more")
-    with examining(model) as network:
+    with examining(model, x) as network:
         site = last_features(network, place(network, x[:2])) if encoder is None else encoder
         with attached(network, [site], x) as sites:
             if len(sites) != 1:

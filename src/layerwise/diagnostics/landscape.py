@@ -119,7 +119,7 @@ def loss_landscape(
         raise ConfigError("a landscape needs at least one value along each direction, for example adversarial=[0, 1]")
     loss = torch.zeros(len(adversarial), len(random), dtype=torch.float64)
     right = torch.zeros_like(loss)
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             uphill, sideways = loss_gradient(network, images, labels).sign(), rademacher(images, source)
             for i, a in enumerate(adversarial):

@@ -88,7 +88,7 @@ def linear_approximation_error(
     if direction not in ("adversarial", "random"):
         raise ConfigError(f"direction={direction!r} is unknown; type 'adversarial' or 'random'")
     loss = criterion or CrossEntropy()
-    with examining(model) as network, attached(network, sites, x) as found:
+    with examining(model, x, y) as network, attached(network, sites, x) as found:
         total = torch.zeros(2, len(found), dtype=torch.float64)
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             _, g = Probe()(network, images, labels, criterion=loss, sites=found)

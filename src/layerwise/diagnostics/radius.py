@@ -95,7 +95,7 @@ def accuracy_over_radius(
         )
     steps = sorted(map(float, radii))
     right = [0] * len(steps)
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             for k, eps in enumerate(steps):
                 made = attack(network, images, labels, eps, source) if eps else images

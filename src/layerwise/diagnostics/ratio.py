@@ -76,7 +76,7 @@ def state_gradient_ratio(
     True
     """
     measured = LAD(reference_batch=reference_batch)
-    with examining(model) as network:
+    with examining(model, x, y) as network:
         found = [
             measured.diagnose(network, images, labels)["eq16_ratio"]
             for images, labels, _ in batches(network, x, y, batch_size=batch_size)

@@ -108,7 +108,7 @@ def layer_reassignment(
     True
     """
     judge = measure or (lambda network, images, labels: _accuracy(network, images, labels, batch_size))
-    with examining(model) as network, examining(other) as source:
+    with examining(model, x, y) as network, examining(other, x, y) as source:
         _check_alike(network, source)
         # All rows stay where they are, so that a measure can count on getting every image at once.
         groups = layer_tensors(network, place(network, x[:2])) if layers is None else _below(network, layers)

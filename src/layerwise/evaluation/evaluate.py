@@ -137,7 +137,7 @@ def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
 def _judge(session: Session, attack: Attack, threat: ThreatModel, title: str | None) -> tuple[Result, Tensor]:
     """One attack on all images; which ones stay right, on the CPU."""
     # Each attack starts from the same state of PyTorch's generator, so that a random network's results do not depend on their order.
-    torch.manual_seed(session.batches.seed)
+    session.reseed()
     started = time.perf_counter()
     outcomes = attack.outcomes(session.network, session.batches, threat)
     right = torch.cat(list(_tracked(outcomes, len(session.batches), title))).cpu()

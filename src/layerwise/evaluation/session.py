@@ -80,6 +80,14 @@ class Session:
     data: str
     size: int
 
+    def reseed(self) -> None:
+        """Put PyTorch's generators of the CPU and of the device, which networks with randomness draw from, at the seed."""
+        torch.default_generator.manual_seed(self.batches.seed)
+        if self.batches.device.type == "cuda":
+            # Not torch.manual_seed: it moves the generators of every GPU, of which only this one is put back.
+            with torch.cuda.device(self.batches.device):
+                torch.cuda.manual_seed(self.batches.seed)
+
     def fingerprint(self) -> str:
         """A digest of the network's weights and buffers."""
         return digest(chain.from_iterable(self.network.state_dict().items()))

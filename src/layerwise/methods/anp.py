@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, final
 from torch import Tensor, nn
 
 from layerwise.ascent import Ascent, accumulate, chain, normalize, scale, sign
+from layerwise.errors import ConfigError
 from layerwise.methods.base import (
     DESCENT,
     PROBE,
@@ -84,6 +85,8 @@ class ANP(LayerMethod):
         one_of("apply", self.apply, ("raw", "sign"))
         one_of("update", self.update, ("every-step", "last-step", "after-probes"))
         one_of("descend_at", self.descend_at, ("printed", "shifted"))
+        if self.descend_at == "shifted" and self.update != "every-step":
+            raise ConfigError(f"descend_at='shifted' has no effect with update={self.update!r}; type update=every-step")
         at_least("k", self.k, 1)
         at_least("eps", self.eps, 0)
         at_least("noise_std", self.noise_std, 0)

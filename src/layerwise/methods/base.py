@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -223,12 +224,9 @@ def at_least(name: str, value: float, smallest: float) -> None:
         raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
 
 
-def choose_sites(model: nn.Module, example: Tensor, selection: Selection, *alternatives: Selection) -> Sites:
+def choose_sites(model: nn.Module, example: Tensor, *selections: Selection) -> Sites:
     """Sites of the first selection that this network has."""
-    for candidate in (selection, *alternatives[:-1]):
-        try:
-            return Sites(model, candidate, example=example)
-        except SiteError:
-            if not alternatives:
-                raise
-    return Sites(model, alternatives[-1], example=example)
+    for selection in selections[:-1]:
+        with suppress(SiteError):
+            return Sites(model, selection, example=example)
+    return Sites(model, selections[-1], example=example)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from layerwise.errors import CheckpointError
@@ -22,8 +23,8 @@ class Cell:
 
     Args:
         accuracy: mean over the seeds, in [0, 1].
-        low: lower end of the 95 % interval.
-        high: upper end.
+        low: lower end of the 95 % interval; over few seeds it may lie below 0.
+        high: upper end; it may lie above 1.
     """
 
     accuracy: float
@@ -69,16 +70,17 @@ class Comparison:
     def to_markdown(self) -> str:
         """The table; the best of a column is marked only where its interval overlaps no other's."""
         attacks = list(dict.fromkeys(a for row in self.rows for a in row.cells))
+        images = self.rows[0].images if self.rows else 0
         lines = [
-            f"Accuracy in % on {self.data}, {self.threat}; 95 % intervals over seeds (Student's t), "
+            f"Accuracy in % on {images} images of {self.data}, {self.threat}; 95 % intervals over seeds (Student's t), "
             "or over images where there is one seed (Wilson).\n",
-            "| run | seeds | images | " + " | ".join(attacks) + " | train s |",
-            "|---|---:|---:|" + "---:|" * (len(attacks) + 1),
+            "| run | seeds | " + " | ".join(attacks) + " | train s |",
+            "|---|---:|" + "---:|" * (len(attacks) + 1),
         ]
         for row in self.rows:
             cells = [_percent(row.cells[a], self._stands_out(row, a)) if a in row.cells else "" for a in attacks]
             seconds = "" if row.train_seconds is None else f"{row.train_seconds:.1f}"
-            lines.append(f"| {row.name} | {row.seeds} | {row.images} | " + " | ".join(cells) + f" | {seconds} |")
+            lines.append(f"| {row.name} | {row.seeds} | " + " | ".join(cells) + f" | {seconds} |")
         warnings = [f"> **Warning** {row.name}: {finding}" for row in self.rows for finding in row.findings]
         return "\n".join([*warnings, *([""] if warnings else []), *lines]) + "\n"
 
@@ -92,40 +94,58 @@ class Comparison:
 
 
 def _percent(cell: Cell, marked: bool) -> str:
-    text = f"{100 * cell.accuracy:.1f} ± {50 * (cell.high - cell.low):.1f}"
+    # The longer arm: Wilson's interval is not symmetric.
+    arm = max(cell.high - cell.accuracy, cell.accuracy - cell.low)
+    text = f"{100 * cell.accuracy:.1f} ± {100 * arm:.1f}"
     return f"**{text}**" if marked else text
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
+def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Comparison:
     """Read the evaluations of finished runs.
 
     Args:
-        folders: run folders; those whose names differ in `-seedN` only make one row.
+        folders: run folders; those beside each other whose names differ in `-seedN` only make one row.
+        record: name of the record in each folder, without `.json`.
 
     Raises:
-        CheckpointError: a folder holds no evaluation, or the runs were judged on different images or in different threat models.
+        CheckpointError: a folder holds no such record, or the runs were judged on different images or in different threat models.
     """
-    groups: dict[str, list[Path]] = {}
-    for folder in folders:
-        groups.setdefault(SEED.sub("", folder.name), []).append(folder)
-    read = {folder: _evaluation(folder) for folder in folders}
-    first = read[folders[0]]
-    for folder, evaluation in read.items():
-        if (evaluation.threat, evaluation.data.fingerprint) != (first.threat, first.data.fingerprint):
+    groups: dict[Path, list[Path]] = {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        groups.setdefault(folder.with_name(SEED.sub("", folder.name)), []).append(folder)
+    read = {folder: _evaluation(folder, record) for members in groups.values() for folder in members}
+    (one, first), *others = read.items()
+    for folder, evaluation in others:
+        if _circumstances(evaluation) != _circumstances(first):
             raise CheckpointError(
-                f"{folder} was judged in {evaluation.threat} on {evaluation.data.name}, {folders[0]} in {first.threat} on "
-                f"{first.data.name}: evaluate them alike, with the same --evaluation.eps and --evaluation.num_examples"
+                f"{folder.name} was judged in {_told(evaluation)}, {one.name} in {_told(first)}: evaluate them alike, with the "
+                "same settings and one --record NAME, and report that record"
             )
-    rows = tuple(_row(name, [read[f] for f in members], members) for name, members in groups.items())
+    rows = tuple(_row(path.name, [read[f] for f in members], members) for path, members in groups.items())
     return Comparison(first.data.name, str(first.threat), rows)
 
 
-def _evaluation(folder: Path) -> Evaluation:
-    file = folder / "evaluation.json"
+def _circumstances(evaluation: Evaluation) -> tuple[object, ...]:
+    """What has to be equal in one table: threat model and images."""
+    data = evaluation.data
+    return evaluation.threat, data.name, data.size, data.seed, data.fingerprint, evaluation.worst.total
+
+
+def _told(evaluation: Evaluation) -> str:
+    data = evaluation.data
+    return f"{evaluation.threat} on {evaluation.worst.total} of {data.size} images of {data.name} (seed {data.seed})"
+
+
+def _evaluation(folder: Path, record: str) -> Evaluation:
+    file = folder / f"{record}.json"
     try:
         text = file.read_bytes()
-    except OSError:
-        raise CheckpointError(f"{folder} holds no evaluation; make it with: layerwise evaluate {folder}") from None
+    except FileNotFoundError:
+        there = folder.is_dir() and sorted(
+            f.stem for f in folder.glob("evaluation*.json") if not f.stem.endswith(".measures")
+        )
+        hint = f"--record takes {', '.join(there)}" if there else f"make it with: layerwise evaluate {folder}"
+        raise CheckpointError(f"{folder} holds no {file.name}; {hint}") from None
     return Evaluation.from_json(text, source=str(file))
 
 
@@ -150,21 +170,19 @@ def _cell(results: list[Result]) -> Cell:
     if mean.half_width is None:
         low, high = results[0].count.interval
         return Cell(mean.value, low, high)
-    return Cell(mean.value, max(0.0, mean.value - mean.half_width), min(1.0, mean.value + mean.half_width))
+    return Cell(mean.value, mean.value - mean.half_width, mean.value + mean.half_width)
 
 
 def _train_seconds(folder: Path) -> float | None:
-    """Seconds that the loop spent on training, the sum of what its metrics say."""
+    """Seconds that the loop took, with its looks at the validation split, summed over the calls that a resumed run needed."""
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        epochs = [float(line["seconds"]) for line in lines if line["kind"] == "epoch"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    found = [
-        line["train_seconds"]
-        for line in lines
-        if isinstance(line, dict) and isinstance(line.get("train_seconds"), float | int)
-    ]
-    return float(found[-1]) if found else None
+    # Each call counts from 0, so a smaller number than the one before begins another call.
+    steps = [now - before if now >= before else now for before, now in pairwise([0.0, *epochs])]
+    return sum(steps) if epochs else None
 
 
 def write(comparison: Comparison, folder: Path) -> Path:

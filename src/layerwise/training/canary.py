@@ -13,6 +13,9 @@ from layerwise.probe import CrossEntropy, Probe
 from layerwise.sites import Sites
 from layerwise.training.randomness import kept_random_states
 
+ENOUGH = 8
+"""Images that the bare network is tried with."""
+
 
 @contextmanager
 def compiling(enabled: bool) -> Iterator[None]:
@@ -55,22 +58,23 @@ def check_hooks(model: nn.Module, raw: nn.Module, sites: Iterable[Sites], x: Ten
         SiteError: the noise reaches the bare network's logits and not the model's, or a site is dead.
     """
     said: list[str] = []
+    few = slice(0, ENOUGH)
     for each in sites:
-        with _untouched(raw, x.device):
-            noise = {site: torch.randn(len(x), *each.shape(site), device=x.device, dtype=x.dtype) for site in each}
         changed = {}
-        for name, network in (("bare", raw), ("model", model)):
+        for name, network, images in (("bare", raw, x[few]), ("model", model, x)):
             with _untouched(raw, x.device):
-                plain = network(x)
+                noise = {s: torch.randn(len(images), *each.shape(s), device=x.device, dtype=x.dtype) for s in each}
+            with _untouched(raw, x.device):
+                plain = network(images)
             with _untouched(raw, x.device), each.perturb(noise):
-                changed[name] = not torch.equal(plain, network(x))
+                changed[name] = not torch.equal(plain, network(images))
         if changed["bare"] and not changed["model"]:
             raise SiteError(
                 f"noise at the sites {', '.join(map(str, each))} changes the bare network and not the compiled one: its hooks were "
                 "ignored; attach the method before torch.compile, or set training.compile=false"
             )
         with _untouched(raw, x.device):
-            _, g = Probe()(raw, x, y, criterion=CrossEntropy(), sites=each)
+            _, g = Probe()(raw, x[few], y[few], criterion=CrossEntropy(), sites=each)
         silent = [str(site) for site, gradient in g.items() if not gradient.any()]
         if silent:
             said.append(

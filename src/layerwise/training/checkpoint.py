@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import CheckpointError
+from layerwise.files import atomic
 from layerwise.training.ranks import together
 
 FORMAT = 1
@@ -90,13 +91,11 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         CheckpointError: the disk refused.
     """
-    aside = path.with_name(f".{path.name}.writing")
     try:
-        write_file(aside, data)
-        os.replace(aside, path)
+        with atomic(path) as partial:
+            write_file(partial, data)
         _sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}; free space and try again") from error
 
 

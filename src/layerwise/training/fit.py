@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,7 +20,8 @@ from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.methods.base import Method, Partial
 from layerwise.methods.deep_defense import evaluation
 from layerwise.sites import unwrap
-from layerwise.training.canary import check_hooks, compiling, eagerly
+from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
+from layerwise.training.checkpoint import pack_tensors
 from layerwise.training.epochs import end_epoch
 from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
@@ -94,12 +96,8 @@ def fit(
         config=plain(asked if config is None else config),
         process=os.getpid(),
     )
-    result: FitResult
-    train: Any = _train
-    result, weights = _engine(settings).launch(train, job)
-    if weights is not None:
-        raw.load_state_dict(weights)
-    return result
+    found = _engine(settings).launch(partial(_train, job=job))
+    return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 
 
 @final
@@ -134,15 +132,36 @@ class Loop:
         return self.session.place.device.type == "cpu" and self.session.place.world == 1
 
 
-def _train(fabric: Fabric, job: Job) -> tuple[FitResult, dict[str, Tensor] | None]:
-    """Train in one process; the weights are handed back where the caller lives in another."""
+def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes, bytes | None]:
+    """Train in one process; gives the result, or what can be carried to the process of the caller: fields, weights, average."""
+    away = os.getpid() != job.process
+    if away:
+        for tensor in (*job.raw.parameters(), *job.raw.buffers()):
+            tensor.data = tensor.data.clone()  # processes that were spawned share the memory of what they were given
     with ExitStack() as stack:
         loop = _prepared(fabric, job, stack)
         try:
             _run(loop)
         except NotFinite as bad:
             raise _diverged(loop, bad.step) from None
-        return loop.session.result(), None if os.getpid() == job.process else job.raw.state_dict()
+        result = loop.session.result()
+        if (by := loop.session.interrupt.requested) is not None:
+            raise KeyboardInterrupt(f"stopped by {by} after the last batch; the training is complete")
+        if not away:
+            return result
+        # Neither frozen dataclasses nor tensors outlive this process.
+        average = None if result.average is None else pack_tensors(result.average)
+        return {**vars(result), "average": None}, pack_tensors(job.raw.state_dict()), average
+
+
+def _brought_home(raw: nn.Module, fields: dict[str, Any], weights: bytes, average: bytes | None) -> FitResult:
+    """The result and the weights of a network that was trained in other processes."""
+    from safetensors.torch import load
+
+    state: dict[str, Tensor] = load(weights)
+    raw.to(next((v.dtype for v in state.values() if v.is_floating_point()), None))
+    raw.load_state_dict(state)
+    return FitResult(**{**fields, "average": None if average is None else load(average)})
 
 
 def _run(loop: Loop) -> None:
@@ -223,7 +242,8 @@ def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)
     if run is not None:
-        failure = together(lambda: run.open(job.config, resume=job.resume), rank=place.rank, device=device, alone=True)
+        begin = partial(run.open, job.config, resume=job.resume, device=device)
+        failure = together(begin, rank=place.rank, device=device, alone=True)
         if failure is not None:
             raise failure
     stack.enter_context(kept_random_states(device))
@@ -245,7 +265,8 @@ def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     sites = [each for method in job.phases.methods for each in method.attached_sites()]
     if sites and not session.done:
         x, y = next(session.images(start=0))
-        first = rank_rows(len(x), (0, settings.accumulate))
+        # Compiled for the shape that training has; the bare network is as good with a few images.
+        first = rank_rows(len(x), (0, settings.accumulate)) if settings.compile else slice(0, ENOUGH)
         for sentence in check_hooks(model, raw, sites, x[first], y[first]):
             session.say(sentence)
     inner.zero_grad(set_to_none=True)

@@ -113,7 +113,6 @@ def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], losses: Iterabl
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not _finite(value):
             return f"'{name}' already holds values that are not finite, so the gradient of the step before had them"
-    model.zero_grad(set_to_none=True)
     first: list[str] = []
     with _watched(model, {site.module for each in sites for site in each}, first):
         for loss in losses:
@@ -122,10 +121,6 @@ def explain(model: nn.Module, x: Tensor, sites: Iterable[Sites], losses: Iterabl
             if not _finite(loss):
                 return "the loss itself was the first, not a layer of the network: its terms overflow"
             loss.backward()  # type: ignore[no-untyped-call]
-    # The backward pass goes from the end: the last parameter is the first to get its gradient.
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not _finite(parameter.grad):
-            return f"the gradient of '{name}' was the first that is not finite"
     return first[0] if first else "the batch alone does not show why"
 
 

@@ -57,12 +57,13 @@ class Run:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
 
-    def open(self, config: Mapping[str, Any], *, resume: bool = False) -> None:
+    def open(self, config: Mapping[str, Any], *, resume: bool = False, device: torch.device | None = None) -> None:
         """Begin the run, or go on with it.
 
         Args:
             config: what the run is asked to do; see `plain`.
             resume: go on with the run that is there, or begin it if there is none.
+            device: where it trains.
 
         Raises:
             CheckpointError: the folder is taken and `resume` is not asked for, or cannot be written.
@@ -76,16 +77,16 @@ class Run:
         if known:
             check_config(self.config(), plain(config), where=self.path)
         else:
-            self._begin(plain(config))
+            self._begin(plain(config), device)
 
-    def _begin(self, config: Any) -> None:
+    def _begin(self, config: Any, device: torch.device | None) -> None:
         import yaml
 
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
-        replace_file(self.path / VERSIONS, json.dumps(versions(), indent=1).encode())
+        replace_file(self.path / VERSIONS, json.dumps(versions(device), indent=1).encode())
         # Last: a folder without it is not a run yet.
         replace_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, width=120).encode())
 

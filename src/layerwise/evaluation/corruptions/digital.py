@@ -42,7 +42,7 @@ def elastic_transform(x: Tensor, c: Constants, scene: Scene) -> Tensor:
 
     The field's amplitude falls with its deviation in pixels; so c0 is scaled by the square, displacements by the scale.
     """
-    b, _, h, w = x.shape
+    h, w = x.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     place = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).to(x)
     origin = place @ _backward(scene, h, w, c[2] * scene.scale).mT[:, None]
@@ -60,7 +60,9 @@ def _backward(scene: Scene, h: int, w: int, shift: float) -> Tensor:
     before = middle + arm * middle.new_tensor([[1, 1], [1, -1], [-1, -1]])
     after = before + (scene.draws.uniform("corners", 3, 2).double() * 2 - 1) * shift
     ones = torch.ones_like(after[..., :1])
-    return torch.linalg.solve(torch.cat([after, ones], dim=-1), before).mT.float()
+    forward = torch.cat([after, ones], dim=-1)
+    solution: Tensor = torch.linalg.solve(forward, before)
+    return solution.mT.float()
 
 
 def pixelate(x: Tensor, c: Constants, scene: Scene) -> Tensor:

@@ -28,7 +28,13 @@ LARGEST = 1 << 24
 _SIDE = 512
 _MARGIN = 32
 # Mean colour and deviation of the five pictures, levels.
-_TINTS = (((78, 149, 166), 19), ((201, 205, 214), 22), ((201, 205, 214), 22), ((138, 153, 165), 29), ((112, 123, 135), 43))
+_TINTS = (
+    ((78, 149, 166), 19),
+    ((201, 205, 214), 22),
+    ((201, 205, 214), 22),
+    ((138, 153, 165), 29),
+    ((112, 123, 135), 43),
+)
 
 
 @final
@@ -109,7 +115,7 @@ def _read(path: Path) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            if not 64 <= min(image.size) or math.prod(image.size) > LARGEST:
+            if min(image.size) < 64 or math.prod(image.size) > LARGEST:
                 raise DataError(
                     f"{path} has {image.width} x {image.height} pixels; a picture of frost has at least 64 a side and at most "
                     f"{LARGEST:,}: put the benchmark's there, or remove the folder to use generated frost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from layerwise.evaluation.corruptions.severities import Constants
 
 
 def gaussian_noise(x: Tensor, c: Constants, scene: Scene) -> Tensor:
-    """x + c n, n ~ N(0, 1)."""
+    """The image plus c n, n ~ N(0, 1)."""
     return x + c[0] * scene.draws.normal("noise", *x.shape[1:])
 
 
 def speckle_noise(x: Tensor, c: Constants, scene: Scene) -> Tensor:
-    """x + c x n, n ~ N(0, 1)."""
+    """The image plus c x n, n ~ N(0, 1)."""
     return x + x * c[0] * scene.draws.normal("noise", *x.shape[1:])
 
 
@@ -49,12 +50,22 @@ def poisson(x: Tensor, photons: float, u: Tensor) -> Tensor:
     >>> poisson(torch.tensor([0.0, 1.0, 1.0]), 2.0, torch.tensor([0.9, 0.13, 0.14]))
     tensor([0., 0., 1.])
     """
-    size = math.ceil(photons + 10 * math.sqrt(photons) + 20)
-    count = torch.arange(size, dtype=torch.float64, device=x.device)
-    level = torch.arange(256, dtype=torch.float64, device=x.device)[:, None]
-    rate = level / 255 * photons
-    cumulative = (count.xlogy(rate) - rate - (count + 1).lgamma()).exp().cumsum(1).clamp_(max=1)
-    # One sorted list: distribution number + probability.
-    which = (x * 255).round().double()
-    found = torch.searchsorted((level + cumulative).flatten(), (which + u).contiguous(), right=True)
-    return (found - which.long() * size).to(x.dtype)
+    first, table = _poisson_table(photons, x.device)
+    level = (x * 255).round().long()
+    found = torch.searchsorted(table.flatten(), (level + u.double()).contiguous(), right=True)
+    return (found - level * table.shape[1] + first[level]).to(x.dtype)
+
+
+@lru_cache(maxsize=16)
+def _poisson_table(photons: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each level the first count in the table, and level + P(count or fewer) for that and the next ones, sorted throughout.
+
+    Seven deviations around the mean hold all that u, a multiple of 2^-24, can ask for; a wider table no longer fits the cache.
+    """
+    rate = torch.arange(256, dtype=torch.float64, device=device)[:, None] / 255 * photons
+    reach = 7 * math.sqrt(photons) + 20
+    first = (rate - reach).floor().clamp(min=0)
+    count = first + torch.arange(math.ceil(2 * reach), dtype=torch.float64, device=device)
+    probability = (count.xlogy(rate) - rate - (count + 1).lgamma()).exp()
+    level = torch.arange(256, dtype=torch.float64, device=device)[:, None]
+    return first.long().squeeze(1), level + probability.cumsum(1).clamp_(max=1)

@@ -22,14 +22,12 @@ _CHAMFER = ((0, 1, 1.0), (1, 1, 1.4), (1, 2, 2.1969))
 
 def spatter(x: Tensor, c: Constants, scene: Scene) -> Tensor:
     """Blurred Gaussian noise above c3 is liquid: water is added (c5 = 0), mud covers (c5 = 1)."""
-    sigma = c[2] * scene.scale
+    liquid = liquid_layer(x, c[0], c[1], c[2] * scene.scale, scene.draws)
     if c[5]:
-        liquid = liquid_layer(x, c[0], c[1], sigma, scene.draws)
         cover = filters.gaussian_blur((liquid > c[3]).to(x.dtype), c[4] * scene.scale)
         cover = cover.where(cover >= 0.8, 0.0)
-        return x * (1 - cover) + cover * _colour(x, MUD)
-    liquid = liquid_layer(x, c[0], c[1], sigma, scene.draws)
-    return x + c[4] * shine(liquid, c[3]) * _colour(x, WATER)
+        return x * (1 - cover) + cover * colour_of(x, MUD)
+    return x + c[4] * shine(liquid, c[3]) * colour_of(x, WATER)
 
 
 def liquid_layer(x: Tensor, mean: float, deviation: float, sigma: float, draws: Draws) -> Tensor:
@@ -52,10 +50,10 @@ def shine(liquid: Tensor, threshold: float) -> Tensor:
     return product / product.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
 
 
-def _colour(x: Tensor, colour: tuple[float, float, float]) -> Tensor:
-    return filters.luminance(x.new_tensor(colour).view(1, 3, 1, 1)) if x.shape[1] == 1 else x.new_tensor(colour).view(
-        1, 3, 1, 1
-    )
+def colour_of(x: Tensor, colour: tuple[float, float, float]) -> Tensor:
+    """A colour as images like x have it, shape (1, C, 1, 1)."""
+    whole = x.new_tensor(colour).view(1, 3, 1, 1)
+    return filters.luminance(whole) if x.shape[1] == 1 else whole
 
 
 def _box3(x: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def _box3(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, down: int, right: int, outside: float) -> Tensor:
-    """X at (row + down, column + right)."""
+    """The values at (row + down, column + right)."""
     h, w = x.shape[-2:]
     reach = max(abs(down), abs(right))
     padded = F.pad(x, (reach,) * 4, value=outside)

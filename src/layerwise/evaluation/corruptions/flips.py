@@ -1,0 +1,247 @@
+"""mFR: how often predictions flip within the frames of a sequence, against a base model of the reader's choice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import ConfigError
+from layerwise.evaluation.corruptions.judge import judge
+from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, require_same
+from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
+from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.decode import decode
+from layerwise.evaluation.record import DataRecord, ModelRecord
+from layerwise.evaluation.session import Data
+
+Rule: TypeAlias = Literal["benchmark", "adjacent"]
+"""Noise frames against the first frame (the benchmark), or every frame against the one before (ANP's formula)."""
+
+
+@final
+@dataclass(frozen=True)
+class Flips:
+    """How often the prediction flipped.
+
+    Args:
+        flips: over all sequences.
+        comparisons: over all sequences.
+
+    >>> Flips(3, 60).probability
+    0.05
+    """
+
+    flips: int
+    comparisons: int
+
+    def __post_init__(self) -> None:
+        """Check that the numbers can be."""
+        if not 0 <= self.flips <= self.comparisons or not self.comparisons:
+            raise ConfigError(f"{self.flips} flips in {self.comparisons} comparisons cannot be; measure again")
+
+    @property
+    def probability(self) -> float:
+        """FP, in [0, 1]."""
+        return self.flips / self.comparisons
+
+
+@final
+@dataclass(frozen=True)
+class FlipProbabilities:
+    """How stable a network's predictions are within sequences.
+
+    Args:
+        model: the network.
+        data: the images that sequences begin with, and the seed.
+        images: how many sequences of each kind were judged.
+        rule: what was compared.
+        flips: {sequence: flips}.
+        sums: flips of each image's sequences: columns as `flips`.
+        sources: {sequence: where its images are from}.
+    """
+
+    model: ModelRecord
+    data: DataRecord
+    images: int
+    rule: Rule
+    flips: dict[str, Flips]
+    sums: Sums
+    sources: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Check that the numbers belong together."""
+        self.sums.check(self.images, {name: flips.flips for name, flips in self.flips.items()})
+
+    def probability(self, name: str) -> Percent:
+        """FP in percent, with its interval."""
+        weights = {name: 100 / self.flips[name].comparisons}
+        return self.sums.percent(weights, self.flips, self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Any, *, source: str = "the record") -> Self:
+        """Read what `to_dict` gave, perhaps through JSON.
+
+        Raises:
+            CheckpointError: something is missing, unknown or impossible.
+        """
+        record: Self = decode(cls, value, source=source)
+        return record
+
+
+def flip_probabilities(
+    model: nn.Module,
+    data: Data,
+    *,
+    names: Sequence[str] = tuple(STANDARD_SEQUENCES),
+    rule: Rule = "benchmark",
+    folder: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    num_examples: int | None = None,
+    batch_size: int = 250,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+    model_name: str | None = None,
+    data_name: str | None = None,
+) -> FlipProbabilities:
+    """Count the flips, FP_p = mean over sequences and j = 2..n of 1[f(x_j) != f(x_{j-1})], in evaluation mode and exact arithmetic.
+
+    By the benchmark's rule the frames of noise sequences, which do not follow from each other, are compared with the first:
+    1[f(x_j) != f(x_1)]. By the formula printed in ANP ("adjacent") they are not.
+
+    Args:
+        model: any classifier that takes pixels in [0, 1] and gives logits (B, C).
+        data: a data set (its test split), a split, or images and labels.
+        names: of sequences; mFR needs the ten of `STANDARD_SEQUENCES`.
+        rule: what is compared.
+        folder: files in CIFAR-10-P's layout, the published ones or `store`'s; what it lacks is generated as it is needed.
+        seed: of generated sequences, and of the choice of images.
+        num_examples: at most so many images, drawn by the seed.
+        batch_size: images a batch.
+        device: where; None is where the network is.
+        num_workers: processes that read streamed data.
+        progress: show a bar with the estimated end on standard error.
+        model_name: for the record; by default the class.
+        data_name: for the record.
+
+    Raises:
+        ConfigError: an unknown sequence or rule, no logits.
+        DataError: images outside [0, 1] or too small, files that are broken or belong to other data.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+    >>> data = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    >>> found = flip_probabilities(net, data, names=["brightness", "rotate"])
+    >>> found.flips["rotate"].comparisons
+    600
+    """
+    if rule not in ("benchmark", "adjacent"):
+        raise ConfigError(f"rule={rule!r} is unknown; type 'benchmark' or 'adjacent'")
+    judged = judge(
+        model,
+        data,
+        names,
+        Maker(True, seed),
+        folder=folder,
+        num_examples=num_examples,
+        batch_size=batch_size,
+        device=device,
+        num_workers=num_workers,
+        progress=progress,
+        model_name=model_name,
+        data_name=data_name,
+    )
+    flipped = {
+        name: _flips(seen, with_first=rule == "benchmark" and is_noise(name))
+        for name, seen in judged.predictions.items()
+    }
+    return FlipProbabilities(
+        model=judged.model,
+        data=judged.data,
+        images=len(judged.labels),
+        rule=rule,
+        flips={name: Flips(int(f.sum()), f.numel()) for name, f in flipped.items()},
+        sums=Sums.of([f.sum(dim=1) for f in flipped.values()]),
+        sources=judged.sources,
+    )
+
+
+def _flips(seen: Tensor, *, with_first: bool) -> Tensor:
+    """Which of the predictions (N, frames) differ from the one before, or from the first; shape (N, frames - 1)."""
+    return seen[:, 1:] != (seen[:, :1] if with_first else seen[:, :-1])
+
+
+@final
+@dataclass(frozen=True)
+class FlipRates:
+    """Flip rates against a base model, in percent.
+
+    Args:
+        base: the base model.
+        rule: what was compared.
+        fr: {sequence: FR}.
+        mfr: mean FR of the ten standard sequences; None unless all were measured.
+        extra_mfr: mean FR of the four extra ones.
+    """
+
+    base: ModelRecord
+    rule: Rule
+    fr: dict[str, Percent]
+    mfr: Percent | None
+    extra_mfr: Percent | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rates in JSON's types."""
+        return asdict(self)
+
+
+def flip_rates(flips: FlipProbabilities, base: FlipProbabilities) -> FlipRates:
+    """FR_p = FP_p / FP_p(base) and mFR, its mean over the ten standard sequences, in percent.
+
+    Args:
+        flips: of the network.
+        base: of the network whose flips are 100 %.
+
+    Raises:
+        ConfigError: the two were measured on other images or sequences or by other rules, or the base model never flips.
+
+    Reference: Hendrycks and Dietterich 2019, section 3.2; Liu et al. 2021 (ANP), section 5.1.3.
+    """
+    require_same(
+        (flips.model, base.model),
+        {
+            "sequences": (sorted(flips.flips), sorted(base.flips)),
+            "images": ((flips.images, flips.data.fingerprint), (base.images, base.data.fingerprint)),
+            "seed": (flips.data.seed, base.data.seed),
+            "rule": (flips.rule, base.rule),
+            "sources of the images": (flips.sources, base.sources),
+        },
+    )
+    weights: dict[str, Weights] = {}
+    for name, found in base.flips.items():
+        if not found.flips:
+            raise ConfigError(f"the base model never flips under {name}, FR has no meaning; choose another base model")
+        weights[name] = {name: 100 / found.flips}
+
+    def percent(weights: Weights) -> Percent:
+        return flips.sums.percent(weights, flips.flips, flips.images)
+
+    def mean(names: Iterable[str]) -> Percent | None:
+        merged = mean_weights(weights, list(names))
+        return None if merged is None else percent(merged)
+
+    return FlipRates(
+        base=base.model,
+        rule=flips.rule,
+        fr={name: percent(weights[name]) for name in flips.flips},
+        mfr=mean(STANDARD_SEQUENCES),
+        extra_mfr=mean(EXTRA_SEQUENCES),
+    )

@@ -1,0 +1,115 @@
+"""What a network sees in every view of every image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.data.batching import batches, epoch_order, num_batches
+from layerwise.errors import ConfigError
+from layerwise.evaluation.corruptions.cache import Layout, Stored, open_stored, source_folder
+from layerwise.evaluation.corruptions.severities import table_for
+from layerwise.evaluation.corruptions.views import Maker, tracked
+from layerwise.evaluation.record import DataRecord, ModelRecord
+from layerwise.evaluation.session import Data, Session, checked_split, judging
+
+ON_THE_FLY = "generated as needed, not the published files"
+
+
+@final
+@dataclass(frozen=True)
+class Judged:
+    """Predictions on the CPU, int64; -1 where logits are not finite.
+
+    Args:
+        model: the network.
+        data: the images.
+        labels: shape (N,).
+        clean: predictions of the clean images, shape (N,).
+        predictions: {corruption or sequence: predictions of its views, shape (N, views)}.
+        sources: {corruption or sequence: where its images are from}.
+        table: of severities.
+    """
+
+    model: ModelRecord
+    data: DataRecord
+    labels: Tensor
+    clean: Tensor
+    predictions: dict[str, Tensor]
+    sources: dict[str, str]
+    table: str
+
+
+def judge(
+    model: nn.Module,
+    data: Data,
+    names: Sequence[str],
+    maker: Maker,
+    *,
+    folder: str | os.PathLike[str] | None,
+    num_examples: int | None,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+    model_name: str | None,
+    data_name: str | None,
+    device: torch.device | str | None,
+) -> Judged:
+    """Predict every view, read from `folder` or generated; see `corruption_errors` for the arguments and errors."""
+    names = list(dict.fromkeys([names] if isinstance(names, str) else names))
+    if not names:
+        raise ConfigError("there is no corruption to judge by; give at least one, such as 'fog'")
+    for name in names:
+        maker.count(name)
+    place, (split, called) = source_folder(folder), checked_split(data)
+    if num_examples is not None and num_examples < 1:
+        raise ConfigError(f"num_examples={num_examples} leaves nothing to judge; type 1 or more, or none for all")
+    rows = epoch_order(len(split), shuffle=True, seed=maker.seed, epoch=0)[:num_examples].sort().values
+    layout = Layout.of(split, num_workers=num_workers)
+    found = {name: None if place is None else open_stored(place, name, maker, layout) for name in names}
+    table = table_for(*layout.shape[1:], maker.table).name
+    chosen = split.subset(rows)
+    with judging(model, chosen, seed=maker.seed, batch_size=batch_size, device=device) as session, torch.no_grad():
+        # A network with random numbers of its own draws the same ones each time.
+        torch.manual_seed(maker.seed)
+        feed = batches(chosen, batch_size, device=session.batches.device, num_workers=num_workers)
+        seen: dict[str, list[Tensor]] = {name: [] for name in ("labels", "clean", *names)}
+        keys = torch.split(rows, batch_size)
+        steps = ((x, y, at, name) for (x, y), at in zip(feed, keys, strict=True) for name in ("clean", *names))
+        total = num_batches(chosen, batch_size) * (1 + len(names))
+        for x, y, at, name in tracked(steps, total, called if progress else None):
+            if name == "clean":
+                seen["labels"].append(y.cpu())
+                seen["clean"].append(_predict(session, x))
+            else:
+                views = _views(x, at, name, maker, found[name])
+                seen[name].append(torch.stack([_predict(session, view) for view in views], dim=1))
+        parameters = sum(p.numel() for p in session.network.parameters())
+        record = ModelRecord(model_name or type(session.network).__name__, parameters, session.fingerprint())
+    joined = {name: torch.cat(parts) for name, parts in seen.items()}
+    return Judged(
+        model=record,
+        data=DataRecord(data_name or called, len(split), maker.seed, layout.fingerprint),
+        labels=joined.pop("labels"),
+        clean=joined.pop("clean"),
+        predictions=joined,
+        sources={name: ON_THE_FLY if stored is None else stored.source for name, stored in found.items()},
+        table=table,
+    )
+
+
+def _views(x: Tensor, rows: Tensor, name: str, maker: Maker, stored: Stored | None) -> Iterator[Tensor]:
+    if stored is None:
+        return maker.views(x, name, rows.to(x.device))
+    return stored.views(maker.count(name), rows)
+
+
+def _predict(session: Session, x: Tensor) -> Tensor:
+    logits: Any = session.network(x.to(session.batches.device, session.batches.dtype))
+    predicted: Tensor = logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
+    return predicted.cpu()

@@ -1,0 +1,250 @@
+"""mCE and relative mCE of any classifier, against a base model of the reader's choice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, TypeAlias, final
+
+import torch
+from torch import nn
+
+from layerwise.errors import ConfigError
+from layerwise.evaluation.corruptions.frost import Frost
+from layerwise.evaluation.corruptions.judge import judge
+from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, count, mean_weights, require_same
+from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD
+from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.decode import decode
+from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.record import DataRecord, ModelRecord
+from layerwise.evaluation.session import Data
+
+Relative: TypeAlias = Literal["differences", "as-printed"]
+"""The two definitions of relative CE, see `mce`."""
+
+
+@final
+@dataclass(frozen=True)
+class CorruptionErrors:
+    """Where a network errs on corrupted images.
+
+    Args:
+        model: the network.
+        data: the clean images, and the seed of the corruptions.
+        clean: right on the clean images.
+        counts: {corruption: right at severity 1 to 5}.
+        sums: how often images were wrong: columns (clean, *counts), entries 0 or 1 and 0 to 5.
+        sources: {corruption: where its images are from}.
+        table: of severities.
+    """
+
+    model: ModelRecord
+    data: DataRecord
+    clean: Count
+    counts: dict[str, tuple[Count, ...]]
+    sums: Sums
+    sources: dict[str, str]
+    table: str
+
+    def __post_init__(self) -> None:
+        """Check that the numbers belong together."""
+        everything = [self.clean, *(count for counts in self.counts.values() for count in counts)]
+        if any(len(counts) != len(SEVERITIES) for counts in self.counts.values()):
+            raise ConfigError(f"each corruption has {len(SEVERITIES)} severities; measure again")
+        if len({count.total for count in everything}) > 1:
+            raise ConfigError("the corruptions were measured on different numbers of images; measure again")
+        self.sums.check(self.images, self.wrong)
+
+    @property
+    def images(self) -> int:
+        """How many images were judged."""
+        return self.clean.total
+
+    @property
+    def wrong(self) -> dict[str, int]:
+        """{"clean", corruption: how often wrong, over images and severities}."""
+        wrong = {name: sum(c.total - c.right for c in counts) for name, counts in self.counts.items()}
+        return {"clean": self.clean.total - self.clean.right, **wrong}
+
+    def error(self, name: str) -> float:
+        """The mean error over severities, in [0, 1]."""
+        return self.wrong[name] / (len(SEVERITIES) * self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Any, *, source: str = "the record") -> Self:
+        """Read what `to_dict` gave, perhaps through JSON.
+
+        Raises:
+            CheckpointError: something is missing, unknown or impossible.
+        """
+        record: Self = decode(cls, value, source=source)
+        return record
+
+
+def corruption_errors(
+    model: nn.Module,
+    data: Data,
+    *,
+    names: Sequence[str] = STANDARD,
+    folder: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    table: str = "auto",
+    frost: Frost | None = None,
+    num_examples: int | None = None,
+    batch_size: int = 250,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+    model_name: str | None = None,
+    data_name: str | None = None,
+) -> CorruptionErrors:
+    """Count the errors on every corruption at every severity, in evaluation mode and exact arithmetic.
+
+    Args:
+        model: any classifier that takes pixels in [0, 1] and gives logits (B, C).
+        data: a data set (its test split), a split, or images and labels.
+        names: of corruptions; mCE needs the fifteen of `STANDARD`.
+        folder: files in CIFAR-10-C's layout, the published ones or `store`'s; what it lacks is generated as it is needed.
+        seed: of generated corruptions, and of the choice of images.
+        table: of severities, see `table_for`.
+        frost: the pictures; by default `load_frost()`.
+        num_examples: at most so many images, drawn by the seed; each is corrupted as it is among all.
+        batch_size: images a batch.
+        device: where; None is where the network is.
+        num_workers: processes that read streamed data.
+        progress: show a bar with the estimated end on standard error.
+        model_name: for the record; by default the class.
+        data_name: for the record.
+
+    Raises:
+        ConfigError: an unknown corruption, no logits.
+        DataError: images outside [0, 1] or too small, files that are broken or belong to other data.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    >>> data = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    >>> errors = corruption_errors(net, data, names=["contrast", "brightness"])
+    >>> str(mce(errors, errors).ce["contrast"]).split(" ")[0]
+    '100.0'
+    """
+    judged = judge(
+        model,
+        data,
+        names,
+        Maker(False, seed, table, frost),
+        folder=folder,
+        num_examples=num_examples,
+        batch_size=batch_size,
+        device=device,
+        num_workers=num_workers,
+        progress=progress,
+        model_name=model_name,
+        data_name=data_name,
+    )
+    right = {name: seen == judged.labels[:, None] for name, seen in judged.predictions.items()}
+    clean = judged.clean == judged.labels
+    times_wrong = [~clean, *((~r).sum(dim=1) for r in right.values())]
+    return CorruptionErrors(
+        model=judged.model,
+        data=judged.data,
+        clean=count(clean),
+        counts={name: tuple(count(column) for column in r.unbind(1)) for name, r in right.items()},
+        sums=Sums.of(times_wrong),
+        sources=judged.sources,
+        table=judged.table,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class CorruptionScores:
+    """Corruption errors against a base model, in percent of its errors.
+
+    Args:
+        base: the base model.
+        relative: the definition of the relative errors: "differences" or "as-printed", see `mce`.
+        ce: {corruption: CE}.
+        relative_ce: {corruption: relative CE}; None where the base model is no worse than on clean images.
+        mce: mean CE of the fifteen standard corruptions; None unless all were measured.
+        relative_mce: mean relative CE of them; None unless each has one.
+        extra_mce: mean CE of the four extra corruptions.
+        extra_relative_mce: mean relative CE of them.
+    """
+
+    base: ModelRecord
+    relative: Relative
+    ce: dict[str, Percent]
+    relative_ce: dict[str, Percent | None]
+    mce: Percent | None
+    relative_mce: Percent | None
+    extra_mce: Percent | None
+    extra_relative_mce: Percent | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores in JSON's types."""
+        return asdict(self)
+
+
+def mce(errors: CorruptionErrors, base: CorruptionErrors, *, relative: Relative = "differences") -> CorruptionScores:
+    """CE_c = sum_s E_{s,c} / sum_s E_{s,c}(base) and mCE, its mean over the fifteen standard corruptions, in percent.
+
+    The relative CE is sum_s (E_{s,c} - E_clean) / sum_s (E_{s,c}(base) - E_clean(base)), as the benchmark defines it
+    ("differences"), or (sum_s E_{s,c} - E_clean) / (sum_s E_{s,c}(base) - E_clean(base)), as ANP's formula is typeset
+    ("as-printed").
+
+    Args:
+        errors: of the network.
+        base: of the network whose errors are 100 %: AlexNet for ImageNet-C, the vanilla model in ANP's tables.
+        relative: which definition.
+
+    Raises:
+        ConfigError: the two were measured on other images or corruptions, or the base model makes no errors.
+
+    Reference: Hendrycks and Dietterich 2019, section 3.1; Liu et al. 2021 (ANP), section 5.1.3.
+    """
+    if relative not in ("differences", "as-printed"):
+        raise ConfigError(f"relative={relative!r} is unknown; type 'differences' or 'as-printed'")
+    require_same(
+        (errors.model, base.model),
+        {
+            "corruptions": (sorted(errors.counts), sorted(base.counts)),
+            "images": ((errors.images, errors.data.fingerprint), (base.images, base.data.fingerprint)),
+            "seed": (errors.data.seed, base.data.seed),
+            "table of severities": (errors.table, base.table),
+            "sources of the images": (errors.sources, base.sources),
+        },
+    )
+    clean = len(SEVERITIES) if relative == "differences" else 1
+    ce: dict[str, Weights] = {}
+    relative_ce: dict[str, Weights | None] = {}
+    for name in errors.counts:
+        if not base.wrong[name]:
+            raise ConfigError(
+                f"the base model makes no errors under {name}, CE has no meaning; choose another base model"
+            )
+        ce[name] = {name: 100 / base.wrong[name]}
+        rise = base.wrong[name] - clean * base.wrong["clean"]
+        relative_ce[name] = {name: 100 / rise, "clean": -100 * clean / rise} if rise > 0 else None
+
+    def percent(weights: Weights) -> Percent:
+        return errors.sums.percent(weights, errors.wrong, errors.images)
+
+    def mean(weights: Mapping[str, Weights | None], names: Sequence[str]) -> Percent | None:
+        merged = mean_weights(weights, names)
+        return None if merged is None else percent(merged)
+
+    return CorruptionScores(
+        base=base.model,
+        relative=relative,
+        ce={name: percent(weights) for name, weights in ce.items()},
+        relative_ce={n: None if weights is None else percent(weights) for n, weights in relative_ce.items()},
+        mce=mean(ce, STANDARD),
+        relative_mce=mean(relative_ce, STANDARD),
+        extra_mce=mean(ce, EXTRA),
+        extra_relative_mce=mean(relative_ce, EXTRA),
+    )

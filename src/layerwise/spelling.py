@@ -1,0 +1,204 @@
+"""How settings are written: as tokens of the command line, as YAML, and as text that people read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from layerwise.errors import ConfigError
+from layerwise.units import Radius, format_radius, parse_radius
+
+Tree = dict[str, Any]
+
+
+class Typed(str):
+    """A value as the command line gives it: text whose type the setting decides."""
+
+
+def tokens_to_tree(tokens: Sequence[str]) -> Tree:
+    """The tree that `--key value` and `--key=value` tokens spell.
+
+    >>> tokens_to_tree(["--method.eta", "0.1", "--method=ANP"])
+    {'method': {'eta': '0.1', 'name': 'ANP'}}
+
+    Raises:
+        ConfigError: a token that is no setting, or a setting without value.
+    """
+    tree: Tree = {}
+    for key, value in _pairs(tokens):
+        branch = tree
+        *path, last = key.replace("-", "_").split(".")
+        for part in path:
+            below = branch.get(part, {})
+            branch[part] = below if isinstance(below, dict) else {"name": below}
+            branch = branch[part]
+        if isinstance(branch.get(last), dict):
+            branch, last = branch[last], "name"
+        branch[last] = Typed(value)
+    return tree
+
+
+def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(tokens)
+    while rest:
+        head = rest.pop(0)
+        if not head.startswith("--"):
+            raise ConfigError(f"unexpected argument {head!r}; settings are typed as --key value")
+        key, equals, value = head[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} has no value; type --{key} VALUE")
+            value = rest.pop(0)
+        yield key, value
+
+
+def branch_of(value: Any) -> Any:
+    """A branch typed as one text on the command line, `null` or `{name: ..., ...}`, as what it says."""
+    if isinstance(value, Typed):
+        if value in ("null", "None"):
+            return None
+        if value.startswith("{"):
+            return parse_yaml(value, "command line")
+    return value
+
+
+def entries(value: Any) -> Any:
+    """A mapping whose entries were typed one by one, `--model.options.width 32`, with the types that YAML gives them."""
+    if isinstance(value, Mapping):
+        return {k: entries(v) for k, v in value.items()}
+    return parse_yaml(value, "command line") if isinstance(value, Typed) else value
+
+
+def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
+    """The value as the type of a setting, or a sentence why it is none.
+
+    Args:
+        key: of the setting.
+        value: from YAML, or the text of a token.
+        kind: the setting's annotation.
+        where: what the message begins with.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse.typing import register_type
+
+    register_type(
+        Radius,
+        serializer=float,
+        deserializer=_radius,
+        type_check=lambda value, kind: isinstance(value, float | int) and not isinstance(value, bool),
+        fail_already_registered=False,
+    )
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--value", type=kind, default=None)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    # A list is easily typed without brackets, which shells want in quotes.
+    spelled = f"[{text}]" if get_origin(kind) is list and isinstance(value, str) and text[:1] != "[" else text
+    try:
+        return parser.parse_args([f"--value={spelled}"])["value"]
+    except (ArgumentError, ConfigError, ValueError):
+        raise ConfigError(f"{where}{key}={text} does not fit; type {spoken(kind)}") from None
+
+
+def _radius(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | float | int):
+        raise ValueError(f"{value!r} is not a radius")
+    return parse_radius(value)
+
+
+def spoken(kind: Any) -> str:
+    """A type in words.
+
+    >>> spoken(int | None)
+    'a whole number or null'
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(spoken(k) for k in get_args(kind)))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+    if kind is Radius:
+        return "a number or a fraction such as 8/255"
+    if get_origin(kind) in (list, tuple):
+        return "a list in brackets, [a, b]"
+    return "{name: value, ...} in quotes" if get_origin(kind) is dict else words.get(kind, str(kind))
+
+
+def written(value: Any, kind: Any = None) -> str:
+    """A value the way it is typed on a command line or in a recipe.
+
+    >>> written({"input": 8 / 255, "conv1": 0.1}, dict[str, Radius]), written(None), written(["clean", "pgd-20"])
+    ('{input: 8/255, conv1: 0.1}', 'null', '[clean, pgd-20]')
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {written(v, kind)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(written(v, kind) for v in value) + "]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return format_radius(value) if _mentions_radius(kind) else f"{value:g}"
+    return str(value)
+
+
+def _mentions_radius(kind: Any) -> bool:
+    return kind is Radius or any(_mentions_radius(k) for k in get_args(kind))
+
+
+def explanations(cls: type) -> dict[str, str]:
+    """The sentences of a docstring's `Args:`, by field."""
+    import docstring_parser
+
+    parsed = docstring_parser.parse(inspect.getdoc(cls) or "")
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Read YAML with the safe loader.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def load_yaml(path: Path) -> Tree:
+    """Read a YAML file into a tree.
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ConfigError(f"{path} cannot be read: {reason}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
+        raise ConfigError(f"{path} is not a configuration: it should hold keys such as data, model, method, training")
+    return tree
+
+
+def dump_yaml(tree: Mapping[str, Any]) -> str:
+    """Write a tree as YAML that `load_yaml` reads back."""
+    import yaml
+
+    return str(yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True, width=120))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
