@@ -161,6 +161,14 @@ def test_radii_are_fractions_in_recipes_and_on_the_command_line() -> None:
     assert experiment.read("slat-cifar10", ["--method.eta", "4/255"])[0].method.eta == 4 / 255  # type: ignore[attr-defined]
 
 
+def test_anp_can_start_in_its_second_phase() -> None:
+    chosen, _ = experiment.read("anp-cifar10", ["--phases", "[]", "--training.epochs", "50"])
+    second = experiment.make_phases(read("anp-cifar10")[0])[1]
+    assert experiment.make_phases(chosen) == []
+    assert second.epochs == chosen.training.epochs
+    assert second.fields == {name: getattr(chosen.method, name) for name in ("eta", "eps", "k")}
+
+
 def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
     write(tmp_path, "one.yaml", f"extends: {other}\n")

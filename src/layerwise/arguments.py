@@ -20,7 +20,8 @@ every layer, and measure whether it worked.
                                        change any setting of it
   layerwise train slat-cifar10 --help  every setting of it, explained
   layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
-  layerwise report runs/*              runs side by side in one table
+  layerwise report runs/slat-digits runs/pgd-digits
+                                       runs side by side in one table
   layerwise list methods               what there is: methods, models, data,
                                        recipes, attacks
 """
@@ -105,18 +106,13 @@ def _unknown(arguments: Any, tokens: list[str]) -> str:
         return f"{arguments.command} does not take {first!r}; see `layerwise {arguments.command} --help`"
     known = [option for action in arguments.parser._actions for option in action.option_strings if option[:2] == "--"]
     if arguments.takes_settings:
-        from layerwise import experiment
+        from layerwise import experiment, recipe
 
         source = getattr(arguments, "recipe", None)
-        _, tree = experiment.read(source if source in _recipes() else "slat-digits")
+        _, tree = experiment.read(source if source in recipe.names() else "slat-digits")
         known += [f"--{leaf.key}" for leaf in experiment.SCHEMA.leaves(tree)]
-    return f"{arguments.command} has no option {name!r}; {did_you_mean(name, known)}"
-
-
-def _recipes() -> list[str]:
-    from layerwise import recipe
-
-    return recipe.names()
+    same = [key for key in known if key.rpartition(".")[2] == name.lstrip("-")]
+    return f"{arguments.command} has no option {name!r}; {did_you_mean(name, same or known)}"
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, Any]]:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"the system refused{where}: {error.strerror or error}; {advice}, then run the same again")
         return 2
     except KeyboardInterrupt as interrupt:
-        complain(str(interrupt) or "stopped by Ctrl-C")
+        complain(str(interrupt) or "stopped by Ctrl-C", what="")
         return 130
     return 0
 
@@ -86,11 +86,13 @@ def train_command(arguments: Any, settings: list[str]) -> None:
         chosen, tree, folder=folder, resume=arguments.resume, progress=progress, trust=trust
     )
     say(judgement.to_markdown())
-    say(f"run folder: {folder}")
+    say(f"\nrun folder: {folder}")
 
 
 def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
     """The run's folder, the recipe or, for `--resume FOLDER`, the run's own configuration, and whether to import what it names."""
+    from layerwise import experiment
+
     given = Path(arguments.recipe)
     is_run = (given / "config.yaml").is_file()
     if is_run and not arguments.resume:
@@ -99,8 +101,8 @@ def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
         if arguments.seeds is not None or arguments.name is not None:
             raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")
         return given, str(given / "config.yaml"), arguments.trust
-    if given.is_dir():
-        raise ConfigError(f"{given} is neither a recipe nor a run folder: it holds no config.yaml")
+    if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
+        experiment.check_run(given)
     return arguments.runs / (arguments.name or given.stem), arguments.recipe, True
 
 
@@ -137,14 +139,16 @@ def evaluate_command(arguments: Any, settings: list[str]) -> None:
     if folder is None:
         raise ConfigError("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
     chosen, model, data = experiment.open_run(folder, settings, trust=arguments.trust, which=which)
-    parts = ["evaluation", *([] if which == "last" else [which]), *(["custom"] if settings else [])]
+    # Where the data are changes nothing in the record.
+    differs = any(s.startswith("--") and not s.startswith(("--data.root", "--data.download")) for s in settings)
+    parts = ["evaluation", *([] if which == "last" else [which]), *(["custom"] if differs else [])]
     record = arguments.record or "-".join(parts)
     name = folder.resolve().name if which == "last" else f"{folder.resolve().name} ({which} weights)"
     judgement = experiment.judge(
         model, data, chosen.evaluation, name=name, folder=folder, record=record, progress=not arguments.quiet
     )
     say(judgement.to_markdown())
-    say(f"record: {folder / record}.json")
+    say(f"\nrecord: {folder / record}.json")
 
 
 def report_command(arguments: Any, settings: list[str]) -> None:
@@ -154,7 +158,7 @@ def report_command(arguments: Any, settings: list[str]) -> None:
 
     path = write(compare(arguments.folders, record=arguments.record), arguments.output)
     say(path.read_text(encoding="utf-8"))
-    say(f"report: {path}")
+    say(f"\nreport: {path}")
 
 
 def sites_command(arguments: Any, settings: list[str]) -> None:

@@ -23,11 +23,11 @@ def say(text: str) -> None:
         console.print(body, markup=False, highlight=False, soft_wrap=is_table or not console.is_terminal)
 
 
-def complain(sentence: str) -> None:
-    """Show an error on standard error."""
+def complain(sentence: str, *, what: str = "error: ") -> None:
+    """Show a sentence on standard error."""
     from rich.console import Console
 
-    Console(stderr=True).print("error:", sentence, style="red", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"{what}{sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -35,7 +35,7 @@ from layerwise.files import atomic
 from layerwise.spelling import tokens_to_tree
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
 from layerwise.training.checkpoint import found as checkpoints_in
-from layerwise.training.run import CHECKPOINTS, CONFIG, Weights
+from layerwise.training.run import CHECKPOINTS, CONFIG, VERSIONS, Run, Weights
 
 __all__ = [
     "SCHEMA",
@@ -46,6 +46,8 @@ __all__ = [
     "Judgement",
     "ModelSettings",
     "build_model",
+    "check_run",
+    "current_folder_on_path",
     "judge",
     "load",
     "load_data",
@@ -172,6 +174,8 @@ def train(
     Returns:
         What `fit` gives, and the evaluation of the last weights, also written to `evaluation.json` and `evaluation.md`.
     """
+    if (folder / CONFIG).is_file():  # refused before anything is read, or a reference is trained
+        Run(folder).open(tree, resume=resume)
     data = load_data(experiment.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.training.seed)
@@ -289,7 +293,12 @@ def judge(
         folder: the run's; None writes nothing.
         record: name of the files RECORD.json, RECORD.measures.json and RECORD.md.
         progress: show progress where a person watches.
+
+    Raises:
+        ConfigError: the record's name belongs to another file.
     """
+    if Path(record).name != record or f"{record}.json" in (FACTS, VERSIONS):
+        raise ConfigError(f"a record cannot be called {record!r}; type a name such as evaluation-quick")
     evaluation = evaluate(
         model,
         data.test,
@@ -354,12 +363,21 @@ def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) ->
     return _network(run, experiment, facts, trust=trust, which=which).eval()
 
 
-def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
-    """The experiment of a run that has the weights asked for."""
+def check_run(folder: Path) -> None:
+    """Complain about a folder that holds no run.
+
+    Raises:
+        CheckpointError: with the closest of those beside it.
+    """
     if not (folder / CONFIG).is_file():
         there = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
         hint = did_you_mean(folder.name, there) if there else "train one with `layerwise train RECIPE`"
         raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
+
+
+def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
+    """The experiment of a run that has the weights asked for."""
+    check_run(folder)
     for section in tokens_to_tree(overrides):
         if section in ("method", "phases", "training"):
             raise ConfigError(

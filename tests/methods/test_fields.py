@@ -171,6 +171,13 @@ def test_lad_traces_the_ratio_of_equation_16() -> None:
     assert hooks_of(model) == 0
 
 
+def test_lad_traces_the_ratio_at_the_states_that_are_named() -> None:
+    names = ["blocks.block1:input", *(f"blocks.block{i}" for i in (1, 2, 3, 4))]
+    named = LAD(reference_batch=64, splitting="strang-marchuk", sites=names).diagnose(resnet(), X, Y)
+    assert named == LAD(reference_batch=64).diagnose(resnet(), X, Y)
+    assert LAD(sites=names[1:]).diagnose(resnet(), X, Y) == {}  # x_0 is not among them
+
+
 def test_a_method_without_diagnosis_or_warnings_says_nothing() -> None:
     assert FGSM().diagnose(resnet(), X, Y) == {}
     assert FGSM().warnings() == []

@@ -235,7 +235,7 @@ class PerSite(Curves):
     @property
     @abstractmethod
     def quantity(self) -> str:
-        """What the numbers are, with their unit."""
+        """What the numbers are, with their unit; may be two lines."""
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
         """See `Curves.draw`."""
@@ -243,11 +243,12 @@ class PerSite(Curves):
 
     def finish(self, panels: Sequence[Axes]) -> None:
         """See `Curves.finish`."""
-        panels[0].set(xlabel=self.quantity.replace(" for ", "\nfor "), ylabel="site")
+        panels[0].set(xlabel=self.quantity, ylabel="site")
         finish_sites(panels[0], logarithmic=self.logarithmic)
 
     def sentence(self) -> str:
         """The largest and the smallest."""
         pairs = list(zip(self.values, self.sites, strict=True))
         (high, top), (low, bottom) = max(pairs), min(pairs)
-        return f"{self.quantity} over {self.images} images is largest at {top} ({high:.3g}) and smallest at {bottom} ({low:.3g})."
+        quantity = self.quantity.replace("\n", " ")
+        return f"{quantity} over {self.images} images is largest at {top} ({high:.3g}) and smallest at {bottom} ({low:.3g})."

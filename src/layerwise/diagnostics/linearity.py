@@ -48,7 +48,7 @@ class Linearity(PerSite):
     @property
     def quantity(self) -> str:
         """See `PerSite.quantity`."""
-        return f"mean |L(z + e) - L(z) - <g, e>| (nats) for {self.direction} e of {format_radius(self.eta)}"
+        return f"mean |L(z + e) - L(z) - <g, e>| (nats)\nfor {self.direction} e of {format_radius(self.eta)}"
 
 
 def linear_approximation_error(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from layerwise.diagnostics.base import PerSite, batches, examining, place
-from layerwise.diagnostics.style import finish_sites
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.base import is_right
 from layerwise.sites import unwrap
@@ -55,17 +54,12 @@ class Reassignment(PerSite):
     @property
     def quantity(self) -> str:
         """See `PerSite.quantity`."""
-        return "accuracy (%) with this layer's weights replaced"
+        return "accuracy (%) with this layer replaced\n(thin line: none replaced)"
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
         """A value a layer, and the accuracy without replacement."""
         super().draw(panels, look)
         panels[0].axvline(100 * self.original, color=look["color"], linestyle=look["linestyle"], linewidth=0.8)
-
-    def finish(self, panels: Sequence[Axes]) -> None:
-        """Label the axes."""
-        panels[0].set(xlabel="accuracy (%) with this layer replaced\n(thin line: none replaced)", ylabel="layer")
-        finish_sites(panels[0])
 
     def sentence(self) -> str:
         """The layer that matters most."""

@@ -76,10 +76,9 @@ def line(index: int) -> dict[str, Any]:
 
 def finish_sites(axes: Axes, *, logarithmic: bool = False) -> None:
     """Input at the top, room for every name, and a logarithmic axis if all values allow one."""
-    smallest = axes.dataLim.x0
-    if logarithmic and smallest > 0:
+    if logarithmic and axes.dataLim.x0 > 0:
         axes.set_xscale("log")
-    elif smallest >= 0:
+    else:
         axes.set_xlim(left=0)
     count = len(axes.get_yticks())
     axes.set_ylim(count - 0.5, -0.5)

@@ -119,10 +119,15 @@ class LAD(LayerMethod):
         return r if is_input else r + self.noise_std * normal(r, generator, key=key)
 
     def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-        """The ratio of eq. 16, ||x_0 + f(x_0)||_2 / ||dL/dx_0||_2 for the mean loss over `reference_batch`, over the whole batch."""
-        with Sites(model, "residual-block states", example=x) as states:
+        """The ratio of eq. 16, ||x_0 + f(x_0)||_2 / ||dL/dx_0||_2 for the mean loss over `reference_batch`, over the whole batch.
+
+        Nothing where x_0 is not known: the Lie-Trotter scheme with sites of the user's.
+        """
+        if self.sites is not None and self.splitting == "lie-trotter":
+            return {}
+        with Sites(model, "residual-block states" if self.sites is None else self.sites, example=x) as states:
             first: list[Tensor] = []
-            block = states.model.get_submodule(next(iter(states)).module)
+            block = states.model.get_submodule(list(states)[1].module)
             handle = block.register_forward_hook(lambda module, args, output: first.append(output.detach()))
             try:
                 _, g = self.probe(model, x, y, criterion=self.base.criterion, sites=states)

@@ -111,14 +111,14 @@ def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Compariso
         CheckpointError: a folder holds no such record, or the runs were judged on different images or in different threat models.
     """
     groups: dict[Path, list[Path]] = {}
-    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
-        groups.setdefault(folder.with_name(SEED.sub("", folder.name)), []).append(folder)
+    for path, folder in {Path(folder).resolve(): Path(folder) for folder in folders}.items():
+        groups.setdefault(path.with_name(SEED.sub("", path.name)), []).append(folder)
     read = {folder: _evaluation(folder, record) for members in groups.values() for folder in members}
     (one, first), *others = read.items()
     for folder, evaluation in others:
         if _circumstances(evaluation) != _circumstances(first):
             raise CheckpointError(
-                f"{folder.name} was judged in {_told(evaluation)}, {one.name} in {_told(first)}: evaluate them alike, with the "
+                f"{folder} was judged in {_told(evaluation)}, {one} in {_told(first)}: evaluate them alike, with the "
                 "same settings and one --record NAME, and report that record"
             )
     rows = tuple(_row(path.name, [read[f] for f in members], members) for path, members in groups.items())

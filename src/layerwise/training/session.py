@@ -289,7 +289,7 @@ class Session:
             epoch=f"{self.epoch + 1}/{self.settings.epochs}",
             loss=f"{values['loss']:.3f}",
             accuracy=f"{values['accuracy']:.1%}",
-            images_per_second=f"{rate:,.0f}",
+            images_per_second=f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
         )
 
     def result(self) -> FitResult:

@@ -78,6 +78,7 @@ def corrupt(
     chosen = find(name, CORRUPTIONS, "corruption")
     if severity not in SEVERITIES:
         raise ConfigError(f"severity is {severity}; type 1, 2, 3, 4 or 5")
+    x = x.detach()
     check_pixels(x)
     constants = table_for(x.shape[2], x.shape[3], table)
     if frost is None:

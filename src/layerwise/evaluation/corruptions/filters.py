@@ -71,7 +71,10 @@ def correlate(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def disk(radius: float, alias: float) -> Tensor:
-    """A disk of `radius` pixels of sum 1, smoothed by a Gaussian of `alias` over 3 x 3 pixels (5 x 5 above radius 8), float64."""
+    """A disk of `radius` pixels, smoothed by a Gaussian of `alias` over 3 x 3 pixels (5 x 5 above radius 8), float64.
+
+    It sums to 1, or to 1.01 where the smoothing meets the border of the benchmark's array, which mirrors (radius 8 and above).
+    """
     reach, smoothing = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     inside = (offsets[:, None] ** 2 + offsets**2 <= radius**2).double()

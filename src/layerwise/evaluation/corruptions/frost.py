@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import final
 
@@ -60,23 +60,29 @@ class Frost:
             zoom: factor on the pictures' size, raised where one would not cover the image.
         """
         device = draws.rows.device
-        fitted = [_resized(picture, height, width, zoom) for picture in self.pictures]
-        sizes = torch.tensor([picture.shape[1:] for picture in fitted])
-        tallest, widest = sizes.amax(dim=0).tolist()
-        padded = [F.pad(p, (0, widest - p.shape[2], 0, tallest - p.shape[1])) for p in fitted]
-        which = draws.integers("picture", len(fitted))
-        room = sizes.to(device)[which] - torch.tensor([height, width], device=device)
-        corner = draws.integers("corner", room, 2)
+        stack, sizes = _fitted(self, height, width, zoom, device)
+        which = draws.integers("picture", len(stack))
+        corner = draws.integers("corner", sizes[which] - torch.tensor([height, width], device=device), 2)
         rows = corner[:, :1] + torch.arange(height, device=device)
         columns = corner[:, 1:] + torch.arange(width, device=device)
-        stack = torch.stack(padded).to(device)
-        index = which[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
-        return stack[index].permute(0, 3, 1, 2) / 255
+        return stack[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2) / 255
+
+
+@lru_cache(maxsize=4)
+def _fitted(frost: Frost, height: int, width: int, zoom: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pictures larger than (height, width), as levels in a common frame (P, 3, h, w), and their own sizes (P, 2)."""
+    resized = [_resized(picture, height, width, zoom) for picture in frost.pictures]
+    sizes = torch.tensor([picture.shape[1:] for picture in resized])
+    tallest, widest = sizes.amax(dim=0).tolist()
+    padded = [F.pad(p, (0, widest - p.shape[2], 0, tallest - p.shape[1])) for p in resized]
+    return torch.stack(padded).to(device), sizes.to(device)
 
 
 def _resized(picture: Tensor, height: int, width: int, zoom: float) -> Tensor:
-    """The picture as float levels, larger than (height, width)."""
+    """Linear interpolation without smoothing, as OpenCV's; at the benchmark's 0.2 it picks every fifth pixel."""
     zoom = max(zoom, (height + 1) / picture.shape[1], (width + 1) / picture.shape[2])
+    if zoom == 1:
+        return picture.float()
     size = (max(round(n * zoom), wanted + 1) for n, wanted in zip(picture.shape[1:], (height, width), strict=True))
     rows, columns = ((torch.arange(n, dtype=torch.float64) + 0.5) / zoom - 0.5 for n in size)
     rows, columns = torch.meshgrid(rows, columns, indexing="ij")

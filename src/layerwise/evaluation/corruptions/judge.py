@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.data.batching import batches, epoch_order, num_batches
 from layerwise.errors import ConfigError
-from layerwise.evaluation.corruptions.cache import Layout, Stored, open_stored, source_folder
+from layerwise.evaluation.corruptions.cache import FOUND, Layout, Stored, open_stored, source_folder
 from layerwise.evaluation.corruptions.severities import table_for
 from layerwise.evaluation.corruptions.views import Maker, tracked
 from layerwise.evaluation.record import DataRecord, ModelRecord
@@ -98,9 +98,16 @@ def judge(
         labels=joined.pop("labels"),
         clean=joined.pop("clean"),
         predictions=joined,
-        sources={name: ON_THE_FLY if stored is None else stored.source for name, stored in found.items()},
+        sources={name: _source(maker, name, layout, stored) for name, stored in found.items()},
         table=table,
     )
+
+
+def _source(maker: Maker, name: str, layout: Layout, stored: Stored | None) -> str:
+    if stored is not None and stored.source == FOUND:
+        return FOUND
+    frost = maker.origin(name, *layout.shape[1:]).get("frost")
+    return (ON_THE_FLY if stored is None else stored.source) + (f"; frost: {frost}" if frost else "")
 
 
 def _views(x: Tensor, rows: Tensor, name: str, maker: Maker, stored: Stored | None) -> Iterator[Tensor]:

@@ -219,10 +219,11 @@ def perturb(x: Tensor, name: str, *, seed: int = 0, rows: Tensor | None = None) 
     (16, True)
     """
     frames, _ = find(name, SEQUENCES, "sequence")
+    x = x.detach()
     check_pixels(x)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
     scene = Scene(Draws(seed, f"{name}/sequence", rows), CIFAR.scale(x.shape[2], x.shape[3]), Frost((), "none"))
-    clean = (x.detach().to(torch.float32) * 255).round() / 255
+    clean = (x.to(torch.float32) * 255).round() / 255
     return _whole(iter(frames(clean, scene)), x)
 
 

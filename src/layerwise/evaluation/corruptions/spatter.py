@@ -43,7 +43,8 @@ def shine(liquid: Tensor, threshold: float) -> Tensor:
     """
     level = filters.levels(liquid.where(liquid >= threshold, 0.0))
     distance = chamfer(canny(level, 50, 150))
-    distance = equalise(_box3(distance.clamp(max=FAR)).floor())
+    # The summand: nine ninths of a whole number may be a little less in float32.
+    distance = equalise((_box3(distance.clamp(max=FAR)) + 1e-4).floor())
     relief = distance.new_tensor([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
     relief = filters.correlate(distance, relief).clamp(0, 255)
     product = level * (_box3(relief) + 0.5).floor()
