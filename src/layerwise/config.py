@@ -143,6 +143,8 @@ class Schema:
         if name is None and "name" in value:
             return None
         fields = {k: v for k, v in value.items() if k != "name"}
+        if name is None:
+            return fields
         if not isinstance(name, str) or name not in registry:
             return {**fields, "name": name}
         kept = {k: v for k, v in _mapping(old).items() if k != "name"} if name == before else {}
@@ -248,12 +250,12 @@ def _chosen(f: _Field, registry: Mapping[str, type], key: str, value: Any, where
         return None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where(key)}{key}={'null' if value is None else value} does not fit; type {known}")
-    name = value["name"]
+    name = value.get("name")
     if name is None:
         raise ConfigError(f"{where(key)}{key} has settings but no class; name it, --{key} NAME, {known}")
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"{where(key)}{key}: there is no {name!r}; {_closest_class(name, registry)}")
-    return str(name)
+    return name
 
 
 def _closest_class(name: Any, registry: Mapping[str, type]) -> str:

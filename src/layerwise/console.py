@@ -48,16 +48,17 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def tell_messages(*, quiet: bool = False) -> None:
     """Show what the library logs on standard error; `quiet` leaves only the warnings."""
     logger = logging.getLogger("layerwise")
-    for handler in [h for h in logger.handlers if isinstance(h, _Messages)]:
-        logger.removeHandler(handler)
-    handler = _Messages(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
+    for known in [h for h in logger.handlers if isinstance(h, _Messages)]:
+        logger.removeHandler(known)
+    logger.addHandler(_Messages())
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-class _Messages(logging.StreamHandler):  # type: ignore[type-arg]
-    """Ours among the handlers that a program may have added."""
+class _Messages(logging.Handler):
+    """Plain sentences, to whatever standard error is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.getMessage()}\n")
 
 
 TABLE = "\0"

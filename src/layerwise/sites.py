@@ -86,6 +86,7 @@ class Sites:
         self.selection, self.first, self.exclude, self.dtype = selection, first, exclude, dtype
         self.monitor: dict[str, dict[str, Tensor]] | None = None
         self._sites: tuple[Site, ...] = ()
+        self._calls: dict[str, int] = {}
         self._shapes: list[torch.Size] = []
         self._leaf_options: list[dict[str, Any]] = []
         self._input_shape: torch.Size | None = None
@@ -106,10 +107,11 @@ class Sites:
         self._leaf_options = [
             {"dtype": torch.promote_types(c.dtype, torch.float32), "memory_format": c.memory_format} for c in chosen
         ]
-        if self._sites != (sites := tuple(c.site for c in chosen)):
+        sites, calls = tuple(c.site for c in chosen), {c.site.module: found.calls[c.site.module] for c in chosen}
+        if (sites, calls) != (self._sites, self._calls):
             self.remove()
-            self._sites = sites
-            self._attach(found.calls)
+            self._sites, self._calls = sites, calls
+            self._attach(calls)
         self._input_shape = x.shape[1:]
 
     def _attach(self, calls: Mapping[str, int]) -> None:
@@ -226,6 +228,7 @@ class Pass:
         self.recorded: list[Tensor | None] = list(leaves)
         self.same = sites.dtype == "same"
         self.fired = [False] * len(noise)
+        self.forwards, self.recomputed = [0] * len(noise), [0] * len(noise)
         self.kept: list[tuple[Tensor, Tensor] | None] = [None] * len(noise)
         self._rows = 1
         self._factor: Tensor | None = None
@@ -290,7 +293,7 @@ class Pass:
     def apply(self, index: int, z: Tensor) -> Tensor:
         """What the network continues with at the site: z + constraint(r, z) + leaf."""
         r, leaf = self.noise[index], self.recorded[index]
-        if r is None and leaf is None:
+        if (r is None and leaf is None) or self._is_foreign(index):
             return z
         self.fired[index] = True
         total = z
@@ -316,6 +319,18 @@ class Pass:
         if self.sites.monitor is not None and r is not None:
             self.kept[index] = (z.detach(), (total - z).detach())
         return total
+
+    def _is_foreign(self, index: int) -> bool:
+        """Whether this is the recomputation, by an activation checkpoint, of a pass that was made before this context.
+
+        A joint loss back-propagates a clean and a perturbed pass together. The engine runs later nodes first, so the recomputations
+        of this context's own passes come first, as many as it made forward passes; the others have to stay as they were.
+        """
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self.forwards[index] += 1
+            return False
+        self.recomputed[index] += 1
+        return self.recomputed[index] > self.forwards[index]
 
     def _check_reached(self) -> None:
         wanted = [r is not None or leaf is not None for r, leaf in zip(self.noise, self.recorded, strict=True)]

@@ -82,6 +82,8 @@ def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
         kind: the setting's annotation.
         where: what the message begins with.
     """
+    if _is_free(value, kind):
+        return value
     from jsonargparse import ArgumentError, ArgumentParser
     from jsonargparse.typing import register_type
 
@@ -101,6 +103,13 @@ def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
         return parser.parse_args([f"--value={spelled}"])["value"]
     except (ArgumentError, ConfigError, ValueError):
         raise ConfigError(f"{where}{key}={text} does not fit; type {spoken(kind)}") from None
+
+
+def _is_free(value: Any, kind: Any) -> bool:
+    """Whether a value from YAML is a mapping to anything, or a list of such: jsonargparse would read the texts in it again, "5" as 5."""
+    if get_origin(kind) is list and isinstance(value, list):
+        return all(_is_free(v, get_args(kind)[0]) for v in value)
+    return kind == dict[str, Any] and isinstance(value, dict) and all(isinstance(k, str) for k in value)
 
 
 def _radius(value: Any) -> float:

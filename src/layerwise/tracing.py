@@ -65,6 +65,7 @@ class Candidate:
     dtype: torch.dtype
     memory_format: torch.memory_format
     module: nn.Module
+    key: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     def note(module: nn.Module, side: Side, call: int, values: Mapping[int | str | None, Tensor]) -> None:
         for key, value in values.items():
             site = Site(names[module], side, None if len(values) == 1 and side == "input" else key, call)
-            found.append(Candidate(site, value.shape, value.dtype, _memory_format(value), module))
+            found.append(Candidate(site, value.shape, value.dtype, _memory_format(value), module, key))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = names[module]
@@ -236,7 +237,7 @@ def is_residual_block(module: nn.Module) -> bool:
 
 def _aliases(candidate: Candidate) -> set[str]:
     """Every name that a selection may use for this one site."""
-    return {str(candidate.site), str(replace(candidate.site, key=None))}
+    return {str(replace(candidate.site, key=key)) for key in (candidate.site.key, candidate.key, None)}
 
 
 def _regular(found: Trace, pattern: str) -> list[Candidate]:

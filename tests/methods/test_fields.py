@@ -167,7 +167,9 @@ def test_lad_traces_the_ratio_of_equation_16() -> None:
     loss = nn.functional.cross_entropy(model.fc(torch.relu(rest).mean((2, 3))), Y, reduction="sum")
     (g0,) = torch.autograd.grad(loss, x0)
     expected = float(x1.detach().norm() / (g0.norm() / 64))
-    assert method.diagnose(model, X, Y) == {"eq16_ratio": pytest.approx(expected)}
+    named = LAD(reference_batch=64, splitting="strang-marchuk", sites=["conv1", "block1", "block2"])
+    assert method.diagnose(model, X, Y) == named.diagnose(model, X, Y) == {"eq16_ratio": pytest.approx(expected)}
+    assert LAD(sites=["block1"]).diagnose(model, X, Y) == {}
     assert hooks_of(model) == 0
 
 

@@ -70,18 +70,12 @@ def test_it_does_not_depend_on_how_a_batch_is_split(name: str) -> None:
     assert distance(whole, split) < 1e-10
 
 
-JOINT = (
-    "the loss has a clean pass too, which is run again while the perturbed one's context is open, and gets its noise"
-)
-
-
-@methods(FGSInter=JOINT)
+@methods()
 def test_activation_checkpointing_changes_nothing(name: str) -> None:
     again = CheckpointedResNet(batch_norm=False).double()
     assert differing(train(make(name), plain(), data(3)), train(make(name), again, data(3))) == []
 
 
-@pytest.mark.xfail(strict=True, reason=JOINT)
 @pytest.mark.parametrize(
     ("name", "fields"), [("LAT", {"joint": True}), ("LAD", {"base": TRADES(steps=1), "splitting": "strang-marchuk"})]
 )

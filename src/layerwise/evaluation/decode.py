@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 import typing
 from typing import Any
 
@@ -14,7 +15,7 @@ def decode(kind: Any, value: Any, *, source: str, where: str = "the record") -> 
     """A value of type `kind` from what `json.loads` gave.
 
     Args:
-        kind: a dataclass, str, int, float, bool, `tuple[X, ...]`, `dict[str, X]`, a Literal, or Any.
+        kind: a dataclass, str, int, float, bool, `tuple[X, ...]`, `dict[str, X]`, a Literal, `X | None`, or Any.
         value: parsed JSON.
         source: the file, for messages.
         where: the place in it, for messages.
@@ -24,6 +25,8 @@ def decode(kind: Any, value: Any, *, source: str, where: str = "the record") -> 
 
     >>> decode(tuple[int, ...], [1, 2], source="a.json")
     (1, 2)
+    >>> decode(float | None, None, source="a.json") is None
+    True
     >>> decode(dict[str, float], {"a": "b"}, source="a.json")
     Traceback (most recent call last):
     layerwise.errors.CheckpointError: a.json is corrupt: the record["a"] is 'b', which is no number
@@ -36,6 +39,9 @@ def decode(kind: Any, value: Any, *, source: str, where: str = "the record") -> 
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (a for a in arguments if a is not type(None))
+        return None if value is None else _again(inner, value, source, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise wrong(f"one of {', '.join(map(repr, arguments))}")

@@ -76,6 +76,9 @@ class LAD(LayerMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
     ) -> Iterator[Tensor | Partial]:
         """Probe at the perturbed input, then descend with the gradients added to the states."""
+        if isinstance(self.base, TRADES) and self.gamma == 1:
+            yield from self.base.losses(model, x, y, backward=backward, generator=generator)
+            return
         sites = self.sites_on(model, x)
         x_adv, _ = self.base.perturb(model, x, y, backward=backward, generator=generator)
         noise: Noise = {}
@@ -95,9 +98,6 @@ class LAD(LayerMethod):
                 yield self.base.loss(model, x, x_adv, y)
             return
         natural, kl = self.base.parts(model, x, x_adv, y)
-        if self.gamma == 1:
-            yield natural + self.base.beta * kl
-            return
         with sites.perturb(noise):
             layerwise = self.base.criterion(model(x_adv), y).mean()
             yield self.gamma * natural + (1 - self.gamma) * layerwise + self.base.beta * kl

@@ -133,7 +133,8 @@ def _circumstances(evaluation: Evaluation) -> tuple[object, ...]:
 
 def _told(evaluation: Evaluation) -> str:
     data = evaluation.data
-    return f"{evaluation.threat} on {evaluation.worst.total} of {data.size} images of {data.name} (seed {data.seed})"
+    chosen = f"{evaluation.worst.total} of {data.size} images of {data.name}"
+    return f"{evaluation.threat} on {chosen} (seed {data.seed}, the first ones' digest {data.fingerprint})"
 
 
 def _evaluation(folder: Path, record: str) -> Evaluation:

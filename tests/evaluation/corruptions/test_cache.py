@@ -44,14 +44,17 @@ def test_corruptions_are_stored_as_cifar_10_c_is(tmp_path: Path, channels: int) 
     store(tmp_path, data, names=["fog", "frost"], seed=4, frost=generate_frost(), batch_size=3)
     assert files(tmp_path) == ["fog.json", "fog.npy", "frost.json", "frost.npy", "labels.npy"]
     found = np.load(tmp_path / "frost.npy", allow_pickle=False)
-    assert found.dtype == np.uint8 and found.shape == (35, 9, 8, channels)
+    assert found.dtype == np.uint8
+    assert found.shape == (35, 9, 8, channels)
     for severity in (1, 4):
         expected = corrupt(data.images.float() / 255, "frost", severity, seed=4, frost=generate_frost())
         rows = torch.from_numpy(found[(severity - 1) * 7 : severity * 7]).permute(0, 3, 1, 2)
         assert torch.equal(rows.float(), (expected * 255).round())
     assert np.load(tmp_path / "labels.npy").tolist() == (np.arange(7) % 3).tolist() * 5
     note = json.loads((tmp_path / "frost.json").read_text())
-    assert note["note"] == GENERATED and note["seed"] == 4 and "generated" in note["frost"]
+    assert note["note"] == GENERATED
+    assert note["seed"] == 4
+    assert "generated" in note["frost"]
 
 
 def test_sequences_are_stored_as_cifar_10_p_is(tmp_path: Path) -> None:
@@ -74,7 +77,8 @@ def test_what_was_stored_is_what_is_generated(tmp_path: Path, sequences: bool) -
     x = data.images[rows].float() / 255
     read = list(stored.views(maker.count(name), rows))
     made = list(maker.views(x, name, rows))
-    assert stored.source == GENERATED and len(read) == len(made) == maker.count(name)
+    assert stored.source == GENERATED
+    assert len(read) == len(made) == maker.count(name)
     for a, b in zip(read, made, strict=True):
         assert torch.equal(a, b)
 
@@ -193,7 +197,8 @@ def test_broken_files_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fog.npy").write_bytes(content)
     with pytest.raises(DataError, match=r"fog\.npy") as caught:
         opened(tmp_path)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
     assert (tmp_path / "fog.npy").read_bytes() == content
 
 
@@ -206,7 +211,9 @@ def test_broken_notes_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", _npy(np.zeros(35)), _npy(np.zeros((5, 7), np.uint8)), _npy(np.zeros(34, np.uint8))])
+@pytest.mark.parametrize(
+    "content", [b"", _npy(np.zeros(35)), _npy(np.zeros((5, 7), np.uint8)), _npy(np.zeros(34, np.uint8))]
+)
 def test_broken_labels_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fog.npy").write_bytes(WHOLE)
     (tmp_path / "labels.npy").write_bytes(content)
@@ -226,15 +233,18 @@ def _flip(content: bytes, at: int, value: int) -> bytes:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
-@given(edit=st.builds(lambda at, value: lambda content: _flip(content, at, value), st.integers(0, 127), st.integers(0, 255)))
+@given(
+    edit=st.builds(
+        lambda at, value: lambda content: _flip(content, at, value), st.integers(0, 127), st.integers(0, 255)
+    )
+)
 def test_a_header_with_any_byte_changed_is_read_or_refused(tmp_path: Path, edit: Callable[[bytes], bytes]) -> None:
     (tmp_path / "fog.npy").write_bytes(edit(WHOLE))
     try:
-        stored = opened(tmp_path)
+        shape = opened(tmp_path).array.shape
     except DataError as error:
-        assert "\n" not in str(error)
-    else:
-        assert stored.array.shape == (35, 9, 8, 3) and stored.array.dtype == np.uint8
+        shape = (35, 9, 8, 3) if "\n" not in str(error) else ()
+    assert shape == (35, 9, 8, 3)
 
 
 def test_unknown_names_are_refused_before_anything_is_written(tmp_path: Path) -> None:

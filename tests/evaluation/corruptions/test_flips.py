@@ -51,12 +51,15 @@ def test_frames_are_compared_with_the_one_before_and_noise_with_the_first(tmp_pa
         write(tmp_path, name, [[0, 1, 1, 0, 0], [1, 1, 1, 0, 1]], [[0], [1, 0, 1]])
     own, base = measured(tmp_path, "rotate", "shot_noise")
     # Changes: 2 + 2 and 0 + 2. Away from the first: 2 + 1 and 0 + 1.
-    assert own.flips["rotate"].flips == 4 and base.flips["rotate"].flips == 2
-    assert own.flips["shot_noise"].flips == 3 and base.flips["shot_noise"].flips == 1
+    assert own.flips["rotate"].flips == 4
+    assert base.flips["rotate"].flips == 2
+    assert own.flips["shot_noise"].flips == 3
+    assert base.flips["shot_noise"].flips == 1
     assert own.flips["rotate"].comparisons == 60
     assert own.flips["rotate"].probability == 4 / 60
     rates = flip_rates(own, base)
-    assert rates.fr["rotate"].value == pytest.approx(200) and rates.fr["shot_noise"].value == pytest.approx(300)
+    assert rates.fr["rotate"].value == pytest.approx(200)
+    assert rates.fr["shot_noise"].value == pytest.approx(300)
     assert rates.mfr is None
     own, base = measured(tmp_path, "rotate", "shot_noise", rule="adjacent")
     rates = flip_rates(own, base)
@@ -72,10 +75,12 @@ def test_mfr_is_the_hand_computed_one(tmp_path: Path) -> None:
     # A change among the base's three; noise of 31 frames, away from the first in 30 of the base's 1 + 30; tilt 6 of 3.
     assert rates.fr["scale"].value == pytest.approx(100 / 3)
     assert rates.fr["gaussian_noise"].value == pytest.approx(100 * 30 / 31)
-    assert rates.mfr is not None and rates.extra_mfr is not None
+    assert rates.mfr is not None
+    assert rates.extra_mfr is not None
     assert rates.mfr.value == pytest.approx((7 * 100 / 3 + 2 * 3000 / 31 + 200) / 10)
     assert rates.extra_mfr.value == pytest.approx((3 * 100 / 3 + 3000 / 31) / 4)
-    assert len(STANDARD_SEQUENCES) == 10 and len(EXTRA_SEQUENCES) == 4
+    assert len(STANDARD_SEQUENCES) == 10
+    assert len(EXTRA_SEQUENCES) == 4
 
 
 def test_a_network_against_itself_has_100(tmp_path: Path) -> None:
@@ -83,7 +88,8 @@ def test_a_network_against_itself_has_100(tmp_path: Path) -> None:
         write(tmp_path, name, [[0, 1], [1]], [[0, 1], [1]])
     own, base = measured(tmp_path, *STANDARD_SEQUENCES)
     rates = flip_rates(own, base)
-    assert rates.mfr is not None and rates.mfr.value == pytest.approx(100)
+    assert rates.mfr is not None
+    assert rates.mfr.value == pytest.approx(100)
 
 
 def test_probabilities_have_the_interval_of_their_sequences(tmp_path: Path) -> None:
@@ -107,8 +113,10 @@ def test_stored_sequences_give_what_generated_ones_do(tmp_path: Path) -> None:
     straight = flip_probabilities(net, split, names=names, seed=3)
     store(tmp_path, split, names=names, sequences=True, seed=3)
     read = flip_probabilities(net, split, names=names, seed=3, folder=tmp_path, batch_size=7)
-    assert straight.flips == read.flips and straight.flips["translate"].flips > 0
-    assert straight.sums == read.sums and straight.sources != read.sources
+    assert straight.flips == read.flips
+    assert straight.flips["translate"].flips > 0
+    assert straight.sums == read.sums
+    assert straight.sources != read.sources
 
 
 def test_records_survive_json_and_impossible_ones_do_not(tmp_path: Path) -> None:
@@ -144,4 +152,5 @@ def test_a_network_of_one_opinion_never_flips() -> None:
             return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
 
     found = flip_probabilities(Constant(), (torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)), names=["snow"])
-    assert found.flips["snow"].probability == 0 and found.probability("snow").value == 0
+    assert found.flips["snow"].probability == 0
+    assert found.probability("snow").value == 0

@@ -26,7 +26,8 @@ def test_the_user_s_pictures_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     frost = load_frost(pictures(tmp_path))
     assert frost.source == "the pictures in the folder frost"
     # Opacity is dropped, not painted on black.
-    assert [p.shape for p in frost.pictures] == [(3, 260, 300)] * 5 and int(frost.pictures[2][0, 0, 0]) == 100
+    assert [p.shape for p in frost.pictures] == [(3, 260, 300)] * 5
+    assert int(frost.pictures[2][0, 0, 0]) == 100
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
     black = torch.zeros(40, 3, 32, 32)
     reds = (corrupt(black, "frost", 1) * 255).round()[:, 0].flatten(1)
@@ -37,10 +38,12 @@ def test_the_user_s_pictures_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_without_pictures_a_texture_is_generated(tmp_path: Path) -> None:
     frost = load_frost(tmp_path)
-    assert frost is generate_frost() and "generated" in frost.source
+    assert frost is generate_frost()
+    assert "generated" in frost.source
     assert len(frost.pictures) == 5
     for picture in frost.pictures:
-        assert picture.dtype == torch.uint8 and picture.shape == (3, 512, 512)
+        assert picture.dtype == torch.uint8
+        assert picture.shape == (3, 512, 512)
         assert 15 < float(picture.float().std(dim=(1, 2)).mean()) < 50
 
 
@@ -84,7 +87,8 @@ def test_broken_pictures_are_named(tmp_path: Path, content: bytes, words: str) -
     (folder / "frost2.png").write_bytes(content)
     with pytest.raises(DataError, match=words) as caught:
         load_frost(tmp_path)
-    assert "frost2.png" in str(caught.value) and "\n" not in str(caught.value)
+    assert "frost2.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_incomplete_folder_is_no_folder_without_frost(tmp_path: Path) -> None:

@@ -76,19 +76,24 @@ def test_mce_is_the_hand_computed_one(tmp_path: Path) -> None:
     write(tmp_path, {name: USUAL for name in STANDARD} | {"fog": ([2, 2, 2, 3, 3], [1, 2, 3, 3, 3])})
     own, base = measured(tmp_path, clean(0, 1), STANDARD)
     assert [count.right for count in own.counts["snow"]] == [4, 3, 3, 2, 2]
-    assert own.error("snow") == 6 / 20 and own.clean.accuracy == 1 and base.clean.accuracy == 0.75
+    assert own.error("snow") == 6 / 20
+    assert own.clean.accuracy == 1
+    assert base.clean.accuracy == 0.75
     assert set(own.sources.values()) == {FOUND}
     scores = mce(own, base)
     # 6 of 12 errors, for fog 12 of 12.
-    assert scores.ce["snow"].value == pytest.approx(50) and scores.ce["fog"].value == pytest.approx(100)
-    assert scores.mce is not None and scores.mce.value == pytest.approx((14 * 50 + 100) / 15)
+    assert scores.ce["snow"].value == pytest.approx(50)
+    assert scores.ce["fog"].value == pytest.approx(100)
+    assert scores.mce is not None
+    assert scores.mce.value == pytest.approx((14 * 50 + 100) / 15)
     # The base is wrong on 1 clean image of 4: 6 / (12 - 5) and 12 / 7.
     assert scores.relative_mce is not None
     assert scores.relative_mce.value == pytest.approx(100 * (14 * 6 / 7 + 12 / 7) / 15)
     printed = mce(own, base, relative="as-printed")
     assert printed.relative_mce is not None
     assert printed.relative_mce.value == pytest.approx(100 * (14 * 6 / 11 + 12 / 11) / 15)
-    assert printed.mce == scores.mce and scores.extra_mce is None
+    assert printed.mce == scores.mce
+    assert scores.extra_mce is None
 
 
 def test_clean_errors_of_the_network_are_taken_off_once_or_five_times(tmp_path: Path) -> None:
@@ -96,8 +101,10 @@ def test_clean_errors_of_the_network_are_taken_off_once_or_five_times(tmp_path: 
     own, base = measured(tmp_path, clean(1, 2), ("fog",))
     differences = mce(own, base).relative_ce["fog"]
     printed = mce(own, base, relative="as-printed").relative_ce["fog"]
-    assert differences is not None and differences.value == pytest.approx(100 * (12 - 5) / (16 - 10))
-    assert printed is not None and printed.value == pytest.approx(100 * (12 - 1) / (16 - 2))
+    assert differences is not None
+    assert differences.value == pytest.approx(100 * (12 - 5) / (16 - 10))
+    assert printed is not None
+    assert printed.value == pytest.approx(100 * (12 - 1) / (16 - 2))
 
 
 def test_a_network_against_itself_has_100(tmp_path: Path) -> None:
@@ -106,19 +113,25 @@ def test_a_network_against_itself_has_100(tmp_path: Path) -> None:
     own, base = measured(tmp_path, clean(1, 1), (*STANDARD, *EXTRA))
     scores = mce(own, base)
     assert {round(percent.value, 9) for percent in scores.ce.values()} == {100}
-    assert scores.mce is not None and scores.mce.value == pytest.approx(100)
-    assert scores.extra_mce is not None and scores.extra_mce.value == pytest.approx(100)
+    assert scores.mce is not None
+    assert scores.mce.value == pytest.approx(100)
+    assert scores.extra_mce is not None
+    assert scores.extra_mce.value == pytest.approx(100)
     # No corruption raises the base model's errors: nothing to divide by.
-    assert set(scores.relative_ce.values()) == {None} and scores.relative_mce is None
+    assert set(scores.relative_ce.values()) == {None}
+    assert scores.relative_mce is None
 
 
 def test_the_four_extra_ones_are_apart(tmp_path: Path) -> None:
     write(tmp_path, {name: USUAL for name in STANDARD} | {name: ([1] * 5, [2] * 5) for name in EXTRA})
     own, base = measured(tmp_path, clean(0, 1), (*STANDARD, *EXTRA))
     scores = mce(own, base)
-    assert scores.mce is not None and scores.mce.value == pytest.approx(50)
-    assert scores.extra_mce is not None and scores.extra_mce.value == pytest.approx(50)
-    assert scores.extra_relative_mce is not None and scores.extra_relative_mce.value == pytest.approx(100 * 5 / 5)
+    assert scores.mce is not None
+    assert scores.mce.value == pytest.approx(50)
+    assert scores.extra_mce is not None
+    assert scores.extra_mce.value == pytest.approx(50)
+    assert scores.extra_relative_mce is not None
+    assert scores.extra_relative_mce.value == pytest.approx(100 * 5 / 5)
 
 
 def test_intervals_are_those_of_the_images_own_scores(tmp_path: Path) -> None:
@@ -144,7 +157,8 @@ def test_the_interval_of_a_mean_knows_that_corruptions_share_images(tmp_path: Pa
     own, base = measured(tmp_path, clean(0, 1), STANDARD)
     scores = mce(own, base)
     # Fifteen times the same: as uncertain as one.
-    assert scores.mce is not None and scores.mce.half_width == pytest.approx(scores.ce["fog"].half_width)
+    assert scores.mce is not None
+    assert scores.mce.half_width == pytest.approx(scores.ce["fog"].half_width)
 
 
 def test_a_single_image_has_no_interval() -> None:
@@ -160,15 +174,19 @@ def test_generated_images_need_no_files_and_stored_ones_give_the_same(tmp_path: 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     straight = corruption_errors(net, data, names=names, seed=3, frost=frost)
-    assert "not the published files" in straight.sources["fog"] and "generated texture" in straight.sources["frost"]
+    assert "not the published files" in straight.sources["fog"]
+    assert "generated texture" in straight.sources["frost"]
     store(tmp_path, data, names=names, seed=3, frost=frost)
     read = corruption_errors(net, data, names=names, seed=3, frost=frost, folder=tmp_path, batch_size=7)
-    assert read.counts == straight.counts and read.sums == straight.sums
+    assert read.counts == straight.counts
+    assert read.sums == straight.sums
     assert read.sources["fog"] == GENERATED
     # A part of the images is corrupted as it is among all of them.
     some = corruption_errors(net, data, names=names, seed=3, frost=frost, num_examples=10)
     again = corruption_errors(net, data, names=names, seed=3, frost=frost, num_examples=10, folder=tmp_path)
-    assert some.images == 10 and some.counts == again.counts and some.sums == again.sums
+    assert some.images == 10
+    assert some.counts == again.counts
+    assert some.sums == again.sums
 
 
 def test_the_network_comes_back_as_it_was() -> None:
@@ -176,7 +194,8 @@ def test_the_network_comes_back_as_it_was() -> None:
     data = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
     state = torch.get_rng_state()
     first = corruption_errors(net, data, names=["contrast"])
-    assert net.training and torch.equal(state, torch.get_rng_state())
+    assert net.training
+    assert torch.equal(state, torch.get_rng_state())
     assert corruption_errors(net, data, names=["contrast"]) == first
 
 
@@ -188,7 +207,8 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
 
     data = torch.full((4, 1, 8, 8), 0.5), torch.ones(4, dtype=torch.int64)
     errors = corruption_errors(Breaks(), data, names=["brightness"])
-    assert errors.clean.right == 4 and [count.right for count in errors.counts["brightness"]] == [4, 4, 4, 4, 4]
+    assert errors.clean.right == 4
+    assert [count.right for count in errors.counts["brightness"]] == [4, 4, 4, 4, 4]
     data = torch.full((4, 1, 8, 8), 0.75), torch.ones(4, dtype=torch.int64)
     errors = corruption_errors(Breaks(), data, names=["brightness"])
     assert [count.right for count in errors.counts["brightness"]] == [4, 4, 4, 0, 0]
@@ -204,7 +224,8 @@ def test_records_survive_json(tmp_path: Path) -> None:
     assert CorruptionErrors.from_dict(json.loads(json.dumps(errors.to_dict()))) == errors
     scores = mce(errors, errors)
     shown = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
-    assert shown["ce"]["fog"]["value"] == pytest.approx(100) and shown["relative"] == "differences"
+    assert shown["ce"]["fog"]["value"] == pytest.approx(100)
+    assert shown["relative"] == "differences"
 
 
 @pytest.mark.parametrize(
@@ -264,9 +285,11 @@ def test_what_cannot_be_judged_is_named(tmp_path: Path) -> None:
         ({"table": "tiny"}, ConfigError, "no table"),
     ):
         with pytest.raises(error, match=words):
-            corruption_errors(Reads(0), data, **({"names": ["fog"]} | options))  # type: ignore[arg-type]
+            corruption_errors(Reads(0), data, **({"names": ["fog"]} | options))
     with pytest.raises(DataError, match="at least 8"):
-        corruption_errors(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), (torch.rand(4, 1, 4, 4), LABELS), names=["fog"])
+        corruption_errors(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), (torch.rand(4, 1, 4, 4), LABELS), names=["fog"]
+        )
     with pytest.raises(DataError, match="divide by 255"):
         corruption_errors(Reads(0), (torch.full((4, 1, 8, 8), 255.0), LABELS), names=["fog"])
 

@@ -53,9 +53,7 @@ def test_statistics_are_the_benchmark_s(name: str, table: str) -> None:
         rows = torch.arange(len(clean))
         found = torch.stack(
             [
-                statistics(
-                    clean, corrupt(clean / 255, name, severity, rows=rows + 1000 * draw, frost=generate_frost())
-                )
+                statistics(clean, corrupt(clean / 255, name, severity, rows=rows + 1000 * draw, frost=generate_frost()))
                 for draw in range(draws)
             ]
         ).mean(dim=0)
@@ -64,13 +62,13 @@ def test_statistics_are_the_benchmark_s(name: str, table: str) -> None:
         assert ((found - mean).abs() <= allowed).all(), (severity, found - mean, allowed)
 
 
-def test_the_comparison_can_fail() -> None:
-    """Another severity is another distribution, for every corruption."""
-    for table in IMAGES:
-        for name, known in ORACLE[table].items():
-            for a, b in zip(known["severities"][:-1], known["severities"][1:], strict=True):
-                a_mean, b_mean, error = (
-                    torch.tensor(v, dtype=torch.float64) for v in (a["mean"], b["mean"], b["error"])
-                )
-                allowed = LEVELS + SIGMAS * error * (1 + known["draws"] / DRAWS[table]) ** 0.5
-                assert ((a_mean - b_mean).abs() > allowed).any(), (table, name)
+@pytest.mark.parametrize("table", IMAGES)
+def test_the_comparison_can_fail(table: str) -> None:
+    """The mildest and the worst severity are told apart, for every corruption."""
+    for name, known in ORACLE[table].items():
+        first, last = (
+            {key: torch.tensor(value, dtype=torch.float64) for key, value in known["severities"][at].items()}
+            for at in (0, -1)
+        )
+        allowed = LEVELS + SIGMAS * last["error"] * (1 + known["draws"] / DRAWS[table]) ** 0.5
+        assert ((first["mean"] - last["mean"]).abs() > allowed).any(), name
