@@ -370,6 +370,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_tokens() -> None:
+    assert tokens_to_tree(["--a.b", "1", "--a={c: 2}"]) == {"a": "{c: 2}"}
     assert tokens_to_tree(["--a.b-c", "1", "--a.d=x=y", "--e", "-1"]) == {"a": {"b_c": "1", "d": "x=y"}, "e": "-1"}
 
 

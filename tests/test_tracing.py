@@ -65,6 +65,7 @@ TABLE: list[tuple[Callable[[], nn.Module], Selection, int | None, Selection, lis
     (DictOutput, ['enc:output["a"]'], None, (), ['enc:output["a"]']),
     (DictOutput, ["enc.split:output[0]", "left"], None, (), ["enc.split.left", "enc.split:output[0]"]),
     (DictInput, ["enc:input", "enc"], None, (), ["enc:input", "enc"]),
+    (DictInput, ['enc:input["x"]'], None, (), ["enc:input"]),
     # A string is a regular expression for the whole name; the network's input is no part of it.
     (TinyConv, r"conv\d", None, (), ["conv1", "conv2"]),
     (TinyConv, r"conv\d.*", None, (), ["conv1:input", "conv1", "conv2:input", "conv2"]),

@@ -113,6 +113,7 @@ class Judgement:
 
 def load_data(settings: DataSettings) -> ImageData:
     """The data set."""
+    _refuse("data", settings.options, ("name", "root", "validation", "download"))
     return datasets.load(
         settings.name,
         root=settings.root,
@@ -130,6 +131,7 @@ def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: 
         data: gives shape, number of classes and the pixels' statistics.
         trust: import the user's code that the name may point at; False refuses it.
     """
+    _refuse("model", settings.options, ("name", "num_classes", "shape", "mean", "std"))
     if ":" in settings.name or "." in settings.name:
         if not trust:
             raise ConfigError(
@@ -144,6 +146,17 @@ def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: 
         std=data.std if settings.normalize else None,
         **settings.options,
     )
+
+
+def _refuse(section: str, options: dict[str, Any], settled: Sequence[str]) -> None:
+    """Complain about options that the experiment itself settles."""
+    if found := [name for name in settled if name in options]:
+        own = (
+            f"type --{section}.{found[0]}"
+            if found[0] in ("name", "root", "validation", "download")
+            else "the data tell it"
+        )
+        raise ConfigError(f"{section}.options: {found[0]!r} is none of the options; {own}")
 
 
 def current_folder_on_path() -> None:

@@ -36,7 +36,8 @@ def tokens_to_tree(tokens: Sequence[str]) -> Tree:
             below = branch.get(part, {})
             branch[part] = below if isinstance(below, dict) else {"name": below}
             branch = branch[part]
-        if isinstance(branch.get(last), dict):
+        # After `--method.eta 0.1`, `--method ANP` names the class; a whole mapping takes the place of what was typed before.
+        if isinstance(branch.get(last), dict) and not value.startswith("{"):
             branch, last = branch[last], "name"
         branch[last] = Typed(value)
     return tree

@@ -56,6 +56,25 @@ def test_a_quantiser_has_zero_gradients() -> None:
     assert record.findings[0].value == 1.0
 
 
+def test_contradictions_reach_the_record() -> None:
+    class Reversed(nn.Module):
+        """The gradient points the wrong way."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = trained()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.network(2 * x.detach() - x)
+            return out
+
+    x, y = batch(60)
+    y[:20] = (y[:20] + 1) % 5
+    record = evaluate(Reversed(), (x, y), threat=ThreatModel("linf", 0.2), attacks=["clean", "fgsm"], progress=False)
+    assert names(record.findings) == ["fgsm-above-clean"]
+    assert record.findings[0].value == pytest.approx(record["fgsm"].accuracy - record["clean"].accuracy)
+
+
 def test_a_saturated_network_has_zero_gradients() -> None:
     class Hot(nn.Module):
         def __init__(self) -> None:

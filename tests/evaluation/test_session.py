@@ -82,13 +82,14 @@ def test_everything_is_put_back_also_after_an_error(tf32: None, fail_at: int) ->
     assert torch.is_grad_enabled()
 
 
-def test_inference_mode_around_it_does_no_harm() -> None:
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
+def test_gradients_off_around_it_do_no_harm(around: Any) -> None:
     data = batch(12, dtype=torch.float32)
     net = trained(torch.float32)
     threat = ThreatModel("linf", 0.15)
     expected = evaluate(net, data, threat=threat, attacks=["pgd-3"], progress=False)
     assert expected["pgd-3"].accuracy < 1
-    with torch.inference_mode():
+    with around():
         assert evaluate(net, data, threat=threat, attacks=["pgd-3"], progress=False).accuracies == expected.accuracies
 
 

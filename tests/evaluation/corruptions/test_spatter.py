@@ -27,6 +27,42 @@ def test_the_edge_of_a_step_is_one_line_thin_and_a_ramp_is_none() -> None:
     assert not canny(step * 0.3, 50, 150).any()
 
 
+def naive_canny(level: Tensor) -> set[tuple[int, int]]:
+    """Pixels of the edges of one image (H, W), pixel by pixel."""
+    wide = np.pad(level.double().numpy(), 1, mode="edge")
+    h, w = level.shape
+    window = {(r, c): wide[r : r + 3, c : c + 3] for r in range(h) for c in range(w)}
+    smooth = np.array([1, 2, 1])
+    slope = {at: (smooth @ (v[2] - v[0]), smooth @ (v[:, 2] - v[:, 0])) for at, v in window.items()}
+    norm = {at: abs(down) + abs(right) for at, (down, right) in slope.items()}
+    ridge = set()
+    for (r, c), (down, right) in slope.items():
+        sector = round(math.degrees(math.atan2(down, right)) / 45) % 4
+        ahead, behind = (norm.get((r + sign * (sector > 0), c + sign * (1, 1, 0, -1)[sector]), 0.0) for sign in (1, -1))
+        here = norm[r, c]
+        # Of two equal neighbours along rows or columns the later one is kept.
+        if here > behind and (here >= ahead if sector in (0, 2) else here > ahead):
+            ridge.add((r, c))
+    queue = [at for at in ridge if norm[at] > 150]
+    edges = set(queue)
+    while queue:
+        r, c = queue.pop()
+        for at in ((r + a, c + b) for a in (-1, 0, 1) for b in (-1, 0, 1)):
+            if at in ridge - edges and norm[at] > 50:
+                edges.add(at)
+                queue.append(at)
+    return edges
+
+
+def test_edges_of_drops_are_those_found_pixel_by_pixel() -> None:
+    level = (drops() * 255).floor().clamp(0, 255)
+    level = level.where(level >= 176, 0.0)
+    for image, edges in zip(level[:, 0], canny(level, 50, 150)[:, 0], strict=True):
+        found = {(int(r), int(c)) for r, c in edges.nonzero()}
+        assert found == naive_canny(image)
+        assert len(found) > 100
+
+
 def test_a_weak_edge_continues_a_strong_one() -> None:
     x = torch.zeros(2, 1, 12, 10)
     # Sobel's norm is 4 x the step: 120 is weak, 200 strong.
