@@ -10,20 +10,19 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import layerwise
-from layerwise import experiment, models
+from layerwise import experiment, judging, models
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, DataError, LayerwiseError
 from layerwise.evaluation import Evaluation, rho
 from layerwise.experiment import DataSettings, Judgement, read
-from layerwise.files import atomic
-from layerwise.planning import plan
+from layerwise.files import write_text
+from layerwise.planning import kept_bytes, plan
 from layerwise.training.checkpoint import unpack_tensors
 
 QUICK = [
@@ -251,7 +250,7 @@ def test_ctrl_c_while_judging_says_how_to_go_on(tmp_path: Path, monkeypatch: pyt
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "evaluate", stop)
+    monkeypatch.setattr(judging, "evaluate", stop)
     with pytest.raises(
         KeyboardInterrupt, match=re.escape(f"judge the network with: layerwise evaluate {tmp_path / 'run'}")
     ):
@@ -407,20 +406,53 @@ def test_a_plan_counts_only_the_batches_that_would_be_trained() -> None:
     assert "2 epochs, 3 batches of 32" in text
 
 
+def test_memory_is_what_backward_passes_keep() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(5, 4)
+    # The input for the first weight's gradient, and what the ReLU gave for its own and the second weight's.
+    assert kept_bytes(net, lambda: net(x).sum().backward()) == 4 * (5 * 4 + 5 * 3)
+
+    def second_order() -> None:
+        inner = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(net(inner).square().sum(), inner, create_graph=True)
+        g.square().sum().backward()  # type: ignore[no-untyped-call]
+
+    def first_order() -> None:
+        net(x).square().sum().backward()
+
+    assert kept_bytes(net, second_order) > 2 * kept_bytes(net, first_order)
+
+    def three_times() -> None:
+        for _ in range(3):
+            first_order()
+
+    # All is let go in the end: three passes need no more than one.
+    assert kept_bytes(net, three_times) == kept_bytes(net, first_order)
+
+
+def test_a_plan_names_where_training_starts_from_and_trains_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = plan(read("deep-defense-digits", ["--training.batch_size=8", "--method.num_steps=1"])[0])
+    assert re.search(r"^start +standard-digits$", text, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_number_of_a_run_is_json(finished: Path) -> None:
     for file in finished.glob("*.json"):
         json.loads(file.read_text(), parse_constant=pytest.fail)
 
 
-def test_atomic_is_what_writes_the_record(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record comes last, so that where it is the rest is too."""
+def test_the_record_comes_last_so_that_where_it_is_the_rest_is_too(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
 
-    def noted(path: Path) -> Any:
-        order.append(path.name)
-        return atomic(path)
+    def noted(file: Path, text: str) -> None:
+        order.append(file.name)
+        write_text(file, text)
 
-    monkeypatch.setattr(experiment, "atomic", noted)
+    monkeypatch.setattr(judging, "write_text", noted)
     chosen, model, data = experiment.open_run(finished)
     experiment.judge(model, data, chosen.evaluation, folder=tmp_path, progress=False)
     assert order[-1] == "evaluation.json"

@@ -35,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "free space" if full else "check the path and its permissions, or choose another folder"
         complain(f"the system refused{where}: {error.strerror or error}; {advice}, then run the same again")
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, and torch need not be imported for this
+            raise
+        complain(
+            "the accelerator's memory is full; type a smaller --training.batch_size, --training.accumulate 2 (the same batch in two "
+            "parts), or a smaller --evaluation.batch_size"
+        )
+        return 2
     except KeyboardInterrupt as interrupt:
         complain(str(interrupt) or "stopped by Ctrl-C", what="")
         return 130
@@ -74,13 +82,13 @@ def train_command(arguments: Any, settings: list[str]) -> None:
     if arguments.seeds is not None:
         from layerwise.report import compare
 
-        say(
-            compare(
-                experiment.train_seeds(
-                    tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=progress
-                )
-            ).to_markdown()
-        )
+        try:
+            folders = experiment.train_seeds(
+                tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=progress
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
+        say(compare(folders).to_markdown())
         return
     _, judgement = experiment.train(
         chosen, tree, folder=folder, resume=arguments.resume, progress=progress, trust=trust

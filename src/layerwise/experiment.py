@@ -29,13 +29,13 @@ from layerwise.blueprint import (
 from layerwise.config import Tree
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.evaluation import Evaluation, Rho, ThreatModel, evaluate, rho
 from layerwise.evaluation.decode import decode
-from layerwise.files import atomic
+from layerwise.files import write_text
+from layerwise.judging import FACTS, Judgement, judge
 from layerwise.spelling import tokens_to_tree
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
 from layerwise.training.checkpoint import found as checkpoints_in
-from layerwise.training.run import CHECKPOINTS, CONFIG, VERSIONS, Run, Weights
+from layerwise.training.run import CHECKPOINTS, CONFIG, Run, Weights
 
 __all__ = [
     "SCHEMA",
@@ -45,6 +45,7 @@ __all__ = [
     "Experiment",
     "Judgement",
     "ModelSettings",
+    "best_device",
     "build_model",
     "check_run",
     "current_folder_on_path",
@@ -59,9 +60,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("layerwise")
-
-FACTS = "data.json"
-"""What a run folder tells about its data, so that the network can be made without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +84,6 @@ class DataFacts:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What the judgement of a run says.
-
-    Args:
-        evaluation: accuracies under attack.
-        rho: Deep Defense's rho_2, one for each number of DeepFool steps that was asked for.
-    """
-
-    evaluation: Evaluation
-    rho: tuple[Rho, ...] = ()
-
-    def to_markdown(self) -> str:
-        """The evaluation's table, and a line a measure."""
-        lines = [
-            f"rho_2 with {r.num_steps} DeepFool steps: {r.value:.4g} over {r.images} images, {100 * r.unfooled:.2f} % not fooled"
-            + (f", {r.blank} blank ones left out" if r.blank else "")
-            + "\n"
-            for r in self.rho
-        ]
-        return "\n".join([self.evaluation.to_markdown(), *lines])
 
 
 def load_data(settings: DataSettings) -> ImageData:
@@ -157,6 +132,11 @@ def _refuse(section: str, options: dict[str, Any], settled: Sequence[str]) -> No
             else "the data tell it"
         )
         raise ConfigError(f"{section}.options: {found[0]!r} is none of the options; {own}")
+
+
+def best_device() -> torch.device:
+    """The accelerator, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def current_folder_on_path() -> None:
@@ -215,7 +195,7 @@ def train(
             resume=resume,
             progress=progress,
         )
-    _write(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
+    write_text(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
     try:
         return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
     except KeyboardInterrupt:
@@ -286,63 +266,10 @@ def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, p
     return list(folders.values())
 
 
-def judge(
-    model: nn.Module,
-    data: ImageData,
-    settings: EvaluationSettings,
-    *,
-    name: str | None = None,
-    folder: Path | None = None,
-    record: str = "evaluation",
-    progress: bool = True,
-) -> Judgement:
-    """Evaluate a network on the test set, and write the record into the run's folder.
-
-    Args:
-        model: the network.
-        data: its test split is judged on.
-        settings: how.
-        name: what the record calls the network.
-        folder: the run's; None writes nothing.
-        record: name of the files RECORD.json, RECORD.measures.json and RECORD.md.
-        progress: show progress where a person watches.
-
-    Raises:
-        ConfigError: the record's name belongs to another file.
-    """
-    if Path(record).name != record or f"{record}.json" in (FACTS, VERSIONS):
-        raise ConfigError(f"a record cannot be called {record!r}; type a name such as evaluation-quick")
-    evaluation = evaluate(
-        model,
-        data.test,
-        threat=ThreatModel(norm=settings.norm, eps=settings.eps),
-        attacks=settings.attacks,
-        num_examples=settings.num_examples,
-        batch_size=settings.batch_size,
-        progress=progress and sys.stderr.isatty(),
-        model_name=name,
-        data_name=data.name,
-    )
-    subset: dict[str, Any] = {"num_examples": settings.num_examples, "batch_size": settings.batch_size}
-    sizes = tuple(rho(model, data.test, num_steps=steps, **subset) for steps in settings.rho_steps)
-    judgement = Judgement(evaluation=evaluation, rho=sizes)
-    if folder is not None:
-        # The record itself comes last: where it is, the others are.
-        _write(folder / f"{record}.measures.json", json.dumps({"rho": [asdict(r) for r in sizes]}, indent=2) + "\n")
-        _write(folder / f"{record}.md", judgement.to_markdown())
-        _write(folder / f"{record}.json", evaluation.to_json())
-    return judgement
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic(file) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def open_run(
     folder: Path, overrides: Sequence[str] = (), *, trust: bool = False, which: Weights = "last"
 ) -> tuple[Experiment, nn.Module, ImageData]:
-    """A finished run: its experiment, its network with weights, its data.
+    """A finished run: its experiment, its network with weights (on the accelerator, if there is one), its data.
 
     Args:
         folder: the run's folder.
@@ -356,7 +283,7 @@ def open_run(
     """
     experiment = _read_run(folder, overrides, which=which)
     data = load_data(experiment.data)
-    return experiment, _network(folder, experiment, data, trust=trust, which=which), data
+    return experiment, _network(folder, experiment, data, trust=trust, which=which).to(best_device()), data
 
 
 def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:

@@ -20,3 +20,9 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic(file) as partial:
+        partial.write_text(text, encoding="utf-8")

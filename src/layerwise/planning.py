@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.data import ImageData, batches, num_batches
-from layerwise.experiment import Experiment, build_model, load_data, make_phases
+from layerwise.experiment import Experiment, best_device, build_model, load_data, make_phases
 from layerwise.methods import Method, Partial
 from layerwise.probe import AUTOGRAD
 from layerwise.random import Stream
-from layerwise.tracing import trace
 from layerwise.training.phases import Phases
 
 TIMED_BATCHES = 2
 LONG = 5.0
 """Seconds of a batch that is timed only once."""
+
+FEW = 4
+"""Images whose memory is counted; it grows with their number."""
 
 
 def plan(experiment: Experiment, *, trust: bool = True) -> str:
@@ -29,7 +33,7 @@ def plan(experiment: Experiment, *, trust: bool = True) -> str:
     validation split and the judgement come on top.
     """
     data, settings = load_data(experiment.data), experiment.training
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = build_model(experiment.model, data, trust=trust).to(device)
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
@@ -37,8 +41,7 @@ def plan(experiment: Experiment, *, trust: bool = True) -> str:
     steps = _steps(experiment, data, phases)
     lines = [
         f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to judge",
-        f"model     {experiment.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"{_activations(model, pairs[0][0]):,} activations an image",
+        f"model     {experiment.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"training  {settings.epochs} epochs, {sum(steps):,} batches of {size}",
     ]
     if experiment.model.start is not None:
@@ -64,15 +67,12 @@ def _steps(experiment: Experiment, data: ImageData, phases: Phases) -> list[int]
     return [min(end, limit) - min(begin, limit) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _activations(model: nn.Module, x: Tensor) -> int:
-    outputs = [c for c in trace(model, x) if c.site.side == "output" and not list(c.module.children())]
-    return sum(c.shape[1:].numel() for c in outputs)
-
-
 def _phase(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> tuple[str, float]:
     """What a method costs, as text, and the seconds of a batch."""
     seconds = _seconds(method, model, pairs)
-    x = pairs[0][0]
+    x, y = pairs[0]
+    rows = min(FEW, len(x))
+    kept = kept_bytes(model, lambda: _train(method, model, x[:rows], y[:rows]))
     passes = method.passes
     descents = f", {passes.steps} of them steps" if passes.steps > 1 else ""
     lines = [
@@ -83,9 +83,9 @@ def _phase(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]])
         lines.append(str(sites))
         noise += 2 * sum(sites.shape(site).numel() for site in sites) * len(x)
     method.detach()
-    # Weights, gradients and momentum; every activation saved once in the widest pass; a leaf and a perturbation a site.
-    parameters = sum(p.numel() for p in model.parameters())
-    held = 4 * (3 * parameters + _activations(model, x) * len(x) + noise)
+    # Weights, gradients and momentum; what backward passes keep; a leaf and a perturbation a site.
+    weights = 4 * 3 * sum(p.numel() for p in model.parameters())
+    held = weights + kept * len(x) // rows + 4 * noise
     lines.append(f"memory    about {held / 2**20:,.0f} MiB, of which sites {4 * noise / 2**20:,.1f} MiB")
     lines.append(f"time      {seconds:.3g} s a batch here")
     return "\n".join(lines), seconds
@@ -93,20 +93,62 @@ def _phase(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]])
 
 def _seconds(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> float:
     """The fastest of the timed batches, gradients included, no optimiser step."""
-    model.train()
     times: list[float] = []
     for step, (x, y) in enumerate(pairs):
         if times and times[-1] > LONG:
             break
         start = time.perf_counter()
-        with closing(iter(method.losses(model, x, y, generator=Stream(0, step)))) as losses:  # type: ignore[type-var]
-            for loss in losses:
-                AUTOGRAD(loss.loss if isinstance(loss, Partial) else loss)
+        _train(method, model, x, y, step=step)
         if x.is_cuda:
             torch.cuda.synchronize()
-        model.zero_grad()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def _train(method: Method, model: nn.Module, x: Tensor, y: Tensor, *, step: int = 0) -> None:
+    """A batch without the optimiser's step."""
+    model.train()
+    with closing(iter(method.losses(model, x, y, generator=Stream(0, step)))) as losses:  # type: ignore[type-var]
+        for loss in losses:
+            AUTOGRAD(loss.loss if isinstance(loss, Partial) else loss)
+    model.zero_grad()
+
+
+def kept_bytes(model: nn.Module, run: Callable[[], None]) -> int:
+    """The most bytes that autograd keeps for backward passes at any time while `run` runs, the model's own tensors left out."""
+    own = {t.untyped_storage().data_ptr() for t in chain(model.parameters(), model.buffers())}
+    count: Counter[int] = Counter()
+    now = peak = 0
+
+    def pack(value: Tensor) -> Tensor | _Kept:
+        nonlocal now, peak
+        storage = value.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key in own:
+            return value
+        now += 0 if count[key] else size
+        count[key] += 1
+        peak = max(peak, now)
+        return _Kept(value, lambda: free(key, size))
+
+    def free(key: int, size: int) -> None:
+        nonlocal now
+        count[key] -= 1
+        now -= 0 if count[key] else size
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.value if isinstance(kept, _Kept) else kept):
+        run()
+    return peak
+
+
+class _Kept:
+    """A tensor that autograd keeps; tells when it is let go."""
+
+    def __init__(self, value: Tensor, freed: Callable[[], None]) -> None:
+        self.value, self.freed = value, freed
+
+    def __del__(self) -> None:
+        self.freed()
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from layerwise.errors import CheckpointError
 from layerwise.evaluation import Evaluation, mean_of
 from layerwise.evaluation.record import Result
-from layerwise.files import atomic
+from layerwise.files import write_text
 
 SEED = re.compile(r"-seed\d+$")
 
@@ -189,6 +189,5 @@ def _train_seconds(folder: Path) -> float | None:
 def write(comparison: Comparison, folder: Path) -> Path:
     """Write `report.md` and `report.json`; returns the markdown file."""
     for name, text in (("report.json", comparison.to_json()), ("report.md", comparison.to_markdown())):
-        with atomic(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return folder / "report.md"
