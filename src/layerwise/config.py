@@ -89,7 +89,7 @@ class Schema:
 
     def __init__(self, root: type, choices: Mapping[type, Mapping[str, type]]) -> None:
         self.root, self.choices = root, choices
-        self._fields = cache(self._find_fields)
+        self._fields: Callable[[type], dict[str, _Field]] = cache(self._find_fields)
 
     def _find_fields(self, cls: type) -> dict[str, _Field]:
         hints, explained = get_type_hints(cls), explanations(cls)
