@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.data import batches
+from layerwise.data import batches, load
 from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.methods import ANP, FGSM, FGSMRS, LAD, LAT, PGD, SLAT, Method, Standard
-from layerwise.training import SGD, AdamW, Cyclic, Phase
+from layerwise.models import build
+from layerwise.training import SGD, AdamW, Cyclic, Phase, fit
 from tests.networks import CLASSES, TinyConv, TinyMLP, TinyResNet
 from tests.training.fakes import Scripted, apart, cheap, pictures, same, train, weights
 
@@ -314,3 +315,17 @@ def test_channels_last_trains_the_same() -> None:
         train(net, method, cheap(epochs=1, precision="64-true", channels_last=channels_last))
     assert nets[1].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert apart(weights(nets[0]), weights(nets[1])) < 1e-10
+
+
+def test_points_without_a_pixel_range_are_not_moved_within_one() -> None:
+    points = load("gaussians", size=200, test_size=20)
+    network = build("toy", num_classes=2, shape=points.shape)
+    history = fit(network, Standard(), points, training=cheap(eval_every=1, eval_steps=3), progress=False).history
+    assert history[-1]["robust"] is None
+    assert history[-1]["clean"] > 0.5
+    for method in (FGSM(), SLAT(sites=()), LAD(sites="relu1"), LAT(base=PGD(steps=1))):
+        with pytest.raises(
+            ConfigError, match=rf"^{type(method).__name__} moves inputs within \[0, 1\], and the values of gaussians"
+        ):
+            fit(network, method, points, training=cheap(), progress=False)
+    fit(network, LAT(), points, training=cheap(max_steps=2), progress=False)

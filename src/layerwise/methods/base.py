@@ -95,6 +95,12 @@ class Method(ABC):
     def passes(self) -> Passes:
         """Cost of one mini-batch."""
 
+    @property
+    def perturbs_input(self) -> bool:
+        """Whether inputs are moved within [0, 1], which only images take."""
+        base = getattr(self, "base", None)
+        return base.perturbs_input if isinstance(base, Method) else False
+
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
         del model, example
@@ -129,6 +135,11 @@ class InputMethod(Method):
     """A method that perturbs the input: layer-wise methods build on its two parts, `perturb` and `loss`."""
 
     criterion: Criterion
+
+    @property
+    def perturbs_input(self) -> bool:
+        """See `Method.perturbs_input`."""
+        return True
 
     @abstractmethod
     def perturb(

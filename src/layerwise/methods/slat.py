@@ -142,6 +142,11 @@ class SLAT(LayerMethod):
         return chain(sign(), scale(step), accumulate(), project("linf", radius))
 
     @property
+    def perturbs_input(self) -> bool:
+        """See `Method.perturbs_input`."""
+        return self.start().perturbs_input
+
+    @property
     def passes(self) -> Passes:
         """Those of the base, and two for each probe after the first."""
         return sum((PROBE for _ in range(self.num_probes - 1)), self.start().passes)

@@ -43,6 +43,11 @@ class Standard(InputMethod):
         return x, self.probe(model, x, y, criterion=self.criterion, sites=record, backward=backward)[1]
 
     @property
+    def perturbs_input(self) -> bool:
+        """See `Method.perturbs_input`."""
+        return False
+
+    @property
     def passes(self) -> Passes:
         """One descent."""
         return DESCENT

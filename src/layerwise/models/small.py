@@ -63,12 +63,12 @@ def toy(*, normalize: nn.Module, num_classes: int, shape: tuple[int, ...], hidde
     Args:
         normalize: the first layer.
         num_classes: the number of logits.
-        shape: (dimensions,) of a point; (2,) in the paper.
+        shape: of a point, (dimensions,) or, as an image of one pixel, (dimensions, 1, 1); two dimensions in the paper.
         hidden: the number of hidden units.
 
     Reference: SLAT, figure 2.
     """
-    if len(shape) != 1:
+    if prod(shape[1:]) != 1:
         raise ConfigError(f"toy takes points of shape (dimensions,), not {shape}; give shape=(2,).")
     return mlp(normalize=normalize, num_classes=num_classes, shape=shape, hidden=(hidden,))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from layerwise.methods.base import Method
@@ -48,7 +49,7 @@ def _scored(session: Session, which: str) -> dict[str, Any]:
     found = score(
         session.raw,
         data.validation if len(data.validation) else data.train,
-        session.settings,
+        session.settings if data.value_range is not None else replace(session.settings, eval_steps=0),
         device=place.device,
         dtype=place.dtype,
         autocast=place.autocast,

@@ -238,6 +238,11 @@ def _step(loop: Loop) -> None:
 def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     """Put everything in its place, in the order that matters: device, sites, compile, wrapping."""
     settings, raw, device = job.settings, job.raw, fabric.device
+    if job.data.value_range is None and (clipping := [m for m in job.phases.methods if m.perturbs_input]):
+        raise ConfigError(
+            f"{type(clipping[0]).__name__} moves inputs within [0, 1], and the values of {job.data.name} have no such range; scale "
+            "them to [0, 1] first (layerwise.from_tensors), or train with a method that leaves the input alone, such as Standard"
+        )
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)

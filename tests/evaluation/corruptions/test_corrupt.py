@@ -272,6 +272,32 @@ def test_elastic_transform_without_displacement_is_the_identity() -> None:
     assert (moved - x).abs().mean() > 0.02
 
 
+def test_displacements_grow_with_the_image() -> None:
+    """A picture of twice the size is bent as much in proportion."""
+    bends = []
+    for size in (32, 64):
+        ramp = torch.linspace(0, 1, size).expand(60, 1, size, size)
+        scene = Scene(Draws(0, "elastic_transform/5", torch.arange(60)), size / 32, generate_frost())
+        change = CORRUPTIONS["elastic_transform"](ramp, (3.2, 1.6, 0), scene) - ramp
+        margin = size // 4
+        bends.append(float(change[..., margin:-margin, margin:-margin].std()))
+    assert bends[1] == pytest.approx(bends[0], rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "steeper"), [("snow", False), ("motion_blur", True)])
+def test_snow_falls_and_cameras_move_sideways(name: str, steeper: bool) -> None:
+    x = torch.rand(40, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * (0.0 if name == "snow" else 1.0)
+    changed = run(x, name, 4)
+    down, right = changed.diff(dim=-2).abs().mean(), changed.diff(dim=-1).abs().mean()
+    assert (down > 1.3 * right) if steeper else (right > 1.3 * down)
+
+
+def test_severities_draw_their_own_noise() -> None:
+    x = torch.full((4, 3, 32, 32), 0.5)
+    noises = torch.stack([(run(x, "gaussian_noise", severity) - x).flatten() for severity in (1, 2)])
+    assert abs(float(torch.corrcoef(noises)[0, 1])) < 4.5 / math.sqrt(x.numel())
+
+
 def test_grey_images_have_no_saturation() -> None:
     x = unit(small())[:, :1]
     assert torch.equal(run(x, "saturate", 5), x)

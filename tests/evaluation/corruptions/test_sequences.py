@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.corruptions import EXTRA_SEQUENCES, SEQUENCES, STANDARD_SEQUENCES, perturb
+from layerwise.evaluation.corruptions import EXTRA_SEQUENCES, SEQUENCES, STANDARD_SEQUENCES, filters, perturb
 from layerwise.evaluation.corruptions.sequences import is_noise
 from tests.evaluation.corruptions.pictures import small, unit
 
@@ -155,7 +155,34 @@ def test_water_runs_down() -> None:
     light = frames(grey, "spatter").double().sub(0.3).clamp(min=0).sum(dim=(0, 2, 4))
     middle = (light * torch.arange(32)).sum(dim=1) / light.sum(dim=1)
     # 0.8 pixels a frame, less what leaves at the bottom.
-    assert 2 < float(middle[10] - middle[0]) < 8.5
+    assert 5 < float(middle[10] - middle[0]) < 8.5
+
+
+def test_blurs_turn_and_widen_as_the_benchmark_s() -> None:
+    x = unit(small())[:2]
+    turned, widened = frames(x, "motion_blur") * 255, frames(x, "gaussian_blur") * 255
+    for index, angle in ((0, -180.0), (10, -90.0), (17, -27.0), (20, 0.0)):
+        expected = filters.motion_blur(x, 6, 1.8, torch.full((2,), angle)) * 255
+        assert (turned[:, index] - expected).abs().max() < 0.51
+    for index, sigma in ((0, 0.3), (12, 0.48), (30, 0.75)):
+        lack = filters.gaussian_blur(x, sigma, truncate=7) * 255 - widened[:, index]
+        assert lack.min() > -0.01
+        assert lack.max() < 1.01
+
+
+def test_snow_falls_ever_more_to_the_other_side() -> None:
+    falling = frames(torch.zeros(20, 1, 32, 32), "snow")[:, :, 0]
+    falling = falling - falling.amin(dim=(2, 3), keepdim=True)
+
+    def along(index: int, right: int) -> float:
+        """How much alike pixels are two rows down and so many columns to the right."""
+        a, b = falling[:, index, :-2], falling[:, index, 2:].roll(-right, dims=-1)
+        return float((a * b)[..., 3:-3].sum())
+
+    # The rays point from -150 over -90 to -30 degrees, rows counted downwards.
+    assert along(5, 1) > 1.2 * along(5, -1)
+    assert along(15, 0) > 1.2 * max(along(15, 1), along(15, -1))
+    assert along(25, -1) > 1.2 * along(25, 1)
 
 
 def test_brightness_rises_steadily() -> None:
