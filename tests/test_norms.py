@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
@@ -107,6 +107,7 @@ def test_rows_do_not_know_of_each_other(p: Norm, z: Tensor, eps: float) -> None:
 
 
 @P
+@example(z=torch.full((3, 4), 7.62e-158, dtype=torch.float64), eps=0.0)
 @given(z=wild, eps=st.floats(0, 50))
 def test_nothing_is_undefined_in_value_or_gradient(p: Norm, z: Tensor, eps: float) -> None:
     """Entries down to the smallest number there is, and a row of zeros."""

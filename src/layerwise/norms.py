@@ -68,9 +68,10 @@ def project(z: Tensor, p: Norm, eps: float | Tensor) -> Tensor:
         return torch.minimum(torch.maximum(z, -eps), eps) if isinstance(eps, Tensor) else z.clamp(-eps, eps)
     size = rows(norm(z, p), z)
     if p == "l2":
-        # min(1, eps / size), made safe before dividing; inside the ball the factor is exactly 1.
+        # min(1, eps / size), made safe before dividing; inside the ball the factor is exactly 1. A number divided by a tensor would
+        # become its reciprocal, whose gradient squares 1 / size and overflows for tiny rows.
         outside, one = size > eps, torch.ones_like(size)
-        return z * torch.where(outside, eps / torch.where(outside, size, one), one)
+        return z * torch.where(outside, (one * eps) / torch.where(outside, size, one), one)
     return torch.where(size > eps, _project_simplex(z, eps), z)
 
 
