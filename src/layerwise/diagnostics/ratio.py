@@ -67,7 +67,7 @@ def state_gradient_ratio(
     Raises:
         SiteError: the network has no residual blocks.
 
-    Reference: Li et al. 2022 (LAD), eq. 16 and figure 2.
+    Reference: Layer-wise adversarial defense: an ODE perspective (Yang et al. 2021), eq. 16 and figure 2.
 
     >>> from layerwise.models import build
     >>> import torch

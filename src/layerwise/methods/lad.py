@@ -39,7 +39,7 @@ class LAD(LayerMethod):
         sites: None takes the residual blocks; or the names of x_1..x_N (Lie-Trotter) or x_0..x_N (Strang-Marchuk).
         probe: how gradients are taken.
 
-    Reference: Li et al. 2022 (LAD), eqs. 3-5 and 8, appendix B.2.
+    Reference: Layer-wise adversarial defense: an ODE perspective (Yang et al. 2021), eqs. 3-5 and 8, appendix B.2.
     """
 
     reference: ClassVar[str] = "Layer-wise adversarial defense: an ODE perspective"
