@@ -152,10 +152,17 @@ def test_the_middle_frame_is_the_image_where_nothing_has_changed_yet() -> None:
 
 def test_water_runs_down() -> None:
     grey = torch.full((8, 3, 32, 32), 0.3)
-    light = frames(grey, "spatter").double().sub(0.3).clamp(min=0).sum(dim=(0, 2, 4))
-    middle = (light * torch.arange(32)).sum(dim=1) / light.sum(dim=1)
-    # 0.8 pixels a frame, less what leaves at the bottom.
-    assert 3.5 < float(middle[10] - middle[0]) < 8.5
+    light = frames(grey, "spatter").double().sub(0.3).clamp(min=0).sum(dim=2)
+
+    def fall(frame: int) -> int:
+        """Rows by which the first frame has to be moved to look most like another one, the rows that both have."""
+        pairs = [(light[:, 0, : 32 - rows], light[:, frame, rows:]) for rows in range(16)]
+        likeness = [float((a * b).sum() / (a.norm() * b.norm())) for a, b in pairs]
+        return likeness.index(max(likeness))
+
+    # 0.8 pixels a frame, in whole rows; the highlight lies up to one row beside the liquid.
+    assert fall(5) in (4, 5)
+    assert fall(10) in (8, 9)
 
 
 def test_blurs_turn_and_widen_as_the_benchmark_s() -> None:
