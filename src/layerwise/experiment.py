@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -183,18 +181,17 @@ def train(
         data.name,
         experiment.training.epochs,
     )
-    with _nothing_half_made(folder):
-        result = fit(
-            model,
-            experiment.method,
-            data,
-            training=experiment.training,
-            phases=make_phases(experiment),
-            run=folder,
-            config=tree,
-            resume=resume,
-            progress=progress,
-        )
+    result = fit(
+        model,
+        experiment.method,
+        data,
+        training=experiment.training,
+        phases=make_phases(experiment),
+        run=folder,
+        config=tree,
+        resume=resume,
+        progress=progress,
+    )
     write_text(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
     try:
         return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
@@ -202,18 +199,6 @@ def train(
         raise KeyboardInterrupt(
             f"stopped after training; judge the network with: layerwise evaluate {folder}"
         ) from None
-
-
-@contextmanager
-def _nothing_half_made(folder: Path) -> Iterator[None]:
-    """Remove a new run folder if the run fails before its first checkpoint: there is nothing in it to go on with."""
-    new = not folder.exists() or not any(folder.iterdir())
-    try:
-        yield
-    except BaseException:
-        if new and not checkpoints_in(folder / CHECKPOINTS):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _start_from(model: nn.Module, experiment: Experiment, *, runs: Path, progress: bool) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,18 @@ def test_the_bar_shows_only_where_it_is_wanted(capsys: pytest.CaptureFixture[str
         captured = capsys.readouterr()
         assert captured.out == ""
         assert ("10/10" in captured.err and "images per second" in captured.err and "robust" in captured.err) is shown
+
+
+def test_a_log_file_gets_a_sentence_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layerwise.training import fit, metrics
+    from tests.training.fakes import pictures
+
+    sentence = r"batch \d+ of 10, about \d+ s left, epoch [12]/2, loss \d\.\d+, accuracy "
+    for pause, progress, count in ((0.0, True, range(10, 21)), (0.0, False, [0]), (3600.0, True, [0])):
+        caplog.clear()
+        monkeypatch.setattr(metrics, "PAUSE", pause)
+        with caplog.at_level("INFO", logger="layerwise"):
+            fit(TinyMLP(), Standard(), pictures(), training=cheap(log_every=1), progress=progress)
+        assert len(re.findall(sentence, caplog.text)) in count

@@ -141,3 +141,17 @@ def test_what_is_no_data_is_named() -> None:
         "criterion": "mse_loss",
         "method": "Scripted",
     }
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+    def fail(model: object, number: int) -> None:
+        raise LookupError("the user's own code")
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep me")
+    for run in (tmp_path / "new", mine):
+        with pytest.raises(LookupError, match="own code"):
+            train(TinyMLP(), Scripted(hook=fail), cheap(), run=run)
+    assert not (tmp_path / "new").exists()
+    assert (mine / "notes.txt").read_text() == "keep me"

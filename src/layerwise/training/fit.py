@@ -28,7 +28,7 @@ from layerwise.training.monitor import DivergedError, NotFinite, explain, measur
 from layerwise.training.phases import Phase, Phases
 from layerwise.training.randomness import kept_random_states, seed_everything
 from layerwise.training.ranks import together
-from layerwise.training.run import Run, plain
+from layerwise.training.run import Run, nothing_half_made, plain
 from layerwise.training.saving import keep, restore
 from layerwise.training.session import FitResult, Place, Session
 from layerwise.training.settings import Training
@@ -96,7 +96,8 @@ def fit(
         config=plain(asked if config is None else config),
         process=os.getpid(),
     )
-    found = _engine(settings).launch(partial(_train, job=job))
+    with nothing_half_made(job.run):
+        found = _engine(settings).launch(partial(_train, job=job))
     return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 
 

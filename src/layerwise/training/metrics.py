@@ -7,6 +7,7 @@ and surviving share of the perturbations), "diagnose" (the method's own numbers)
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ from torch import Tensor
 
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.training.ranks import smallest, total
+
+logger = logging.getLogger("layerwise")
+
+PAUSE = 30.0
+"""Seconds between two sentences about a run that nobody watches."""
 
 Progress: TypeAlias = bool | Literal["force"]
 """True shows a bar where a person watches, `"force"` everywhere, False nowhere."""
@@ -148,6 +154,8 @@ class Totals:
 class Bar:
     """A progress bar over the run's batches with the estimated end, and a line below it: epoch, loss, accuracies, images a second.
 
+    Where nobody watches, in a log file, the same is logged as a sentence every half minute.
+
     Args:
         show: see `Progress`.
         total: batches of the run.
@@ -158,6 +166,9 @@ class Bar:
     def __init__(self, show: Progress, *, total: int, done: int, title: str) -> None:
         self._live: Any = None
         self._said: dict[str, str] = {}
+        self._title, self._total, self._first = title, total, done
+        self._began = self._told = time.monotonic()
+        self._quiet = not show
         if not show:
             return
         from rich.console import Console, Group
@@ -179,15 +190,36 @@ class Bar:
 
     def update(self, done: int, **values: str) -> None:
         """Move to `done` batches; `values` change what is said below."""
+        self._said |= values
         if self._live is not None:
-            self._said |= values
-            self._line.plain = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self._said.items())
+            self._line.plain = self._sentence("  ")
             self._bar.update(self._task, completed=done)
+        elif self._said and not self._quiet and time.monotonic() - self._told >= PAUSE and done > self._first:
+            self._told = time.monotonic()
+            left = (self._told - self._began) / (done - self._first) * (self._total - done)
+            said = self._sentence(", ")
+            logger.info("%s: batch %d of %d, about %s left, %s", self._title, done, self._total, duration(left), said)
+
+    def _sentence(self, between: str) -> str:
+        return between.join(f"{name.replace('_', ' ')} {value}" for name, value in self._said.items())
 
     def close(self) -> None:
         """Leave the last state standing."""
         if self._live is not None:
             self._live.stop()
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(42), duration(750), duration(9000)
+    ('42 s', '12 min 30 s', '2 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @final

@@ -13,7 +13,9 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.sites import unwrap
+from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.checkpoint import pack_tensors, replace_file, unpack_tensors
 
 CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"
@@ -112,6 +115,18 @@ class Run:
         """Store weights under a name of `WEIGHTS`."""
         if self.writes:
             replace_file(self.path / WEIGHTS[which], pack_tensors(weights))
+
+
+@contextmanager
+def nothing_half_made(folder: Path | None) -> Iterator[None]:
+    """Remove a new run folder if the run fails before its first checkpoint: there is nothing in it to go on with."""
+    new = folder is not None and (not folder.exists() or not any(folder.iterdir()))
+    try:
+        yield
+    except BaseException:
+        if folder is not None and new and not checkpoints_in(folder / CHECKPOINTS):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
