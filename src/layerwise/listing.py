@@ -1,12 +1,15 @@
-"""What there is: methods, models, data sets, recipes and attacks, as rows of a table."""
+"""What there is: methods, models, data sets, recipes, and what networks are judged by, as rows of a table."""
 
 from __future__ import annotations
 
 import inspect
 
 from layerwise import data, models, recipe
+from layerwise.diagnostics import DIAGNOSTICS
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import ATTACKS
+from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES, STANDARD, STANDARD_SEQUENCES
+from layerwise.evaluation.suites import SUITES
 from layerwise.methods import METHODS
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -19,7 +22,16 @@ def rows(what: str) -> Rows:
     >>> [row for row in body if row[0] == "SLAT"][0][1:3]
     ('5', '1.67')
     """
-    lists = {"methods": _methods, "models": _models, "data": _data, "recipes": _recipes, "attacks": _attacks}
+    lists = {
+        "methods": _methods,
+        "models": _models,
+        "data": _data,
+        "recipes": _recipes,
+        "attacks": _attacks,
+        "suites": _suites,
+        "diagnostics": _diagnostics,
+        "corruptions": _corruptions,
+    }
     if what not in lists:
         raise ConfigError(f"there is no list of {what!r}; {did_you_mean(what, lists)}")
     return lists[what]()
@@ -50,3 +62,20 @@ def _recipes() -> Rows:
 
 def _attacks() -> Rows:
     return ("attack", "what it does"), [(name, first_line(cls)) for name, cls in ATTACKS.items()]
+
+
+def _suites() -> Rows:
+    return ("suite", "what it is, and what is in it"), [(n, f"{s.summary}: {s.contents()}") for n, s in SUITES.items()]
+
+
+def _diagnostics() -> Rows:
+    made = {name: " ".join(f"{k}={v}" for k, v in look.sizes.items()) for name, look in DIAGNOSTICS.items()}
+    rows: list[tuple[str, ...]] = [(name, f"{look.summary}; {made[name]}") for name, look in DIAGNOSTICS.items()]
+    return ("diagnostic", "what it shows, and its usual sizes"), rows
+
+
+def _corruptions() -> Rows:
+    about = {True: "one of the benchmark's, in its mean", False: "an extra one, outside the mean"}
+    rows: list[tuple[str, ...]] = [(name, "corruption", about[name in STANDARD]) for name in CORRUPTIONS]
+    rows += [(name, "sequence", about[name in STANDARD_SEQUENCES]) for name in SEQUENCES]
+    return ("name", "kind", "what it is"), rows

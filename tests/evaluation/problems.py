@@ -43,6 +43,19 @@ class Wrapped(nn.Module):
         return out
 
 
+class Rows(nn.Module):
+    """Counts the rows of each forward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        out: Tensor = self.network(x)
+        return out
+
+
 class Quantise(nn.Module):
     """Round to multiples of 1/16: the gradient is zero everywhere."""
 

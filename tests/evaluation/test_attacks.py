@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from layerwise.errors import ConfigError
 from layerwise.evaluation import (
     BIM,
+    EOT,
     FGSM,
     MIFGSM,
     PGD,
     Clean,
-    DeepFoolL2,
+    DeepFoolAttack,
     InputAttack,
     StepLL,
     ThreatModel,
@@ -24,7 +25,7 @@ from layerwise.evaluation import (
 )
 from layerwise.evaluation.base import BLOCK, starting_points
 from layerwise.random import Stream
-from tests.evaluation.problems import Linear, distance, gradient, trained, two_classes, unit
+from tests.evaluation.problems import Linear, Rows, distance, gradient, trained, two_classes, unit
 from tests.networks import TinyConv, TinyResNet, batch
 
 LINF, L2 = ThreatModel("linf", 0.05), ThreatModel("l2", 0.4)
@@ -67,10 +68,11 @@ def test_bim_and_pgd_are_the_loop(make: Any, threat: ThreatModel) -> None:
     net, (x, y) = make(), batch(6)
     source = Stream(3, total=6)
     start = starting_points(x, threat, source)
-    for attack, begin in ((BIM(7), x), (PGD(7), start), (PGD(7, random_start=False), x)):
+    last: Any = {"stop_when_fooled": False}
+    for attack, begin in ((BIM(7, **last), x), (PGD(7, **last), start), (PGD(7, random_start=False, **last), x)):
         expected = loop(net, x, y, begin, threat, steps=7, alpha=threat.eps / 4)
         torch.testing.assert_close(attack(net, x, y, threat, generator=source), expected, rtol=0, atol=1e-12)
-    given = PGD(7, alpha=0.02)(net, x, y, threat, generator=source)
+    given = PGD(7, alpha=0.02, **last)(net, x, y, threat, generator=source)
     torch.testing.assert_close(given, loop(net, x, y, start, threat, steps=7, alpha=0.02), rtol=0, atol=1e-12)
 
 
@@ -78,7 +80,7 @@ def test_linf_pgd_is_the_loop_bitwise() -> None:
     net, (x, y) = trained(), batch(6)
     source = Stream(3, total=6)
     expected = loop(net, x, y, starting_points(x, LINF, source), LINF, steps=10, alpha=LINF.eps / 4)
-    assert torch.equal(PGD(10)(net, x, y, LINF, generator=source), expected)
+    assert torch.equal(PGD(10, stop_when_fooled=False)(net, x, y, LINF, generator=source), expected)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25), (50, 0.25)])
@@ -97,7 +99,8 @@ def test_mi_fgsm_by_hand(threat: ThreatModel, mu: float) -> None:
         g = gradient(net, x_adv, y)
         m = mu * m + torch.stack([row / row.abs().sum() for row in g])
         x_adv = (x_adv + threat.eps / 5 * (m.sign() if threat.norm == "linf" else unit(m))).clamp(0, 1)
-    torch.testing.assert_close(MIFGSM(5, mu=mu)(net, x, y, threat), x_adv, rtol=0, atol=1e-12)
+    found = MIFGSM(5, mu=mu, stop_when_fooled=False)(net, x, y, threat)
+    torch.testing.assert_close(found, x_adv, rtol=0, atol=1e-12)
 
 
 def test_momentum_matters() -> None:
@@ -113,19 +116,6 @@ def test_step_ll_goes_towards_the_least_likely_class() -> None:
     assert torch.equal(found, StepLL()(net, x, (y + 1) % 5, LINF))
     before, after = (F.cross_entropy(net(v), least, reduction="none") for v in (x, found))
     assert (after < before).all()
-
-
-class Rows(nn.Module):
-    """Counts the rows of each forward pass."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.seen = network, list[int]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(len(x))
-        out: Tensor = self.network(x)
-        return out
 
 
 class Valleys(nn.Module):
@@ -162,7 +152,10 @@ def test_restarts_keep_the_worst_of_each_image(restarts: int) -> None:
         for i in range(40)
     ]
     torch.testing.assert_close(
-        PGD(3, restarts)(net, x, y, threat, generator=source), torch.stack(expected), rtol=0, atol=1e-12
+        PGD(3, restarts, stop_when_fooled=False)(net, x, y, threat, generator=source),
+        torch.stack(expected),
+        rtol=0,
+        atol=1e-12,
     )
 
 
@@ -197,7 +190,7 @@ class Flags(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("attack", [FGSM(), PGD(2, 2), MIFGSM(2), StepLL(), DeepFoolL2(2)], ids=str)
+@pytest.mark.parametrize("attack", [FGSM(), PGD(2, 2), MIFGSM(2), StepLL(), DeepFoolAttack(2)], ids=str)
 def test_parameters_are_frozen_in_every_pass(attack: InputAttack) -> None:
     net, (x, y) = Flags(), batch(4)
     attack(net, x, y, L2)
@@ -210,14 +203,79 @@ def test_parameters_are_frozen_in_every_pass(attack: InputAttack) -> None:
 def test_fooled_images_drop_out_of_later_restarts() -> None:
     net, (x, y) = Rows(trained()), batch(30, seed=5)
     threat = ThreatModel("linf", 0.1)
-    PGD(2, 3)(net, x, y, threat, generator=Stream(0, total=30))
+    PGD(2, 3, stop_when_fooled=False)(net, x, y, threat, generator=Stream(0, total=30))
     rounds = [net.seen[i : i + 3] for i in range(0, 9, 3)]
     assert rounds[0] == [30] * 3
     assert 30 > rounds[1][0] >= rounds[2][0] > 0
     assert all(len(set(r)) == 1 for r in rounds)
     everything = Rows(trained())
-    PGD(2, 3)(everything, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
+    PGD(2, 3, stop_when_fooled=False)(everything, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
     assert everything.seen == [30] * 3, "all are fooled by the first restart"
+
+
+def first_fooling(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: ThreatModel, steps: int) -> Tensor:
+    """One image after another: the first iterate that fools the network, else the last."""
+    found = []
+    for i in range(len(x)):
+        a, b = x[i : i + 1], y[i : i + 1]
+        path = [loop(net, a, b, start[i : i + 1], threat, steps=t, alpha=threat.eps / 4) for t in range(steps + 1)]
+        found.append(next((v for v in path if net(v).argmax() != b), path[-1]))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("threat", [ThreatModel("linf", 0.08), ThreatModel("l2", 0.9)], ids=str)
+def test_an_image_stays_at_its_first_iterate_that_fools(threat: ThreatModel) -> None:
+    net, (x, y) = trained(), batch(30, seed=5)
+    source = Stream(0, total=30)
+    start = starting_points(x, threat, source)
+    for attack, begin in ((BIM(6), x), (PGD(6), start)):
+        expected = first_fooling(net, x, y, begin, threat, 6)
+        found = attack(net, x, y, threat, generator=source)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        fooled = net(found).argmax(1) != y
+        assert 3 < fooled.sum() < 27, "the problem needs images of both kinds"
+
+
+@pytest.mark.parametrize("make", [BIM, PGD, MIFGSM])
+def test_stopping_fools_every_image_that_the_last_iterate_does_and_costs_less(make: Any) -> None:
+    net, (x, y) = Rows(trained()), batch(100, seed=5)
+    threat, right, rows = ThreatModel("linf", 0.08), {}, {}
+    for stop in (True, False):
+        net.seen.clear()
+        found = make(10, alpha=0.04, stop_when_fooled=stop)(net, x, y, threat, generator=Stream(0, total=100))
+        rows[stop], right[stop] = list(net.seen), net.network(found).argmax(1) == y
+    assert not (right[True] & ~right[False]).any()
+    assert right[True].sum() < right[False].sum(), "the problem has images that the ascent lets go again"
+    assert rows[False] == [100] * 10
+    assert rows[True] == sorted(rows[True], reverse=True)
+    assert sum(rows[True]) < 0.8 * sum(rows[False])
+
+
+def test_momentum_of_the_others_goes_on_when_one_image_is_fooled() -> None:
+    net, (x, y) = trained(), batch(30, seed=5)
+    threat = ThreatModel("linf", 0.08)
+    together = MIFGSM(6)(net, x, y, threat)
+    alone = torch.cat([MIFGSM(6)(net, x[i : i + 1], y[i : i + 1], threat) for i in range(30)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+def test_nothing_stops_while_gradients_are_averaged() -> None:
+    net, (x, y) = Rows(trained()), batch(30, seed=5)
+    EOT(PGD(3), 2)(net, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
+    assert net.seen == [30] * 6
+
+
+def test_images_without_finite_logits_are_fooled_from_the_start() -> None:
+    x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
+    x[1] = -0.0
+
+    class Log(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.stack([z.flatten(1).sum(1) + 5, z.flatten(1).log().sum(1)], 1)
+
+    found = BIM(3, alpha=0.01)(Log(), x, y, LINF)
+    assert torch.equal(found[1], x[1])
+    assert not torch.equal(found[0], x[0])
 
 
 def test_restarts_without_random_start() -> None:
@@ -233,7 +291,7 @@ def test_restarts_without_random_start() -> None:
         (lambda: StepLL(step=0.0), "step=0.0 is a fraction of eps"),
         (lambda: BIM(alpha=-1.0), "alpha=-1.0 is too small"),
         (lambda: BIM(alpha=2.0).resolved(LINF), "alpha=2 is in units of 0 to 255 pixels"),
-        (lambda: DeepFoolL2(num_classes=1), "num_classes=1 is too small"),
+        (lambda: DeepFoolAttack(num_classes=1), "num_classes=1 is too small"),
     ],
 )
 def test_settings_that_cannot_be(make: Any, message: str) -> None:
@@ -277,7 +335,7 @@ def test_deepfool_on_two_linear_classes() -> None:
     net, w, b = two_classes()
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = net(x).argmax(1)
-    found = DeepFoolL2(5)(net, x, y, ThreatModel("l2", 4.0))
+    found = DeepFoolAttack(5)(net, x, y, ThreatModel("l2", 4.0))
     f = x.flatten(1) @ w + b
     step = 1.02 * (-f / w.dot(w))[:, None] * w
     torch.testing.assert_close(found, (x + step.reshape(x.shape)).clamp(0, 1), rtol=0, atol=1e-12)
@@ -293,7 +351,7 @@ def test_deepfool_on_three_linear_classes_takes_the_nearest_boundary() -> None:
     weight = torch.randn(3, 9, generator=g, dtype=torch.float64)
     net = Linear(weight, torch.zeros(3, dtype=torch.float64))
     x = 0.4 + 0.2 * torch.rand(30, 1, 3, 3, generator=g, dtype=torch.float64)
-    moved = (DeepFoolL2(1)(net, x, net(x).argmax(1), ThreatModel("l2", 0.2)) - x).flatten(1)
+    moved = (DeepFoolAttack(1)(net, x, net(x).argmax(1), ThreatModel("l2", 0.2)) - x).flatten(1)
     for row, image in zip(moved, x, strict=True):
         z = weight @ image.flatten()
         k0 = int(z.argmax())
@@ -305,12 +363,14 @@ def test_deepfool_on_three_linear_classes_takes_the_nearest_boundary() -> None:
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-9)
 
 
-def test_deepfool_needs_an_l2_threat_model() -> None:
-    net, (x, y) = trained(), batch(2)
-    with pytest.raises(
-        ConfigError, match=r"deepfool makes small l2 steps, the threat model is linf, eps 0.05; type norm='l2'"
-    ):
-        DeepFoolL2()(net, x, y, LINF)
+def test_deepfool_in_linf_takes_the_sign_step_over_the_boundary() -> None:
+    net, w, b = two_classes()
+    x = 0.3 + 0.4 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    f = x.flatten(1) @ w + b
+    size = 1.02 * f.abs() / w.abs().sum()
+    found = DeepFoolAttack(5)(net, x, net(x).argmax(1), ThreatModel("linf", 0.5))
+    torch.testing.assert_close((found - x).abs().flatten(1), size[:, None].expand(-1, 16), rtol=1e-10, atol=1e-12)
+    assert (net(found).argmax(1) != net(x).argmax(1)).all()
 
 
 class Step(nn.Module):
@@ -327,13 +387,15 @@ class Step(nn.Module):
 
 def test_networks_without_a_gradient_are_attacked_by_the_start_alone() -> None:
     net, (x, y) = Step(), batch(4)
-    assert torch.equal(FGSM()(net, x, y, LINF), x)
+    for attack in (FGSM(), BIM(3), MIFGSM(3), MIFGSM(3, stop_when_fooled=False)):
+        for threat in (LINF, L2):
+            assert torch.equal(attack(net, x, y, threat), x), "0 / 0 is nowhere to go"
     source = Stream(0, total=4)
     torch.testing.assert_close(
         PGD(5)(net, x, y, LINF, generator=source), starting_points(x, LINF, source), rtol=0, atol=1e-15
     )
     with pytest.raises(ConfigError, match="none reaches the images: the network holds a step function"):
-        DeepFoolL2()(net, x, y, L2)
+        DeepFoolAttack()(net, x, y, L2)
 
 
 class Root(nn.Module):
@@ -363,7 +425,7 @@ ATTACKS: list[InputAttack] = [
     MIFGSM(3),
     MIFGSM(3, alpha=0.6),
     StepLL(),
-    DeepFoolL2(3),
+    DeepFoolAttack(3),
 ]
 
 
@@ -383,8 +445,6 @@ def test_every_attack_stays_in_the_ball_and_the_pixel_range(
     x = x.round() if corners else x
     x[0] = 0.0
     threat = ThreatModel(norm, eps)
-    if norm == "linf" and isinstance(attack, DeepFoolL2):
-        return
     kept = x.clone()
     x_adv = attack(trained(dtype), x, y, threat, generator=Stream(seed, total=5))
     assert x_adv.dtype == dtype

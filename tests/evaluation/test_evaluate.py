@@ -93,9 +93,16 @@ def test_what_is_recorded() -> None:
     )
     assert (record.model.name, record.model.parameters) == ("mine", sum(p.numel() for p in trained().parameters()))
     assert (record.data.name, record.data.size, record.data.seed, record.batch_size) == ("pictures", 150, 3, 16)
-    assert record["pgd-5"].settings == {"name": "pgd", "steps": 5, "restarts": 1, "alpha": 0.025, "random_start": True}
+    assert record["pgd-5"].settings == {
+        "name": "pgd",
+        "steps": 5,
+        "restarts": 1,
+        "alpha": 0.025,
+        "random_start": True,
+        "stop_when_fooled": True,
+    }
     inner = record["eot-2:bim-5"].settings["attack"]
-    assert inner == {"name": "bim", "steps": 5, "alpha": 0.025}
+    assert inner == {"name": "bim", "steps": 5, "alpha": 0.025, "stop_when_fooled": True}
     assert record["pgd-5"].seconds > 0
     assert record["clean"].count.interval == pytest.approx((0.9124, 1.0), abs=1e-4)
     assert set(record.versions) == {"python", "torch", "layerwise"}

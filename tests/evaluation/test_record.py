@@ -57,7 +57,7 @@ def test_markdown() -> None:
 def test_markdown_says_first_what_was_found() -> None:
     found = replace(RECORD, findings=(Finding("zero-gradient", 0.01, 1.0, "no\nway"),))
     lines = found.to_markdown().splitlines()
-    assert lines[2] == "> **Warning** zero-gradient: 1 (more than 0.01): no way"
+    assert lines[2] == "> **Warning** zero-gradient: at least 1 (more than 0.01): no way"
     assert lines[4].startswith("| attack |")
 
 

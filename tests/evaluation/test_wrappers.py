@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError, SiteError
-from layerwise.evaluation import BIM, BPDA, EOT, FGSM, PGD, DeepFoolL2, StepLL, ThreatModel, evaluate, loss_gradient
+from layerwise.evaluation import BIM, BPDA, EOT, FGSM, PGD, DeepFoolAttack, StepLL, ThreatModel, evaluate, loss_gradient
 from layerwise.evaluation.base import Averaged
 from layerwise.evaluation.wrappers import identity_gradient
 from layerwise.random import Stream
@@ -129,7 +129,7 @@ def test_wrappers_compose() -> None:
 
 def test_eot_deepfool_runs_on_the_mean() -> None:
     net, (x, y) = Wrapped(Mask(), trained()), batch(8)
-    found = EOT(DeepFoolL2(3), 4)(net, x, y, ThreatModel("l2", 1.0))
+    found = EOT(DeepFoolAttack(3), 4)(net, x, y, ThreatModel("l2", 1.0))
     assert 0 < (found - x).flatten(1).norm(dim=1).max() <= 1 + 1e-6
 
 

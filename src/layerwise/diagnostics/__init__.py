@@ -22,9 +22,11 @@ from layerwise.diagnostics.linearity import Linearity, linear_approximation_erro
 from layerwise.diagnostics.radius import RadiusCurve, accuracy_over_radius
 from layerwise.diagnostics.ratio import StateRatio, state_gradient_ratio
 from layerwise.diagnostics.reassignment import Reassignment, layer_reassignment, reassigned
+from layerwise.diagnostics.registry import DIAGNOSTICS, Look, Plan, Subject, parse_diagnostic
 from layerwise.diagnostics.style import describe
 
 __all__ = [
+    "DIAGNOSTICS",
     "Adversarialness",
     "Alignment",
     "BoundaryDistance",
@@ -37,13 +39,16 @@ __all__ = [
     "InputGradients",
     "Landscape",
     "Linearity",
+    "Look",
     "NoiseInsensitivity",
+    "Plan",
     "Pollute",
     "RadiusCurve",
     "Reassignment",
     "RepresentationInsensitivity",
     "Spectrum",
     "StateRatio",
+    "Subject",
     "accuracy_over_radius",
     "boundary_distance",
     "decision_boundary",
@@ -59,6 +64,7 @@ __all__ = [
     "linear_approximation_error",
     "loss_landscape",
     "noise_insensitivity",
+    "parse_diagnostic",
     "reassigned",
     "representation_insensitivity",
     "state_gradient_ratio",

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.ascent import chain, scale, sign
-from layerwise.diagnostics.style import canvas, describe, finish_sites, line, styled
-from layerwise.errors import ConfigError, DataError
+from layerwise.diagnostics.style import canvas, describe, finish_sites, legend_below, line, styled
+from layerwise.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from layerwise.evaluation.base import loss_gradient
+from layerwise.evaluation.decode import decode
 from layerwise.evaluation.session import evaluation_mode, exact_arithmetic
 from layerwise.probe import Criterion, frozen
 from layerwise.random import Source, Stream, uniform
@@ -180,6 +181,35 @@ class Diagnostic(ABC):
         found: dict[str, Any] = plain(self)
         return {"diagnostic": type(self).__name__, **found}
 
+    @classmethod
+    def from_dict(cls, found: Any, *, source: str = "the record") -> Diagnostic:
+        """Read what any diagnostic's `to_dict` gave, perhaps through JSON; what was not finite is NaN, tensors are in float64.
+
+        Args:
+            found: the dictionary.
+            source: where it came from, for messages.
+
+        Raises:
+            CheckpointError: no diagnostic, or a field is missing, unknown or of another type.
+        """
+        name = found.get("diagnostic") if isinstance(found, dict) else None
+        known = {kind.__name__: kind for kind in _kinds(Diagnostic)}
+        if not isinstance(name, str) or name not in known:
+            raise CheckpointError(
+                f"{source} is corrupt: {name!r:.60} is no diagnostic of this layerwise; {did_you_mean(str(name), known)}"
+            )
+        body = {key: value for key, value in found.items() if key != "diagnostic"}
+        diagnostic: Diagnostic = decode(known[name], body, source=source, where=name, blank=True)
+        return diagnostic
+
+
+def _kinds(kind: type[Any]) -> Iterator[type[Any]]:
+    """Every diagnostic that can be found: the dataclasses below a class."""
+    for below in kind.__subclasses__():
+        if dataclasses.is_dataclass(below):
+            yield below
+        yield from _kinds(below)
+
 
 class Curves(Diagnostic):
     """A diagnostic whose figure can hold several networks."""
@@ -214,9 +244,7 @@ class Curves(Diagnostic):
             self.finish(panels)
             panels[0].set_title(self.title)
             if len(shown) > 1 and self.legend:
-                figure.legend(
-                    *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 4)
-                )
+                legend_below(figure, panels[0])
         return describe(figure, f"{self.title}. " + " ".join(f"{k}: {v.sentence()}" for k, v in shown.items()))
 
 

@@ -229,7 +229,9 @@ class DecisionBoundary(Diagnostic):
             figure, (axes,) = canvas(height=3.8)
             axes.grid(False)
             limits = BoundaryNorm([k - 0.5 for k in range(classes + 1)], classes)
-            axes.pcolormesh(self.first, self.second, self.predicted, cmap=pale, norm=limits, shading="nearest")
+            axes.pcolormesh(
+                self.first, self.second, self.predicted, cmap=pale, norm=limits, shading="nearest", rasterized=True
+            )
             scatter(axes, self.points, self.labels, size=9, prefix="class ")
             axes.set(
                 xlabel="first feature (data units)",

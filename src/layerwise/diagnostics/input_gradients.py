@@ -50,11 +50,12 @@ class InputGradients(Diagnostic):
         }
         columns = min(len(self.images), WIDEST)
         with styled():
-            figure, panels = canvas(len(shown), columns, width=0.9 * columns + 0.8, height=1.0)
+            names = 0.07 * max(map(len, shown))  # inches
+            figure, panels = canvas(len(shown), columns, width=0.9 * columns + 0.4 + names, height=1.0)
             for row, (label, pictures) in enumerate(shown.items()):
                 for column in range(columns):
                     _picture(panels[row * columns + column], pictures[column])
-                panels[row * columns].set_ylabel(label)
+                panels[row * columns].set_ylabel(label, rotation="horizontal", ha="right", va="center")
             for column in range(columns):
                 panels[column].set_title(f"class {self.labels[column]}", loc="center", fontsize=7)
             figure.suptitle(self.title, x=0.01, ha="left", fontsize=9)

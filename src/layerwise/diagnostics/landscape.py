@@ -64,7 +64,9 @@ class Landscape(Diagnostic):
 
     def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str) -> None:
         rows = [list(column) for column in zip(*values, strict=True)]
-        shown = axes.pcolormesh(list(self.adversarial), list(self.random), rows, cmap=MAP, shading="gouraud")
+        shown = axes.pcolormesh(
+            list(self.adversarial), list(self.random), rows, cmap=MAP, shading="gouraud", rasterized=True
+        )
         low, high = min(map(min, rows)), max(map(max, rows))
         if high > low:
             levels = [low + (high - low) * k / 6 for k in range(1, 6)]

@@ -35,6 +35,7 @@ SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
     "figure.dpi": 150,
+    "figure.constrained_layout.w_pad": 0.08,
 }
 
 
@@ -72,6 +73,16 @@ def line(index: int) -> dict[str, Any]:
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index % len(DASHES)],
     }
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend below everything, in as many columns as the longest name leaves room for; the figure grows by its rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    # Inches: of a character, and of a line with the room around it.
+    column = 0.07 * max(map(len, labels)) + 0.6
+    count = max(1, min(len(labels), int(figure.get_figwidth() // column)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * ((len(labels) - 1) // count))
+    figure.legend(handles, labels, loc="outside lower center", ncols=count)
 
 
 def finish_sites(axes: Axes, *, logarithmic: bool = False) -> None:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise import norms
+from layerwise.ascent import Ascent
 from layerwise.evaluation.threat import ThreatModel
 from layerwise.methods.pgd import iterate, random_start
 from layerwise.probe import CrossEntropy, frozen
@@ -33,8 +35,13 @@ class Attack(ABC):
     """What the attack is called on the command line."""
     numbers: ClassVar[tuple[str, ...]] = ()
     """The fields that follow the name there, `pgd-50-10`."""
-    in_threat_model: ClassVar[bool] = True
-    """Whether it keeps to the threat model, and so counts for the worst case."""
+    resumable: ClassVar[bool] = True
+    """Whether each batch is attacked by itself, so that an interrupted evaluation can go on at any batch."""
+
+    @property
+    def in_threat_model(self) -> bool:
+        """Whether it keeps to the threat model, and so counts for the worst case."""
+        return True
 
     @abstractmethod
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
@@ -48,6 +55,20 @@ class Attack(ABC):
         Yields:
             For each batch, which images are still right, bool (B,).
         """
+
+    def check(self, x: Tensor, threat: ThreatModel) -> None:
+        """Complain before anything is attacked about what cannot work: a package that is not there, a norm or a shape.
+
+        Args:
+            x: an image or more, shape (B, ...).
+            threat: what will be allowed.
+
+        Raises:
+            ConfigError: saying what to type instead.
+        """
+        inner = getattr(self, "attack", None)
+        if isinstance(inner, Attack):
+            inner.check(x, threat)
 
     def resolved(self, threat: ThreatModel) -> Self:
         """The same attack with the defaults that depend on the threat model filled in."""
@@ -94,9 +115,10 @@ class InputAttack(Attack):
         Raises:
             ConfigError: the attack leaves the threat model.
         """
+        allowed = threat if self.in_threat_model else ThreatModel("linf", 1.0)
         for x, y, source in batches:
             x_adv = self(model, x, y, threat, generator=source)
-            threat.check(x, x_adv, attack=str(self))
+            allowed.check(x, x_adv, attack=str(self))
             with torch.no_grad():
                 yield is_right(model(x_adv), y)
 
@@ -126,7 +148,11 @@ class Averaged(nn.Module):
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """`raw_gradient` with zeros for the entries that are not finite: an attack stays where it is told nothing."""
-    return raw_gradient(model, x, y).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return _finite(raw_gradient(model, x, y))
+
+
+def _finite(g: Tensor) -> Tensor:
+    return g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def raw_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -134,17 +160,30 @@ def raw_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     It is zero where no gradient reaches the images (a step function in the network), which `layerwise.evaluation.checks` tells.
     """
+    return gradient_and_logits(model, x, y)[0]
+
+
+def gradient_and_logits(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`raw_gradient`, and the logits of the same passes (their mean, for `Averaged`)."""
     network, passes = (model.network, model.passes) if isinstance(model, Averaged) else (model, 1)
-    total = torch.zeros_like(x)
+    gradient: Tensor | None = None
+    total: Tensor | None = None
     with frozen(network):
         for _ in range(passes):
             leaf = x.detach().requires_grad_()
-            loss = CrossEntropy()(network(leaf), y).sum()
+            logits = network(leaf)
+            loss = CrossEntropy()(logits, y).sum()
             # Not a `Probe`: that is an error where the loss does not depend on the images, here a finding.
-            if loss.requires_grad:
-                (g,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-                total = total if g is None else total + g
-    return total / passes
+            (g,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
+            gradient = _plus(gradient, torch.zeros_like(x) if g is None else g)
+            total = _plus(total, logits.detach())
+    assert gradient is not None
+    assert total is not None
+    return (gradient, total) if passes == 1 else (gradient / passes, total / passes)
+
+
+def _plus(total: Tensor | None, value: Tensor) -> Tensor:
+    return value if total is None else total + value
 
 
 def starting_points(x: Tensor, threat: ThreatModel, source: Source, restart: int = 0) -> Tensor:
@@ -175,15 +214,49 @@ def step_size(alpha: float | None, steps: int, threat: ThreatModel) -> float:
 
 
 def ascend(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, start: Tensor, steps: int, alpha: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    start: Tensor,
+    steps: int,
+    alpha: float,
+    stop: bool = False,
+    rule: Ascent | None = None,
 ) -> Tensor:
-    """`layerwise.methods.pgd.iterate` on the loss of `model`."""
-    return iterate(
-        x,
-        start,
-        steps=steps,
-        alpha=alpha,
-        eps=threat.eps,
-        norm=threat.norm,
-        gradient=lambda x_adv, last: loss_gradient(model, x_adv, y),
-    )
+    """`layerwise.methods.pgd.iterate` on the loss of `model`.
+
+    Args:
+        model: the network.
+        x: images, the centres of the balls.
+        y: labels.
+        threat: the ball.
+        start: first iterates.
+        steps: how many.
+        alpha: step size.
+        stop: an image stays at its first iterate that fools the network, and costs nothing from there on. Never for `Averaged`: a
+            network that draws random numbers is fooled by chance now and then, and the steps after that are what fools it for good.
+        rule: makes an update of the gradient and the update before (momentum).
+    """
+    stop = stop and not isinstance(model, Averaged)
+    rows = torch.arange(len(x), device=x.device)
+    fooled = torch.zeros_like(rows, dtype=torch.bool)
+    stopped = x.clone()
+    update: Tensor | None = None
+
+    def gradient(x_adv: Tensor, last: bool) -> Tensor:
+        nonlocal rows, update
+        g = _finite(raw_gradient(model, x_adv, y)) if not stop else torch.zeros_like(x_adv)
+        if stop and len(rows):
+            here, logits = gradient_and_logits(model, x_adv[rows], y[rows])
+            right = is_right(logits, y[rows])
+            gone, rows = rows[~right], rows[right]
+            fooled[gone], stopped[gone] = True, x_adv[gone]
+            g[rows] = _finite(here[right])
+        update = g if rule is None else rule(g, update)
+        return update
+
+    options: dict[str, Any] = {"steps": steps, "alpha": alpha, "eps": threat.eps, "norm": threat.norm}
+    found = iterate(x, start, gradient=gradient, **options)
+    return torch.where(norms.rows(fooled, x), stopped, found)

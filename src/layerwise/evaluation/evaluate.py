@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import metadata
-from typing import TypeVar
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
+from layerwise.evaluation.at import At
 from layerwise.evaluation.attacks import FGSM, PGD, Clean
-from layerwise.evaluation.base import Attack, InputAttack
-from layerwise.evaluation.checks import compare, inspect
+from layerwise.evaluation.base import Attack, Averaged, InputAttack
+from layerwise.evaluation.checks import Finding, compare
+from layerwise.evaluation.examine import examine, examined
+from layerwise.evaluation.journal import Journal
 from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.record import DataRecord, Evaluation, ModelRecord, Result, settings_of
 from layerwise.evaluation.registry import parse_attack
-from layerwise.evaluation.session import Data, Session, judging
+from layerwise.evaluation.session import Data, Session, digest, judging
 from layerwise.evaluation.threat import ThreatModel
 from layerwise.evaluation.wrappers import EOT
-
-_T = TypeVar("_T")
-
-INSPECTED = 64
-"""Images whose gradients and outputs the self-checks look at."""
+from layerwise.random import Stream
 
 
 def evaluate(
@@ -38,11 +41,12 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 250,
     device: torch.device | str | None = None,
-    progress: bool = True,
+    progress: bool | Board = True,
     eot: int = 1,
     num_workers: int = 0,
     model_name: str | None = None,
     data_name: str | None = None,
+    journal: Path | Journal | None = None,
 ) -> Evaluation:
     """Count the images that stay right under each attack.
 
@@ -60,11 +64,13 @@ def evaluate(
         seed: of the images and the random starts.
         batch_size: images a batch.
         device: where; None is where the network is.
-        progress: show a bar with the estimated end on standard error.
+        progress: show a bar with the estimated end on standard error, or move those of a board.
         eot: average every gradient over so many passes, for networks that draw random numbers in evaluation mode.
         num_workers: processes that read streamed data.
         model_name: for the record; by default the class.
         data_name: for the record.
+        journal: a file that keeps what each batch gave: after an interruption the same call goes on there and gives the same record.
+            It is removed at the end (a `Journal` by whoever made it).
 
     Returns:
         The record, with a 95 % interval for each accuracy and what the self-checks found.
@@ -72,6 +78,7 @@ def evaluate(
     Raises:
         DataError: images outside [0, 1], not a number, or labels that the network has no logit for.
         ConfigError: no or equal attacks, no logits, an attack that leaves the threat model.
+        CheckpointError: another evaluation that is running has the journal.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> data = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
@@ -80,28 +87,23 @@ def evaluate(
     True
     """
     chosen = choose(attacks, eot)
-    with judging(
-        model,
-        data,
-        num_examples=num_examples,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        num_workers=num_workers,
-    ) as session:
-        x, y = session.batches.example(INSPECTED)
-        threat.check_reach(x.shape[1:])
-        findings = inspect(session.network, x, y)
-        results, masks = [], []
-        for number, attack in enumerate(chosen, start=1):
-            title = f"{attack} ({number}/{len(chosen)})"
-            result, right = _judge(session, attack, threat, title if progress else None)
-            results.append(result)
-            masks.append(right)
-        findings += compare({a: r.accuracy for a, r in zip(chosen, results, strict=True)})
-        return Evaluation(
-            model=_model_record(session, model_name),
-            data=DataRecord(data_name or session.data, session.size, seed, session.data_fingerprint()),
+    kept = journal if isinstance(journal, Journal) else Journal(journal)
+    options = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size, "device": device}
+    with judging(model, data, num_workers=num_workers, **options) as session:  # type: ignore[arg-type]
+        first = session.batches.example(1)[0]
+        threat.check_reach(first.shape[1:])
+        for attack in chosen:
+            attack.check(first, threat)
+        network = _model_record(session, model_name)
+        images = DataRecord(data_name or session.data, session.size, seed, session.data_fingerprint())
+        with kept.open(_circumstances(session, network, images, threat)):
+            findings = _examined(session, threat, eot, kept)
+            outcomes = [_judge(session, attack, threat, kept, progress) for attack in chosen]
+        results, masks = [r for r, _ in outcomes], [m for _, m in outcomes]
+        findings += compare(dict(zip(chosen, masks, strict=True)), threat)
+        record = Evaluation(
+            model=network,
+            data=images,
             threat=threat,
             results=tuple(results),
             worst=_worst(chosen, masks),
@@ -111,6 +113,9 @@ def evaluate(
             device=_device_name(session.batches.device),
             versions=versions(),
         )
+    if kept is not journal:
+        kept.remove()
+    return record
 
 
 def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
@@ -123,9 +128,7 @@ def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
         raise ConfigError(f"eot={eot} passes cannot be averaged; type 1 or more")
     if isinstance(attacks, str):
         attacks = [attacks]
-    chosen = [parse_attack(a) if isinstance(a, str) else a for a in attacks]
-    if eot > 1:
-        chosen = [EOT(a, eot) if isinstance(a, InputAttack) and not isinstance(a, EOT | Clean) else a for a in chosen]
+    chosen = [_averaged(parse_attack(a) if isinstance(a, str) else a, eot) for a in attacks]
     names = [str(a) for a in chosen]
     if not names:
         raise ConfigError("there is no attack to judge by; give at least one, such as 'clean'")
@@ -134,16 +137,95 @@ def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
     return chosen
 
 
-def _judge(session: Session, attack: Attack, threat: ThreatModel, title: str | None) -> tuple[Result, Tensor]:
-    """One attack on all images; which ones stay right, on the CPU."""
-    # Each attack starts from the same state of PyTorch's generator, so that a random network's results do not depend on their order.
-    session.reseed()
-    started = time.perf_counter()
-    outcomes = attack.outcomes(session.network, session.batches, threat)
-    right = torch.cat(list(_tracked(outcomes, len(session.batches), title))).cpu()
-    seconds = time.perf_counter() - started
+def _averaged(attack: Attack, eot: int) -> Attack:
+    """The attack with every gradient averaged over `eot` passes, if it has one."""
+    if isinstance(attack, At):
+        inner = _averaged(attack.attack, eot)
+        assert isinstance(inner, InputAttack)
+        return replace(attack, attack=inner)
+    averages = eot > 1 and isinstance(attack, InputAttack) and not isinstance(attack, EOT | Clean)
+    return EOT(attack, eot) if averages else attack  # type: ignore[arg-type]
+
+
+def _judge(
+    session: Session, attack: Attack, threat: ThreatModel, journal: Journal, progress: bool | Board
+) -> tuple[Result, Tensor]:
+    """One attack on all images; which ones stay right, on the CPU. What the journal knows is not done again."""
+    name, item, total = str(attack), _item(attack), len(session.batches)
+    done = _known(journal.found(item), total)
+    if not attack.resumable and len(done) < total:
+        done = []
+    if isinstance(progress, Board):
+        progress.skip(name, len(done) / total)
+    if len(done) < total:
+        steps = _outcomes(session, attack, threat, len(done))
+        fresh = []
+        for number, value in enumerate(tracked(steps, total - len(done), name, progress), start=len(done)):
+            fresh.append((item, number, value))
+            if attack.resumable:
+                journal.add(fresh[-1:])
+        if not attack.resumable:
+            journal.add(fresh)
+        done += [value for _, _, value in fresh]
+    right = torch.tensor([bit == "1" for value in done for bit in value["right"]])
+    seconds = sum(value["seconds"] for value in done)
     count = Count(int(right.sum()), len(right))
-    return Result(str(attack), settings_of(attack, threat), count, seconds, attack.in_threat_model), right
+    return Result(name, settings_of(attack, threat), count, seconds, attack.in_threat_model), right
+
+
+def _examined(session: Session, threat: ThreatModel, eot: int, journal: Journal) -> list[Finding]:
+    """What the self-checks find in the first images."""
+    item = f"self-checks, {eot} passes"
+    if 0 not in journal.found(item):
+        x, y = session.batches.example(examined(session.network))
+        session.reseed()
+        attacked = Averaged(session.network, eot) if eot > 1 else session.network
+        found = examine(attacked, x, y, threat, Stream(session.batches.seed))
+        journal.add([(item, 0, [asdict(finding) for finding in found])])
+        return found
+    return [Finding(**finding) for finding in journal.found(item)[0]]
+
+
+def _outcomes(session: Session, attack: Attack, threat: ThreatModel, first: int) -> Iterator[dict[str, Any]]:
+    """What the journal keeps of each batch, from batch `first` on."""
+    outcomes = attack.outcomes(session.network, session.batches.after(first), threat)
+    for number in range(first, len(session.batches)):
+        # Each batch begins at a state of PyTorch's generator of its own, so that a random network's results depend neither on the
+        # other attacks nor on interruptions.
+        session.reseed(number)
+        started = time.perf_counter()
+        right = "".join("01"[bit] for bit in next(outcomes).tolist())
+        yield {"right": right, "seconds": time.perf_counter() - started}
+
+
+def _item(attack: Attack) -> str:
+    """What the journal calls an attack: its text, and the weights of the networks that it was given."""
+    networks = [n for n in getattr(attack, "sources", ()) if isinstance(n, nn.Module)]
+    weights = [digest(chain.from_iterable(n.state_dict().items())) for n in networks]
+    inner = getattr(attack, "attack", None)
+    return " ".join([f"attack {attack}", *weights, *([_item(inner)] if isinstance(inner, Attack) else [])])
+
+
+def _known(found: Mapping[int, Any], total: int) -> list[Any]:
+    """What the journal knows of the first batches, without a gap."""
+    done: list[Any] = []
+    while len(done) < total and len(done) in found:
+        done.append(found[len(done)])
+    return done
+
+
+def _circumstances(session: Session, network: ModelRecord, images: DataRecord, threat: ThreatModel) -> dict[str, Any]:
+    """All that the outcomes of an attack hang on."""
+    return {
+        "weights": network.fingerprint,
+        "data": images.fingerprint,
+        "images": [len(session.batches.split), images.size],
+        "seed": images.seed,
+        "threat": asdict(threat),
+        "batch size": session.batches.batch_size,
+        "device": _device_name(session.batches.device),
+        "versions": versions(),
+    }
 
 
 def _worst(attacks: Sequence[Attack], masks: Sequence[Tensor]) -> Count:
@@ -151,17 +233,6 @@ def _worst(attacks: Sequence[Attack], masks: Sequence[Tensor]) -> Count:
     kept = [m for a, m in zip(attacks, masks, strict=True) if a.in_threat_model] or list(masks)
     right = torch.stack(kept).all(dim=0)
     return Count(int(right.sum()), len(right))
-
-
-def _tracked(values: Iterable[_T], total: int, title: str | None) -> Iterator[_T]:
-    """The values, with a progress bar if there is a title."""
-    if title is None:
-        yield from values
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(values, title, total=total, console=Console(stderr=True), transient=True)
 
 
 def _model_record(session: Session, name: str | None) -> ModelRecord:

@@ -37,7 +37,7 @@ class LatentAttack(Attack):
     """
 
     name: ClassVar[str] = "latent"
-    in_threat_model: ClassVar[bool] = False
+    resumable: ClassVar[bool] = False
 
     eps: float | None = None
     sites: str | tuple[str, ...] | None = None
@@ -48,6 +48,11 @@ class LatentAttack(Attack):
         """Check the fields."""
         at_least("eps", self.eps or 0.0, 0)
         at_least("reference_batch", self.reference_batch, 1)
+
+    @property
+    def in_threat_model(self) -> bool:
+        """See `Attack.in_threat_model`: never."""
+        return False
 
     def resolved(self, threat: ThreatModel) -> Self:
         """See `Attack.resolved`."""

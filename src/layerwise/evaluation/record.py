@@ -133,19 +133,7 @@ class Evaluation:
         Raises:
             CheckpointError: it is cut off or corrupt, is something else, or was written by a newer version.
         """
-        try:
-            found = json.loads(text)
-        except (ValueError, UnicodeDecodeError, RecursionError) as error:
-            raise CheckpointError(f"{source} is not JSON ({error}); evaluate the run again") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{source} is not the record of an evaluation; give a file that `layerwise evaluate` wrote"
-            )
-        if found.get("version") != VERSION:
-            raise CheckpointError(
-                f"{source} has version {found.get('version')!r}, this layerwise reads {VERSION}; use the one that wrote it"
-            )
-        body = {key: value for key, value in found.items() if key not in ("format", "version")}
+        body = unpack(text, format=FORMAT, version=VERSION, what="the record of an evaluation", source=source)
         record: Evaluation = decode(cls, body, source=source)
         totals = {count.total for count in (record.worst, *(result.count for result in record.results))}
         if len(totals) > 1:
@@ -165,6 +153,32 @@ class Evaluation:
             "|---|---:|---:|---:|---:|",
         ]
         return "\n".join([*head, *rows]) + "\n"
+
+
+def unpack(text: str | bytes, *, format: str, version: int, what: str, source: str) -> dict[str, Any]:
+    """The body of a JSON file that begins with its format and version.
+
+    Args:
+        text: the JSON.
+        format: what it has to say it is.
+        version: likewise.
+        what: what such a file is called, for messages.
+        source: where it came from, for messages.
+
+    Raises:
+        CheckpointError: it is cut off or corrupt, is something else, or was written by another version.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{source} is not JSON ({error}); evaluate the run again") from error
+    if not isinstance(found, dict) or found.pop("format", None) != format:
+        raise CheckpointError(f"{source} is not {what}; give a file that `layerwise evaluate` wrote")
+    if (written := found.pop("version", None)) != version:
+        raise CheckpointError(
+            f"{source} has version {written!r}, this layerwise reads {version}; use the one that wrote it"
+        )
+    return found
 
 
 def _row(name: str, count: Count, seconds: str) -> str:

@@ -8,14 +8,22 @@ from dataclasses import fields
 from typing import Any
 
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolL2, StepLL
+from layerwise.evaluation.at import At
+from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolAttack, StepLL
 from layerwise.evaluation.base import Attack, InputAttack
+from layerwise.evaluation.external import APGDCE, APGDT, CW, FABT, AutoAttack, Square
 from layerwise.evaluation.latent import LatentAttack
+from layerwise.evaluation.transfer import Transfer
 from layerwise.evaluation.wrappers import BPDA, EOT
 from layerwise.units import parse_radius
 
 ATTACKS: dict[str, type[Attack]] = {
-    cls.name: cls for cls in (Clean, FGSM, BIM, PGD, MIFGSM, StepLL, DeepFoolL2, BPDA, EOT, LatentAttack)
+    cls.name: cls
+    for cls in (
+        *(Clean, FGSM, BIM, PGD, MIFGSM, StepLL, DeepFoolAttack, CW),
+        *(APGDCE, APGDT, FABT, Square, AutoAttack),
+        *(BPDA, EOT, At, Transfer, LatentAttack),
+    )
 }
 """Every attack by the name that `parse_attack` takes."""
 
@@ -23,10 +31,11 @@ ATTACKS: dict[str, type[Attack]] = {
 def parse_attack(text: str) -> Attack:
     """Read an attack: its name, its numbers, and any other of its fields.
 
-    Wrappers hold the inner attack after a colon: `eot-16:pgd-20`, `bpda:quantise:bim-5` (`quantise` is a module of the network).
+    Wrappers hold the inner attack after a colon: `eot-16:pgd-20`, `bpda:quantise:bim-5` (`quantise` is a module of the network),
+    `transfer:runs/a,runs/b:pgd-20` (the folders are run folders; `resolve_sources` loads them), `at:12/255:fgsm` (another radius).
 
     >>> parse_attack("pgd-50-10")
-    PGD(steps=50, restarts=10, alpha=None, random_start=True)
+    PGD(steps=50, restarts=10, alpha=None, random_start=True, stop_when_fooled=True)
     >>> str(parse_attack("bim-20 alpha=0.5/255"))
     'bim-20 alpha=0.5/255'
 
@@ -39,7 +48,7 @@ def parse_attack(text: str) -> Attack:
         name = found[1] if found else head
         raise ConfigError(f"attack {text!r} is unknown; {did_you_mean(name, ATTACKS)} (`layerwise list attacks`)")
     cls, numbers = ATTACKS[found[1]], [int(n) for n in re.findall(r"\d+", found[2])]
-    if cls in (BPDA, EOT):
+    if cls in FORMS:
         return _wrapper(cls, numbers, rest, text)
     if colon or len(numbers) > len(cls.numbers):
         form = "-".join([cls.name, *map(str.upper, cls.numbers)])
@@ -51,13 +60,26 @@ def parse_attack(text: str) -> Attack:
     return cls(**settings)
 
 
+FORMS: dict[type[Attack], str] = {
+    BPDA: "bpda:MODULE:ATTACK, for example bpda:quantise:bim-5",
+    EOT: "eot-16:ATTACK",
+    At: "at:RADIUS:ATTACK, for example at:12/255:fgsm, or at:NORM,RADIUS:ATTACK, for example at:l2,0.5:pgd-20",
+    Transfer: "transfer:RUN:ATTACK, for example transfer:runs/a,runs/b:pgd-20",
+}
+"""How attacks around attacks are written."""
+
+
 def _wrapper(cls: type[Attack], numbers: list[int], rest: str, text: str) -> Attack:
-    module, _, inner = rest.partition(":") if cls is BPDA else ("", "", rest)
+    name, _, inner = ("", "", rest) if cls is EOT else rest.partition(":")
     attack = parse_attack(inner) if inner else None
     if not isinstance(attack, InputAttack) or len(numbers) > (cls is EOT):
-        form = "bpda:MODULE:ATTACK, for example bpda:quantise:bim-5" if cls is BPDA else "eot-16:ATTACK"
-        raise ConfigError(f"attack {text!r} has to hold an attack on the images; type {form}")
-    return BPDA(attack, module) if cls is BPDA else EOT(attack, *numbers)
+        raise ConfigError(f"attack {text!r} has to hold an attack on the images; type {FORMS[cls]}")
+    if cls is Transfer:
+        return Transfer(attack, tuple(filter(None, name.split(","))))
+    if cls is At:
+        norm, _, radius = name.rpartition(",")
+        return At(attack, parse_radius(radius), norm or None)  # type: ignore[arg-type]  # checked there
+    return BPDA(attack, name) if cls is BPDA else EOT(attack, *numbers)
 
 
 def _value(cls: type[Attack], key: str, value: str, text: str) -> Any:

@@ -36,6 +36,7 @@ class Batches:
         device: where the batches go.
         dtype: float32, or float64 for a network in float64.
         num_workers: processes that read a `StreamSplit`.
+        first: how many batches at the beginning are left out; the others stay as they are.
     """
 
     split: Split
@@ -44,24 +45,30 @@ class Batches:
     device: torch.device
     dtype: torch.dtype = torch.float32
     num_workers: int = 0
+    first: int = 0
 
     def __len__(self) -> int:
         """Count the batches."""
-        return num_batches(self.split, self.batch_size)
+        return num_batches(self.split, self.batch_size) - self.first
 
     def __iter__(self) -> Iterator[Batch]:
         """Give images, labels and the source of the rows' random numbers."""
-        start, total = 0, len(self.split)
-        for x, y in batches(self.split, self.batch_size, device=self.device, num_workers=self.num_workers):
+        start, total = self.first * self.batch_size, len(self.split)
+        rest = self.split.subset(range(start, total)) if start else self.split
+        for x, y in batches(rest, self.batch_size, device=self.device, num_workers=self.num_workers):
             yield x.to(self.dtype), y, Stream(self.seed, start=start, total=total)
             start += len(x)
 
     def example(self, rows: int = 16) -> tuple[Tensor, Tensor]:
         """The first few images and labels."""
         split = self.split.subset(range(min(rows, len(self.split))))
-        first = replace(self, split=split, batch_size=rows, num_workers=0)
+        first = replace(self, split=split, batch_size=rows, num_workers=0, first=0)
         x, y, _ = next(iter(first))
         return x, y
+
+    def after(self, first: int) -> Batches:
+        """The batches from number `first` on."""
+        return replace(self, first=first)
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,16 @@ class Session:
     data: str
     size: int
 
-    def reseed(self) -> None:
-        """Put PyTorch's generators of the CPU and of the device, which networks with randomness draw from, at the seed."""
-        torch.default_generator.manual_seed(self.batches.seed)
+    def reseed(self, batch: int = 0) -> None:
+        """Put PyTorch's generators of the CPU and of the device, which networks with randomness draw from, at the start of a batch."""
+        # Four bytes: PyTorch's generator of the CPU looks at no more of a seed.
+        drawn = hashlib.blake2b(f"{self.batches.seed}/{batch}".encode(), digest_size=4).digest()
+        seed = int.from_bytes(drawn, "little")
+        torch.default_generator.manual_seed(seed)
         if self.batches.device.type == "cuda":
             # Not torch.manual_seed: it moves the generators of every GPU, of which only this one is put back.
             with torch.cuda.device(self.batches.device):
-                torch.cuda.manual_seed(self.batches.seed)
+                torch.cuda.manual_seed(seed)
 
     def fingerprint(self) -> str:
         """A digest of the network's weights and buffers."""

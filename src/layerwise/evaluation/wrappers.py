@@ -33,6 +33,11 @@ class BPDA(InputAttack):
     attack: InputAttack
     module: str
 
+    @property
+    def in_threat_model(self) -> bool:
+        """See `Attack.in_threat_model`."""
+        return self.attack.in_threat_model
+
     def resolved(self, threat: ThreatModel) -> Self:
         """See `Attack.resolved`."""
         return type(self)(self.attack.resolved(threat), self.module)
@@ -102,6 +107,11 @@ class EOT(InputAttack):
         at_least("passes", self.passes, 1)
         if isinstance(self.attack, EOT):
             raise ConfigError(f"{self.attack} averages already; give eot the attack inside it")
+
+    @property
+    def in_threat_model(self) -> bool:
+        """See `Attack.in_threat_model`."""
+        return self.attack.in_threat_model
 
     def resolved(self, threat: ThreatModel) -> Self:
         """See `Attack.resolved`."""

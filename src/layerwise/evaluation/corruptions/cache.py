@@ -21,7 +21,8 @@ from layerwise.data.splits import Split
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.corruptions.frost import Frost
 from layerwise.evaluation.corruptions.severities import SEVERITIES, STANDARD
-from layerwise.evaluation.corruptions.views import Maker, tracked
+from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.progress import tracked
 from layerwise.evaluation.session import Data, checked_split, digest
 from layerwise.files import atomic
 
@@ -145,7 +146,7 @@ def store(
         for name in names:
             if open_stored(place, name, maker, layout) is None:
                 feed = batches(split, batch_size, device=device, num_workers=num_workers)
-                feed = tracked(feed, num_batches(split, batch_size), name if progress else None)
+                feed = tracked(feed, num_batches(split, batch_size), name, progress)
                 _write(place, name, maker, layout, feed)
     except OSError as error:
         raise DataError(

@@ -16,6 +16,7 @@ from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mea
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.decode import decode
+from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data
 
@@ -109,7 +110,8 @@ def flip_probabilities(
     batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,
-    progress: bool = False,
+    progress: bool | Board = False,
+    progress_name: str = "sequences",
     model_name: str | None = None,
     data_name: str | None = None,
 ) -> FlipProbabilities:
@@ -129,7 +131,8 @@ def flip_probabilities(
         batch_size: images a batch.
         device: where; None is where the network is.
         num_workers: processes that read streamed data.
-        progress: show a bar with the estimated end on standard error.
+        progress: show a bar with the estimated end on standard error, or move those of a board.
+        progress_name: what the bar is called.
         model_name: for the record; by default the class.
         data_name: for the record.
 
@@ -156,6 +159,7 @@ def flip_probabilities(
         device=device,
         num_workers=num_workers,
         progress=progress,
+        progress_name=progress_name,
         model_name=model_name,
         data_name=data_name,
     )

@@ -14,7 +14,8 @@ from layerwise.data.batching import batches, epoch_order, num_batches
 from layerwise.errors import ConfigError
 from layerwise.evaluation.corruptions.cache import FOUND, Layout, Stored, open_stored, source_folder
 from layerwise.evaluation.corruptions.severities import table_for
-from layerwise.evaluation.corruptions.views import Maker, tracked
+from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data, Session, checked_split, judging
 
@@ -55,7 +56,8 @@ def judge(
     num_examples: int | None,
     batch_size: int,
     num_workers: int,
-    progress: bool,
+    progress: bool | Board,
+    progress_name: str,
     model_name: str | None,
     data_name: str | None,
     device: torch.device | str | None,
@@ -82,7 +84,7 @@ def judge(
         keys = torch.split(rows, batch_size)
         steps = ((x, y, at, name) for (x, y), at in zip(feed, keys, strict=True) for name in ("clean", *names))
         total = num_batches(chosen, batch_size) * (1 + len(names))
-        for x, y, at, name in tracked(steps, total, called if progress else None):
+        for x, y, at, name in tracked(steps, total, progress_name, progress):
             if name == "clean":
                 seen["labels"].append(y.cpu())
                 seen["clean"].append(_predict(session, x))

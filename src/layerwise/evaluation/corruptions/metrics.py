@@ -18,6 +18,7 @@ from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STAND
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data
 
@@ -100,7 +101,8 @@ def corruption_errors(
     batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,
-    progress: bool = False,
+    progress: bool | Board = False,
+    progress_name: str = "corruptions",
     model_name: str | None = None,
     data_name: str | None = None,
 ) -> CorruptionErrors:
@@ -118,7 +120,8 @@ def corruption_errors(
         batch_size: images a batch.
         device: where; None is where the network is.
         num_workers: processes that read streamed data.
-        progress: show a bar with the estimated end on standard error.
+        progress: show a bar with the estimated end on standard error, or move those of a board.
+        progress_name: what the bar is called.
         model_name: for the record; by default the class.
         data_name: for the record.
 
@@ -143,6 +146,7 @@ def corruption_errors(
         device=device,
         num_workers=num_workers,
         progress=progress,
+        progress_name=progress_name,
         model_name=model_name,
         data_name=data_name,
     )

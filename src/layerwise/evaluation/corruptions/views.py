@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import final
 
 from torch import Tensor
 
@@ -12,8 +12,6 @@ from layerwise.evaluation.corruptions.corrupt import CORRUPTIONS, VERSION, corru
 from layerwise.evaluation.corruptions.frost import Frost, load_frost
 from layerwise.evaluation.corruptions.sequences import SEQUENCES, perturb
 from layerwise.evaluation.corruptions.severities import SEVERITIES, table_for
-
-_T = TypeVar("_T")
 
 
 @final
@@ -66,14 +64,3 @@ class Maker:
 
     def _frost(self, name: str) -> Frost | None:
         return load_frost() if name == "frost" and self.frost is None else self.frost
-
-
-def tracked(values: Iterable[_T], total: int, title: str | None) -> Iterator[_T]:
-    """The values, with a progress bar and the estimated end on standard error if there is a title."""
-    if title is None:
-        yield from values
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(values, title, total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,272 @@
+"""An interrupted evaluation goes on where it stopped, and ends at the record of one that was not interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import CheckpointError
+from layerwise.evaluation import Attack, Evaluation, ThreatModel, evaluate
+from layerwise.evaluation.journal import Journal
+from tests.evaluation.problems import trained
+from tests.networks import batch
+
+DATA = batch(70, seed=3, dtype=torch.float32)
+ATTACKS: list[Attack | str] = ["clean", "pgd-3", "latent", "eot-2:fgsm"]
+BATCHES = 7
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in evaluation mode, and can be stopped or slowed down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained(torch.float32)
+        self.left, self.delay = 10**9, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        time.sleep(self.delay)
+        out: Tensor = self.network(x + 2 * torch.rand_like(x) - 1)
+        return out
+
+
+def run(journal: Path | Journal | None, net: nn.Module | None = None, **changes: Any) -> Evaluation:
+    options: dict[str, Any] = {"threat": ThreatModel("linf", 0.1), "attacks": ATTACKS, "batch_size": 10, **changes}
+    return evaluate(net or Noisy(), DATA, progress=False, journal=journal, **options)
+
+
+def timeless(record: Evaluation) -> Evaluation:
+    return replace(record, results=tuple(replace(r, seconds=0.0) for r in record.results))
+
+
+def entries(path: Path) -> list[Any]:
+    return [json.loads(line)["entry"] for line in path.read_text().splitlines()]
+
+
+def stopped(path: Path, forwards: int, **changes: Any) -> None:
+    """Begin, and stop after so many passes."""
+    net = Noisy()
+    net.left = forwards
+    with pytest.raises(KeyboardInterrupt):
+        run(path, net, **changes)
+
+
+def total_passes() -> int:
+    net = Noisy()
+    run(None, net)
+    return 10**9 - net.left
+
+
+def test_an_evaluation_that_is_stopped_again_and_again_ends_at_the_same_record(tmp_path: Path) -> None:
+    whole, path = run(None), tmp_path / "a.journal"
+    assert whole["clean"].count.right not in (0, 70)
+    net, seen = Noisy(), [0]
+    run(None, net, attacks=["latent"])
+    forwards = 10**9 - net.left  # enough for the self-checks and the attack that is done as a whole
+    for _ in range(40):
+        net = Noisy()
+        net.left = forwards
+        try:
+            record = run(path, net)
+            break
+        except KeyboardInterrupt:
+            seen.append(len(entries(path)))
+            assert seen[-1] > seen[-2]
+    else:
+        pytest.fail("it never ends")
+    assert len(seen) > 2
+    assert timeless(record) == timeless(whole)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8, 0.97])
+def test_what_is_done_is_not_done_again_and_seconds_add_up(tmp_path: Path, share: float) -> None:
+    path, everything = tmp_path / "a.journal", total_passes()
+    stopped(path, round(share * everything))
+    kept = [e for e in entries(path)[1:] if e[0] == "attack clean"]
+    assert [e[1] for e in kept] == list(range(BATCHES))
+    net = Noisy()
+    record = run(path, net)
+    again = 10**9 - net.left
+    assert again < everything - len(kept)
+    assert record["clean"].seconds == sum(e[2]["seconds"] for e in kept)
+
+
+def test_results_do_not_depend_on_the_other_attacks() -> None:
+    assert timeless(run(None)).results[1] == timeless(run(None, attacks=["pgd-3"])).results[0]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.evaluation.test_journal import Noisy, run
+net = Noisy()
+net.delay = 0.003
+run(Path(sys.argv[1]), net)
+"""
+
+
+def killed(path: Path, lines: int) -> None:
+    """Evaluate in another process, and kill it when its journal has so many lines."""
+    running = subprocess.Popen([sys.executable, "-c", PROGRAM, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    patience = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
+        assert running.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    for lines in (3, 13):
+        killed(path, lines)
+        assert lines <= len(path.read_text().splitlines()) < 1 + 4 * BATCHES
+    assert timeless(run(path)) == timeless(run(None))
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_line_that_was_cut_off_is_done_again_without_a_word(
+    tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.journal"
+    stopped(path, 25)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with caplog.at_level(logging.WARNING):
+        assert timeless(run(path)) == timeless(run(None))
+    assert not caplog.records
+
+
+def test_a_journal_that_was_cut_off_in_its_first_line_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.journal"
+    stopped(path, 25)
+    for size in (0, 1, 100):
+        path.write_bytes(path.read_bytes()[:size])
+        with caplog.at_level(logging.WARNING):
+            stopped(path, 25)
+    assert not caplog.records
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_lines_are_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, whole = tmp_path / "a.journal", timeless(run(None))
+    stopped(path, 40)
+    lines = path.read_bytes().splitlines(keepends=True)
+    # All images right in a batch of clean ones: what a flipped bit could claim.
+    lines[3] = lines[3].replace(b"0", b"1")
+    lines[5] = b"\x00\xff" + lines[5]
+    path.write_bytes(b"".join(lines))
+    with caplog.at_level(logging.WARNING):
+        assert timeless(run(path)) == whole
+    assert caplog.messages == [f"{path}: 2 damaged lines, what they held is done again"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"threat": ThreatModel("linf", 0.2)}, "threat {.*0.1} before, {.*0.2} now"),
+        ({"seed": 1}, "data "),
+        ({"num_examples": 50}, r"images \[70, 70\] before, \[50, 70\] now"),
+        ({"batch_size": 9}, "batch size 10 before, 9 now"),
+    ],
+)
+def test_a_journal_of_other_circumstances_is_set_aside(
+    tmp_path: Path, changes: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.journal"
+    stopped(path, 25)
+    before = path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert timeless(run(path, **changes)) == timeless(run(None, **changes))
+    (message,) = caplog.messages
+    assert re.match(f"{path} was begun under other circumstances \\({named}", message)
+    assert message.endswith("it is kept as a.journal.aside-1, and the evaluation begins anew")
+    assert (tmp_path / "a.journal.aside-1").read_bytes() == before
+
+
+def test_a_journal_of_other_weights_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, other = tmp_path / "a.journal", Noisy()
+    stopped(path, 25)
+    with torch.no_grad():
+        other.network.fc2.bias.add_(1.0)
+    with caplog.at_level(logging.WARNING):
+        assert timeless(run(path, other)) == timeless(run(None, other))
+    assert "other circumstances (weights " in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"my notes", b"my notes\n", b"\x00\xff\n\n", b'{"entry": 3}\n', b"[" * 100_000 + b"\n"]
+)
+def test_what_is_no_journal_is_kept(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.journal"
+    path.write_bytes(content)
+    (tmp_path / "a.journal.aside-1").write_text("older")
+    with caplog.at_level(logging.WARNING):
+        run(path, attacks=["clean"])
+    assert (tmp_path / "a.journal.aside-2").read_bytes() == content
+    assert (tmp_path / "a.journal.aside-1").read_text() == "older"
+    assert (
+        "is damaged at its beginning, or no journal of this layerwise: it is kept as a.journal.aside-2" in caplog.text
+    )
+
+
+def test_another_list_of_attacks_goes_on_with_those_that_are_done(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    stopped(path, 25)
+    net = Noisy()
+    record = run(path, net, attacks=["clean", "fgsm"])
+    alone = Noisy()
+    run(None, alone, attacks=["fgsm"])
+    assert net.left >= alone.left
+    assert [r.attack for r in record.results] == ["clean", "fgsm"]
+
+
+def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    with (
+        Journal(path).open({}),
+        pytest.raises(CheckpointError, match=r"a.journal belongs to an evaluation that is running; .* --record NAME"),
+        Journal(path).open({}),
+    ):
+        pass
+
+
+def test_a_journal_of_the_callers_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    run(Journal(path), attacks=["clean"])
+    assert [e[1] for e in entries(path)[2:]] == list(range(BATCHES))
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = tmp_path / "a.journal", 0
+
+    def full(file: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(path)
+    assert timeless(run(path)) == timeless(run(None))
