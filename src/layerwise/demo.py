@@ -6,7 +6,7 @@ from pathlib import Path
 
 from layerwise.errors import LayerwiseError
 from layerwise.experiment import read, train_seeds
-from layerwise.report import compare, write
+from layerwise.report import report
 
 RECIPES = ("standard-digits", "fgsm-rs-digits", "slat-digits")
 
@@ -32,6 +32,6 @@ def demo(runs: Path, *, seeds: int = 3, progress: bool = True) -> str:
             folders += train_seeds(tree, folder=runs / "demo" / recipe, seeds=seeds, resume=True, progress=progress)
         except LayerwiseError as error:
             raise type(error)(f"{error}; or begin anew: layerwise demo --runs ANOTHER") from None
-    comparison = compare(folders)
-    path = write(comparison, runs / "demo" / "report")
-    return f"{comparison.to_markdown()}\nreport: {path.resolve()}"
+    made = report(folders)
+    path = made.write(runs / "demo" / "report")
+    return f"{made.summary()}\nreport: {path.resolve()}"

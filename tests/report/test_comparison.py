@@ -11,29 +11,12 @@ from pathlib import Path
 import pytest
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Count, Evaluation, Finding, Result, ThreatModel
-from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.report import compare, write
+from layerwise.evaluation import Evaluation, Finding, ThreatModel
+from layerwise.report import compare
+from tests.report.folders import record
 
 T_2 = 4.302652729911275
 """Student's t with 2 degrees of freedom, two-sided 95 %, from a printed table."""
-
-
-def record(total: int = 100, **right: int) -> Evaluation:
-    """An evaluation with so many right answers under each attack."""
-    results = tuple(Result(name, {"name": name}, Count(r, total), 0.1) for name, r in right.items())
-    return Evaluation(
-        model=ModelRecord("net", 7, "aa"),
-        data=DataRecord("digits", 540, 0, "bb"),
-        threat=ThreatModel(eps=0.2),
-        results=results,
-        worst=Count(min(right.values()), total),
-        findings=(),
-        batch_size=10,
-        eot=1,
-        device="cpu",
-        versions={"python": "3"},
-    )
 
 
 def put(folder: Path, evaluation: Evaluation, *, epochs: tuple[float, ...] = (), name: str = "evaluation") -> Path:
@@ -77,8 +60,8 @@ def test_the_best_is_marked_where_its_interval_stands_alone(tmp_path: Path) -> N
 def test_runs_of_equal_names_in_other_folders_are_other_rows(tmp_path: Path) -> None:
     folders = [put(tmp_path / sub / "slat-seed0", record(pgd=r)) for sub, r in (("x", 10), ("y", 20))]
     assert [(row.name, row.seeds, row.cells["pgd"].accuracy) for row in compare([*folders, folders[0]]).rows] == [
-        ("slat", 1, 0.1),
-        ("slat", 1, 0.2),
+        ("x/slat", 1, 0.1),
+        ("y/slat", 1, 0.2),
     ]
 
 
@@ -151,8 +134,7 @@ def test_a_missing_record_is_told_with_those_there(tmp_path: Path) -> None:
     assert compare([empty], record="evaluation-best").rows[0].cells["clean"].accuracy == 0.01
 
 
-def test_a_report_is_written_twice(tmp_path: Path) -> None:
-    comparison = compare([put(tmp_path / "a", record(clean=90))])
-    path = write(comparison, tmp_path / "report")
-    assert path.read_text() == comparison.to_markdown()
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["rows"][0]["cells"]["clean"]["accuracy"] == 0.9
+def test_the_worst_case_has_a_column_where_several_attacks_were_run(tmp_path: Path) -> None:
+    table = compare([put(tmp_path / "a", record(clean=95, fgsm=40, pgd=30, worst=25))]).table()
+    assert table.header == ("run", "seeds", "clean", "fgsm", "pgd", "worst case", "train s")
+    assert table.rows[0][5].startswith("25.0 ± ")

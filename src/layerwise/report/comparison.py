@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Evaluation, mean_of
-from layerwise.evaluation.record import Result
-from layerwise.files import write_text
+from layerwise.evaluation import Count, Evaluation, mean_of
+from layerwise.report.document import Table, escape, shorten, table
+from layerwise.report.history import read_history
+from layerwise.training.run import METRICS
 
 SEED = re.compile(r"-seed\d+$")
 
@@ -31,6 +30,11 @@ class Cell:
     low: float
     high: float
 
+    @property
+    def arm(self) -> float:
+        """The longer side of the interval: Wilson's is not symmetric."""
+        return max(self.high - self.accuracy, self.accuracy - self.low)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,6 +45,7 @@ class Row:
         seeds: how many runs.
         images: judged in each.
         cells: {attack: accuracy}.
+        worst: accuracy where an image counts only if it stays right under every attack of the threat model.
         train_seconds: mean training time, None where it was not recorded.
         findings: what the self-checks of any seed found.
     """
@@ -49,6 +54,7 @@ class Row:
     seeds: int
     images: int
     cells: dict[str, Cell]
+    worst: Cell
     train_seconds: float | None
     findings: tuple[str, ...]
 
@@ -67,37 +73,55 @@ class Comparison:
     threat: str
     rows: tuple[Row, ...]
 
-    def to_markdown(self) -> str:
+    def table(self) -> Table:
         """The table; the best of a column is marked only where its interval overlaps no other's."""
         attacks = list(dict.fromkeys(a for row in self.rows for a in row.cells))
-        images = self.rows[0].images if self.rows else 0
-        lines = [
-            f"Accuracy in % on {images} images of {self.data}, {self.threat}; 95 % intervals over seeds (Student's t), "
-            "or over images where there is one seed (Wilson).\n",
-            "| run | seeds | " + " | ".join(attacks) + " | train s |",
-            "|---|---:|" + "---:|" * (len(attacks) + 1),
-        ]
-        for row in self.rows:
-            cells = [_percent(row.cells[a], self._stands_out(row, a)) if a in row.cells else "" for a in attacks]
+        columns = [[row.cells.get(attack) for row in self.rows] for attack in attacks]
+        if len(attacks) > 2:
+            attacks.append("worst case")
+            columns.append([row.worst for row in self.rows])
+        rows = []
+        for index, row in enumerate(self.rows):
+            cells = [_percent(column[index]) for column in columns]
             seconds = "" if row.train_seconds is None else f"{row.train_seconds:.1f}"
-            lines.append(f"| {row.name} | {row.seeds} | " + " | ".join(cells) + f" | {seconds} |")
-        warnings = [f"> **Warning** {row.name}: {finding}" for row in self.rows for finding in row.findings]
-        return "\n".join([*warnings, *([""] if warnings else []), *lines]) + "\n"
+            rows.append((row.name, str(row.seeds), *cells, seconds))
+        images = self.rows[0].images if self.rows else 0
+        return Table(
+            ("run", "seeds", *(shorten(attack, 40) for attack in attacks), "train s"),
+            tuple(rows),
+            f"Accuracy in % on {images} images of {self.data}, {self.threat}; 95 % intervals over seeds (Student's t), "
+            "or over images where there is one seed (Wilson).",
+            frozenset(
+                (i, 2 + j) for j, column in enumerate(columns) for i in range(len(rows)) if _stands_out(column, i)
+            ),
+        )
 
-    def _stands_out(self, row: Row, attack: str) -> bool:
-        others = [r.cells[attack] for r in self.rows if r is not row and attack in r.cells]
-        return bool(others) and row.cells[attack].low > max(cell.high for cell in others)
-
-    def to_json(self) -> str:
-        """The table as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+    def to_markdown(self) -> str:
+        """Findings, and the table."""
+        warnings = [f"> **Warning** {escape(row.name)}: {escape(f)}\n" for row in self.rows for f in row.findings]
+        shown = self.table()
+        return "\n".join([*warnings, f"{escape(shown.caption)}\n", table(shown)]) + "\n"
 
 
-def _percent(cell: Cell, marked: bool) -> str:
-    # The longer arm: Wilson's interval is not symmetric.
-    arm = max(cell.high - cell.accuracy, cell.accuracy - cell.low)
-    text = f"{100 * cell.accuracy:.1f} ± {100 * arm:.1f}"
-    return f"**{text}**" if marked else text
+def _stands_out(column: Sequence[Cell | None], index: int) -> bool:
+    cell, others = column[index], [c for i, c in enumerate(column) if i != index and c is not None]
+    return cell is not None and bool(others) and cell.low > max(other.high for other in others)
+
+
+def _percent(cell: Cell | None) -> str:
+    return "" if cell is None else f"{100 * cell.accuracy:.1f} ± {100 * cell.arm:.1f}"
+
+
+def grouped(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """{name: run folders}: those beside each other whose names differ in `-seedN` only belong together; each counts once."""
+    groups: dict[Path, list[Path]] = {}
+    for path, folder in {Path(folder).resolve(): Path(folder) for folder in folders}.items():
+        groups.setdefault(path.with_name(SEED.sub("", path.name)), []).append(folder)
+    names = [path.name for path in groups]
+    shown = [path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in groups]
+    # Names have to differ: they are what tells the rows apart.
+    unique = [name if shown.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(shown)]
+    return dict(zip(unique, groups.values(), strict=True))
 
 
 def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Comparison:
@@ -110,9 +134,7 @@ def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Compariso
     Raises:
         CheckpointError: a folder holds no such record, or the runs were judged on different images or in different threat models.
     """
-    groups: dict[Path, list[Path]] = {}
-    for path, folder in {Path(folder).resolve(): Path(folder) for folder in folders}.items():
-        groups.setdefault(path.with_name(SEED.sub("", path.name)), []).append(folder)
+    groups = grouped(folders)
     read = {folder: _evaluation(folder, record) for members in groups.values() for folder in members}
     (one, first), *others = read.items()
     for folder, evaluation in others:
@@ -121,7 +143,7 @@ def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Compariso
                 f"{folder} was judged in {_told(evaluation)}, {one} in {_told(first)}: evaluate them alike, with the "
                 "same settings and one --record NAME, and report that record"
             )
-    rows = tuple(_row(path.name, [read[f] for f in members], members) for path, members in groups.items())
+    rows = tuple(_row(name, [read[f] for f in members], members) for name, members in groups.items())
     return Comparison(first.data.name, str(first.threat), rows)
 
 
@@ -155,39 +177,22 @@ def _row(name: str, evaluations: list[Evaluation], folders: Iterable[Path]) -> R
     for evaluation in evaluations:
         if [r.attack for r in evaluation.results] != attacks:
             raise CheckpointError(f"the seeds of {name} were judged under different attacks; evaluate them alike")
-    seconds = [s for s in map(_train_seconds, folders) if s is not None]
+    histories = (read_history(folder / METRICS) for folder in folders)
+    seconds = [s for history in histories if (s := history.seconds) is not None]
     return Row(
         name=name,
         seeds=len(evaluations),
         images=evaluations[0].worst.total,
-        cells={attack: _cell([e[attack] for e in evaluations]) for attack in attacks},
+        cells={attack: cell([e[attack].count for e in evaluations]) for attack in attacks},
+        worst=cell([e.worst for e in evaluations]),
         train_seconds=sum(seconds) / len(seconds) if seconds else None,
         findings=tuple(dict.fromkeys(str(finding) for e in evaluations for finding in e.findings)),
     )
 
 
-def _cell(results: list[Result]) -> Cell:
-    mean = mean_of([r.accuracy for r in results])
+def cell(counts: Sequence[Count]) -> Cell:
+    """The mean over seeds, or one seed's share."""
+    mean = mean_of([count.accuracy for count in counts])
     if mean.half_width is None:
-        low, high = results[0].count.interval
-        return Cell(mean.value, low, high)
+        return Cell(mean.value, *counts[0].interval)
     return Cell(mean.value, mean.value - mean.half_width, mean.value + mean.half_width)
-
-
-def _train_seconds(folder: Path) -> float | None:
-    """Seconds that the loop took, with its looks at the validation split, summed over the calls that a resumed run needed."""
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        epochs = [float(line["seconds"]) for line in lines if line["kind"] == "epoch"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # Each call counts from 0, so a smaller number than the one before begins another call.
-    steps = [now - before if now >= before else now for before, now in pairwise([0.0, *epochs])]
-    return sum(steps) if epochs else None
-
-
-def write(comparison: Comparison, folder: Path) -> Path:
-    """Write `report.md` and `report.json`; returns the markdown file."""
-    for name, text in (("report.json", comparison.to_json()), ("report.md", comparison.to_markdown())):
-        write_text(folder / name, text)
-    return folder / "report.md"

@@ -1,0 +1,174 @@
+"""The report: one page that needs nothing beside it, its markdown and its JSON, made from run folders alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from layerwise.diagnostics.base import plain
+from layerwise.files import write_text
+from layerwise.report.comparison import Comparison
+from layerwise.report.corruptions import corruptions
+from layerwise.report.document import LONGEST, Block, Section, Text, clean, code, escape, shorten, to_markdown
+from layerwise.report.measures import SECTIONS, diagnostics, galleries, measures
+from layerwise.report.runs import Entry, RunRead, gather
+from layerwise.report.tables import cost, judged_again, perturbations, provenance, settings
+from layerwise.report.training import curves
+from layerwise.report.verdict import Verdict, verdict
+
+FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
+"""The forms of a report, and the file of each."""
+
+CORRUPT = "--evaluation.corruptions common --evaluation.sequences common"
+DIAGNOSE = "--evaluation.diagnostics all"
+EXAMPLES = "--evaluation.num_pictures 8"
+"""What `layerwise evaluate` is told, to measure what a section shows; they go together in one command."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report on runs that were judged alike.
+
+    Args:
+        comparison: the table.
+        entries: the recipes.
+        record: which judgement of each run.
+    """
+
+    comparison: Comparison
+    entries: tuple[Entry, ...]
+    record: str = "evaluation"
+
+    @cached_property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a recipe."""
+        return clean(tuple(map(verdict, self.entries)))
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """What comes after the verdicts, in order; what was not measured says how it can be."""
+        return tuple(Section(title, clean(tuple(blocks))) for title, blocks in self._sections())
+
+    def _sections(self) -> Iterator[tuple[str, Iterable[Block]]]:
+        entries = self.entries
+        # With the same attacks: a shorter command would put the run's own in place of what stands in the record.
+        judge = judged_again(entries[0].first, self.record)
+        yield "Comparison", [self.comparison.table(), *measures(entries)]
+        yield "Training", _or(curves(entries), "No curves are recorded; they come with:", "layerwise train RECIPE")
+        for title, kinds in SECTIONS.items():
+            if title == "Loss landscape":
+                yield "Corruptions", _or(corruptions(entries), "Not measured; measure them with:", f"{judge} {CORRUPT}")
+            yield title, _or(diagnostics(entries, kinds), "Not measured; measure it with:", f"{judge} {DIAGNOSE}")
+        known = {kind for kinds in SECTIONS.values() for kind in kinds}
+        others = {type(d): d.title for entry in entries for d in entry.first.judgement.diagnostics}
+        for kind in others.keys() - known:
+            yield others[kind], list(diagnostics(entries, (kind,)))
+        yield "Adversarial examples", _or(galleries(entries), "None were kept; keep some with:", f"{judge} {EXAMPLES}")
+        nothing = "No method here perturbs layers, or their sizes were not recorded; see a run of:"
+        yield "Perturbations by layer", _or(perturbations(entries), nothing, "layerwise train slat-digits")
+        yield "Cost", cost(entries)
+        yield "Settings", _or(settings(entries), "They could not be read.")
+        yield "Provenance", provenance(entries, self.record)
+
+    @property
+    def title(self) -> str:
+        """What the page is called."""
+        names = ", ".join(entry.name for entry in self.entries)
+        shown = names if len(names) <= LONGEST else f"{len(self.entries)} recipes side by side"
+        return f"Robustness on {shorten(self.comparison.data)}: {shown}"
+
+    def to_html(self) -> str:
+        """The page."""
+        from jinja2 import Environment, StrictUndefined
+
+        from layerwise import __version__
+
+        source = resources.files("layerwise.report").joinpath("page.html").read_text(encoding="utf-8")
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+        template = environment.from_string(source)
+
+        def render(weight: str) -> str:
+            return template.render(
+                report=self, verdicts=self.verdicts, sections=self.sections, version=__version__, weight=weight
+            )
+
+        return render(f"{len(render('0.0').encode()) / 1e6:.1f}")
+
+    def to_markdown(self) -> str:
+        """Verdicts and tables, and in place of each picture the sentence that tells what it shows; fit for a pull request."""
+        return f"# {escape(self.title)}\n\n{self._verdicts()}\n{to_markdown(self.sections)}"
+
+    def summary(self) -> str:
+        """The verdicts and the table, in markdown."""
+        return f"{self._verdicts()}\n{self.comparison.to_markdown()}"
+
+    def _verdicts(self) -> str:
+        lines = []
+        for v in self.verdicts:
+            command = f" {code(v.command)}" if v.command else ""
+            lines.append(f"**{escape(v.name)}**: **{escape(v.figure)}** {escape(v.text)}{command}.\n")
+            lines += [f"> **Warning** {escape(alarm)}\n" for alarm in v.alarms]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Verdicts, the comparison, and what each run folder told; diagnostics are in the runs' own RECORD.measures.json."""
+        found = {
+            "title": self.title,
+            "record": self.record,
+            "verdicts": [asdict(v) for v in self.verdicts],
+            **asdict(self.comparison),
+            "runs": {entry.name: [_run(run) for run in entry.runs] for entry in self.entries},
+        }
+        return json.dumps(plain(found), indent=2, allow_nan=False) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write report.html, report.md and report.json; returns the page.
+
+        Everything is made before anything is written, and each file is whole or not there.
+        """
+        made = {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}
+        for form, text in made.items():
+            write_text(folder / FILES[form], text)
+        return folder / FILES["html"]
+
+
+def report(folders: Sequence[Path], *, record: str = "evaluation") -> Report:
+    """Read runs and report on them.
+
+    Args:
+        folders: run folders; those beside each other whose names differ in `-seedN` are one recipe's.
+        record: name of the judgement in each folder, without `.json`.
+
+    Raises:
+        CheckpointError: a judgement is missing or damaged, or the runs were judged on different images or in different threat models.
+    """
+    comparison, entries = gather(folders, record=record)
+    return Report(comparison, tuple(entries), record)
+
+
+def _or(blocks: Iterable[Block], nothing: str, command: str | None = None) -> list[Block]:
+    """The blocks, or a sentence about why there are none."""
+    return list(blocks) or [Text(nothing, command)]
+
+
+def _run(run: RunRead) -> dict[str, Any]:
+    judgement = run.judgement
+    found = {
+        name: getattr(judgement, name) for name in ("evaluation", "rho", "eps_ref", "corruption_scores", "flip_rates")
+    }
+    told = {
+        "folder": str(run.folder),
+        **found,
+        "epochs": run.history.of("epoch"),
+        "sites": run.history.sites(),
+        "config": run.config,
+        "versions": run.versions,
+        "problems": run.problems,
+    }
+    return told

@@ -1,0 +1,215 @@
+"""Tables about how the runs came about: perturbations by layer, cost, settings, provenance."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from layerwise.blueprint import SCHEMA
+from layerwise.errors import LayerwiseError
+from layerwise.report.document import Block, Folded, Table, Text, shorten
+from layerwise.report.history import Line, number
+from layerwise.report.runs import Entry, RunRead
+from layerwise.units import format_radius
+
+
+def perturbations(entries: Sequence[Entry]) -> Iterator[Block]:
+    """Sizes of the perturbations at each site, at the training's beginning and end."""
+    for entry in entries:
+        rows = tuple((site, *_sizes(lines)) for site, lines in entry.first.history.sites().items())
+        if rows:
+            yield Table(
+                (
+                    "site",
+                    "RMS first",
+                    "RMS last",
+                    "largest entry",
+                    "relative first",
+                    "relative last",
+                    "least surviving",
+                ),
+                rows,
+                f"{entry.name}: RMS and largest entry in units of the activation, l2 size relative to the activation's, and the share of "
+                "the perturbation's effect that survives rounding (below 90 % is too little).",
+            )
+
+
+def _sizes(lines: Sequence[Line]) -> Iterator[str]:
+    first, last = lines[0], lines[-1]
+    survival = [s for line in lines if math.isfinite(s := number(line.get("survival")))]
+    largest = [m for line in lines if math.isfinite(m := number(line.get("max")))]
+    yield _short(number(first.get("rms")))
+    yield _short(number(last.get("rms")))
+    yield _short(max(largest, default=math.nan))
+    yield _percent(number(first.get("relative")))
+    yield _percent(number(last.get("relative")))
+    yield _percent(min(survival, default=math.nan))
+
+
+def cost(entries: Sequence[Entry]) -> Iterator[Block]:
+    """Passes, seconds, images a second, memory."""
+    rows = []
+    for entry in entries:
+        runs, seconds = entry.runs, entry.row.train_seconds
+        rates = [rate for run in runs if (rate := run.history.images_per_second) is not None]
+        judging = [sum(r.seconds for r in run.judgement.evaluation.results) for run in runs]
+        rows.append(
+            (
+                entry.name,
+                entry.first.method,
+                passes(entry.first),
+                "" if seconds is None else _duration(seconds),
+                f"{sum(rates) / len(rates):,.0f}" if rates else "",
+                _duration(sum(judging) / len(judging)),
+                _device(entry.first),
+            )
+        )
+    header = ("run", "method", "passes a batch", "training", "images/s", "attacks", "device")
+    caption = (
+        "Means over the seeds. Passes are forward, to the activations and to the weights; standard training has 3."
+    )
+    yield Table(header, tuple(rows), caption).without_empty_columns()
+    estimate = f"layerwise train {_again(entries[0].first)} --dry-run"
+    yield Text("Training records no memory; an estimate comes from:", estimate)
+
+
+def passes(run: RunRead) -> str:
+    """Passes a batch of the run's method; empty where its settings do not tell."""
+    try:
+        return str(SCHEMA.read(run.config)[0].method.passes.total)
+    except (LayerwiseError, LookupError, TypeError, ValueError, AttributeError):
+        return ""
+
+
+def _device(run: RunRead) -> str:
+    gpus = run.versions.get("gpus")
+    names = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
+    return names or str(run.versions.get("device", ""))
+
+
+def settings(entries: Sequence[Entry]) -> Iterator[Block]:
+    """What differs between the recipes, and every setting of each."""
+    import yaml
+
+    known = [entry for entry in entries if entry.first.config]
+    leaves = [dict(_leaves(entry.first.config)) for entry in known]
+    names = dict.fromkeys(name for each in leaves for name in each)
+    differing = [name for name in names if len({each.get(name) for each in leaves}) > 1]
+    if differing:
+        rows = tuple((name, *(shorten(each.get(name, ""), 60) for each in leaves)) for name in differing)
+        caption = "Settings that differ; blank where a run has no such setting."
+        yield Table(("setting", *(entry.name for entry in known)), rows, caption, numbers=False)
+    for entry in known:
+        text = yaml.safe_dump(entry.first.config, sort_keys=False, width=100, allow_unicode=True)
+        yield Folded(f"Every setting of {entry.name}", text.rstrip())
+
+
+def provenance(entries: Sequence[Entry], record: str) -> Iterator[Block]:
+    """What the figures were measured on and with, and how to repeat them."""
+    rows = []
+    for entry in entries:
+        for run in entry.runs:
+            e = run.judgement.evaluation
+            rows.append(
+                (
+                    str(run.folder),
+                    e.model.name,
+                    f"{e.model.parameters:,}",
+                    e.model.fingerprint,
+                    f"{e.worst.total:,} of {e.data.size:,} of {e.data.name}",
+                    e.data.fingerprint,
+                    f"{e.data.seed} / {_seed(run)}",
+                    f"{e.batch_size} / {e.eot}",
+                    e.device,
+                )
+            )
+    header = ("folder", "network", "parameters", "weights' digest", "images", "their digest", "seed: attacks / training",
+              "batch / averaged passes", "device")  # fmt: skip
+    yield Table(header, tuple(rows), "What was judged.", numbers=False)
+    attacks = tuple(
+        (entry.name, shorten(r.attack), ", ".join(f"{k} {_setting(v)}" for k, v in r.settings.items() if k != "name"),
+         _seconds(r.seconds), f"{r.count.right} / {r.count.total}", _interval(r.count.interval))
+        for entry in entries for r in entry.first.judgement.evaluation.results
+    )  # fmt: skip
+    yield Table(
+        ("run", "attack", "settings", "seconds", "right", "95 % interval"), attacks, "Every attack, of the first seed.", numbers=False
+    )  # fmt: skip
+    told: dict[str, list[str]] = {}
+    for entry in entries:
+        told.setdefault(_made_with(entry.first), []).append(entry.name)
+    yield from (Text(f"{', '.join(names)}: {text}") for text, names in told.items())
+    for entry in entries:
+        folder = entry.first.folder
+        again = f"layerwise train {_again(entry.first)} --name {shlex.quote(folder.name + '-again')}"
+        yield Text(f"Train {entry.name} again:", again)
+        yield Text(f"Judge {entry.name} again:", judged_again(entry.first, record))
+    for entry in entries:
+        for run in entry.runs:
+            yield from (Text(f"{run.folder}: {problem}") for problem in run.problems)
+
+
+def judged_again(run: RunRead, record: str) -> str:
+    """The command that repeats the attacks of a judgement, whatever they were asked for with."""
+    e = run.judgement.evaluation
+    attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
+    parts = [f"layerwise evaluate {shlex.quote(str(run.folder))} --record {shlex.quote(record)}"]
+    parts += [f"--evaluation.norm {e.threat.norm} --evaluation.eps {format_radius(e.threat.eps)}"]
+    parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
+    parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
+    return " ".join(parts)
+
+
+def _made_with(run: RunRead) -> str:
+    packages = run.versions.get("packages")
+    trained = (
+        ", ".join(f"{k} {v}" for k, v in packages.items()) if isinstance(packages, dict) else "what was not recorded"
+    )
+    machine = [str(run.versions[k]) for k in ("platform", "processor") if k in run.versions]
+    judged = ", ".join(f"{k} {v}" for k, v in run.judgement.evaluation.versions.items())
+    return f"{'; '.join([f'trained with {trained}', *machine])}; judged with {judged}."
+
+
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting with its dotted name."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, "null" if value is None else str(value)
+
+
+def _seed(run: RunRead) -> str:
+    training = run.config.get("training")
+    return str(training.get("seed", "")) if isinstance(training, dict) else ""
+
+
+def _again(run: RunRead) -> str:
+    return shlex.quote(str(run.folder / "config.yaml"))
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f} %"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else ""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if math.isfinite(value) else ""
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

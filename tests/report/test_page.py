@@ -1,0 +1,417 @@
+"""The page: what stands on it and in which order, that nothing in a run folder can break out of its place, and what damage costs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from markdown_it import MarkdownIt
+
+from layerwise.diagnostics import FeatureGradients, RadiusCurve
+from layerwise.errors import CheckpointError
+from layerwise.judgement import Judgement
+from layerwise.report import Report, figures, report
+from layerwise.training.monitor import OVERFITTING
+from tests.report.folders import Words, config, judged, metrics, put, record
+
+SECTIONS = [
+    "Comparison",
+    "Training",
+    "Accuracy over radius",
+    "Corruptions",
+    "Loss landscape",
+    "Gradient alignment",
+    "Feature gradients",
+    "Boundary distance",
+    "Insensitivity",
+    "Jacobian spectrum",
+    "Features (t-SNE)",
+    "Input gradients",
+    "Adversarial examples",
+    "Perturbations by layer",
+    "Cost",
+    "Settings",
+    "Provenance",
+]
+
+
+class Page(HTMLParser):
+    """The tags of a page in order, with the names of their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.shape: list[tuple[str, ...]] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.shape.append((tag, *(name for name, _ in attrs)))
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.tags:
+            self.texts.append((self.tags[-1][0], data.strip()))
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for found, attributes in self.tags if found == tag]
+
+    def said(self, tag: str) -> list[str]:
+        return [text for found, text in self.texts if found == tag]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Two recipes with everything; the second of two seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [put(folder / "plain", judged(wrong=20), settings=config(method="Standard"))]
+    runs += [put(folder / f"slat-seed{i}", judged(wrong=10)) for i in range(2)]
+    return report(runs)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not turned into files, which takes most of the time."""
+    skip_drawing(monkeypatch)
+
+
+def skip_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_encoded", lambda figure: (f"data:image/png;base64,{PIXEL}", (400, 300)))
+
+
+PIXEL = base64.b64encode(b"\x89PNG").decode()
+
+
+@pytest.fixture(scope="module")
+def page(two: Report) -> Page:
+    return Page(two.to_html())
+
+
+def test_everything_is_there_in_order(page: Page) -> None:
+    assert len(page.of("h1")) == 1
+    assert page.said("h2") == ["plain", "slat", *SECTIONS]
+    order = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(order))
+    anchors = {attributes["href"] for attributes in page.of("a")}
+    assert anchors == {"#" + attributes["id"] for attributes in page.of("h2") if "id" in attributes}
+    assert not re.search("cannot be drawn|Not measured|None were kept", " ".join(text for _, text in page.texts))
+
+
+def test_the_page_needs_nothing_beside_it(page: Page) -> None:
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "form", "svg"}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("data:", "#")), tag
+    (policy,) = [m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "url(" not in " ".join(page.said("style"))
+
+
+def test_it_can_be_read_without_seeing(page: Page) -> None:
+    assert page.of("html") == [{"lang": "en"}]
+    assert page.said("title")
+    assert all(image["alt"].strip() for image in page.of("img"))
+    assert {cell.get("scope") for cell in page.of("th")} == {"row", "col"}
+    assert all(attributes["aria-label"] for attributes in page.of("table"))
+
+
+def test_every_figure_is_drawn(two: Report, page: Page) -> None:
+    """Three of training, one of corruptions, ten diagnostics (two of them of each network alone), three pictures an example."""
+    sources = [image["src"] for image in page.of("img")]
+    assert len(sources) == 3 + 1 + 12 + 2 * 3
+    for source in sources:
+        kind, _, data = source.partition(";base64,")
+        if kind == "data:image/svg+xml":
+            ElementTree.fromstring(base64.b64decode(data))
+        else:
+            assert base64.b64decode(data).startswith(b"\x89PNG")
+    alts = " ".join(image["alt"] for image in page.of("img"))
+    assert (
+        "Gradient alignment. plain: mean cosine 0.500 over 2 images at eps 0.2, 1 without a gradient left out." in alts
+    )
+
+
+def test_the_weight_is_told(two: Report) -> None:
+    html = two.to_html()
+    (told,) = re.findall(r"weighs ([\d.]+) MB", html)
+    assert float(told) == pytest.approx(len(html.encode()) / 1e6, abs=0.05)
+    assert len(html) < 3e6
+
+
+def test_mce_is_against_the_standard_run(two: Report) -> None:
+    """Twice as many errors of the base everywhere: 50 %; the relative one is (10 - 2) / (20 - 2)."""
+    markdown = two.to_markdown()
+    assert re.search(r"^\| slat \| plain \| 50\.0 ± \S+ \| 44\.4 ± \S+ \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| plain \| plain \| 100\.0 ± \S+ \| 100\.0 ± \S+ \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| mFR, % of plain \| 100\.0 ± 0\.0 \| 100\.0 ± 0\.0 \|$", markdown, re.MULTILINE)
+
+
+def test_sizes_cost_and_settings_are_told(two: Report) -> None:
+    markdown = two.to_markdown()
+    assert "| conv1 | 0.5 | 1 | 1 | 25 % | 12.5 % | 75 % |" in markdown
+    assert "| plain | Standard | 3 | 4.0 s | 1,000 | 0.3 s | cpu |" in markdown
+    assert "| slat | SLAT | 5 | 4.0 s | 1,000 | 0.3 s | cpu |" in markdown
+    assert "| method.name | Standard | SLAT |" in markdown
+    assert "layerwise train " in markdown
+    assert "held" not in markdown
+    assert "- fooled: zero: seen as zero (90 %), attacked as one (50 %), linf distance 0.2" in markdown
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    judgement = judged()
+    folder = put(tmp_path / "a", replace(judgement, diagnostics=judgement.diagnostics[2:4], examples=None))
+    one, again = report([folder]), report([folder])
+    assert (one.to_html(), one.to_markdown(), one.to_json()) == (again.to_html(), again.to_markdown(), again.to_json())
+
+
+def test_the_json_holds_the_verdicts_the_table_and_the_runs(two: Report) -> None:
+    found = json.loads(two.to_json())
+    assert [v["name"] for v in found["verdicts"]] == ["plain", "slat"]
+    assert found["rows"][1]["cells"]["fgsm"]["accuracy"] == 0.4
+    assert [len(found["runs"][name]) for name in ("plain", "slat")] == [1, 2]
+    assert found["runs"]["slat"][0]["epochs"][1]["robust"] == 0.4
+    assert found["runs"]["slat"][0]["rho"][0]["value"] == 0.2
+
+
+def test_what_is_missing_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    folder = put(tmp_path / "bare", Judgement(evaluation=record(clean=90, fgsm=40)), lines=[])
+    html = report([folder]).to_html()
+    page = Page(html)
+    assert page.said("h2") == ["bare", *SECTIONS]
+    # The verdict, all that `evaluate` measures, and how to judge again.
+    assert html.count(f"<code>layerwise evaluate {folder} --") == 1 + 11 + 1
+    assert "<code>layerwise train RECIPE</code>" in html
+    assert "<code>layerwise train slat-digits</code>" in html
+    assert not page.of("img")
+
+
+def test_overfitting_is_marked_in_the_curves(tmp_path: Path) -> None:
+    lines = metrics(robust=(0.6, 0.02), flags=(OVERFITTING,))
+    html = report([put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)), lines=lines)]).to_html()
+    (image,) = [i for i in Page(html).of("img") if i["alt"].startswith("Validation accuracy")]
+    assert "a overfitted catastrophically in epoch 2" in image["alt"]
+    assert b"overfitting" in base64.b64decode(image["src"].partition(",")[2])
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    made = everything(tmp_path_factory.mktemp("harmless"), None)
+    with pytest.MonkeyPatch.context() as patch:
+        skip_drawing(patch)
+        assert made.sections
+    return made
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "a|b\n| c |\n|---|\n```\n<details>`` ** _x_ [l](javascript:1) ![i](http://e.x/p)",
+    "$x^{2$ \\frac{ $_ _a",
+    "]]>&amp;&lt;--></style></title></code>{{ 7*7 }}{% raw %}",
+    "long" * 200,
+    "\u202eevil\u0000\u001b[31m \U0001f600\u200d\U0001f525 مرحبا HALF",
+]
+
+
+def folder_name(word: str) -> str:
+    """What a file system takes of a word."""
+    return re.sub("[/\0]", "", word)[:60]
+
+
+def halve(folder: Path) -> Path:
+    """Put half a character, which JSON can hold and a text file cannot, where the text says HALF."""
+    for file in folder.glob("*.json*"):
+        file.write_text(file.read_text(encoding="utf-8").replace("HALF", "\\ud800"), encoding="utf-8")
+    return folder
+
+
+def everything(folder: Path, word: str | None) -> Report:
+    words = Words() if word is None else Words(*[word] * 6)
+    settings = config(words) | {"note": words.setting}
+    names = ("one", "two") if word is None else (f"1{folder_name(word)}", f"2{folder_name(word)}")
+    lines = metrics(words, flags=[OVERFITTING])
+    runs = [
+        halve(put(folder / name, judged(words, wrong=10 * i), lines=lines, settings=settings))
+        for i, name in enumerate(names, 1)
+    ]
+    return report(runs)
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=["script", "image", "markdown", "mathematics", "ends", "long", "marks"])
+@pytest.mark.usefixtures("undrawn")
+def test_no_text_from_a_run_breaks_out_of_its_place(tmp_path: Path, harmless: Report, word: str) -> None:
+    """A hostile run gives the tags of a harmless one, in HTML and in markdown that is rendered with HTML allowed."""
+    hostile = everything(tmp_path, word)
+    html = hostile.to_html()
+    mine, theirs = Page(html), Page(harmless.to_html())
+    assert mine.shape == theirs.shape
+    assert "cannot be drawn" not in html
+    assert "\u202e" not in html
+    parsed = [
+        MarkdownIt("commonmark", {"html": True}).enable("table").parse(r.to_markdown()) for r in (hostile, harmless)
+    ]
+    kinds = [
+        [(t.type, t.tag, [c.type for c in t.children or [] if c.type not in ("text", "text_special")]) for t in tokens]
+        for tokens in parsed
+    ]
+    assert kinds[0] == kinds[1]
+    json.loads(hostile.to_json())
+    hostile.write(tmp_path / "report")
+
+
+def test_names_in_figures_are_drawn_as_text(tmp_path: Path) -> None:
+    runs = []
+    for i, word in enumerate(HOSTILE):
+        words = Words(*[word] * 6)
+        judgement = judged(words)
+        chosen = tuple(d for d in judgement.diagnostics if isinstance(d, FeatureGradients))
+        bare = replace(judgement, diagnostics=chosen, examples=None, corruptions=None)
+        runs.append(halve(put(tmp_path / f"{i}{folder_name(word)}", bare, lines=[])))
+    (image, *_) = [i for i in Page(report(runs).to_html()).of("img") if i["alt"].startswith("Feature gradients")]
+    tree = ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2]))
+    assert {element.tag.rpartition("}")[2] for element in tree.iter()} <= DRAWN
+    said = " ".join(text for element in tree.iter() if (text := element.text))
+    for expected in ("<script>alert(1)", "$x^{2$", "longlong", "مرحبا"):
+        assert expected in said
+
+
+DRAWN = {"svg", "defs", "style", "g", "path", "use", "clipPath", "rect", "text", "tspan", "image", "metadata", "RDF", "Work", "type",
+         "format", "creator", "Agent", "title"}  # fmt: skip
+"""What matplotlib draws with."""
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def foreign(file: Path) -> None:
+    file.write_text('{"other": [1, 2]}\n')
+
+
+def binary(file: Path) -> None:
+    file.write_bytes(bytes(range(256)))
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+def deep(file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+def bomb(file: Path) -> None:
+    """A few lines of YAML that stand for ten billion values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    file.write_text("\n".join(lines))
+
+
+def circle(file: Path) -> None:
+    file.write_text("a: &a [*a]\n")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("damage", [bomb, circle])
+def test_endless_settings_are_not_shown(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    damage(folder / "config.yaml")
+    made = report([folder])
+    (problem,) = made.entries[0].first.problems
+    assert re.search("config.yaml cannot be read .*without aliases", problem)
+    assert problem in made.to_html()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "versions.json"])
+@pytest.mark.parametrize("damage", [cut, foreign, binary, gone, deep])
+def test_damage_beside_the_judgement_costs_what_the_file_holds(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    damage(folder / name)
+    made = report([folder])
+    assert made.verdicts[0].figure.startswith("40.0 %")
+    assert Page(made.to_html()).said("h2") == ["a", *SECTIONS]
+    problems = made.entries[0].first.problems
+    if damage is foreign and name != "metrics.jsonl":
+        assert not problems
+    elif damage is cut and name == "config.yaml":
+        assert len(problems) <= 1  # the rest may be YAML
+    else:
+        assert len(problems) == 1
+        assert name in problems[0]
+        assert problems[0] in made.to_html().replace("&#39;", "'").replace("&#34;", '"')
+
+
+def test_metrics_are_shown_up_to_the_damage(tmp_path: Path) -> None:
+    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    cut(folder / "metrics.jsonl")
+    run = report([folder]).entries[0].first
+    assert run.problems == ("metrics.jsonl is damaged at line 6; what stands before it is shown.",)
+    assert run.history.curve("train", "loss") == [(1.0, 3.0), (2.0, 1.5)]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "train", "epoch": 1, "step": "x", "loss": [1], "lr": None},
+        {"kind": "epoch", "epoch": 0, "step": 10**400, "clean": "nan", "robust": True, "flags": 5},
+        {"kind": "epoch", "epoch": [], "step": {}, "clean": 1e308, "flags": ["catastrophic-overfitting"]},
+        {"kind": "sites", "sites": [1]},
+        {"kind": "sites", "sites": {"a": 1, "b": {"rms": "inf", "survival": None}}},
+        {"kind": ["epoch"]},
+    ],
+)
+def test_numbers_that_are_none_are_left_out(tmp_path: Path, line: dict[str, object]) -> None:
+    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)), lines=[line, *metrics(), line])
+    made = report([folder])
+    assert "cannot be drawn" not in made.to_html()
+    json.loads(made.to_json())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_diagnostic_that_cannot_be_drawn_costs_its_figure(tmp_path: Path) -> None:
+    judgement = judged()
+    broken = tuple(replace(d, radii=(0.1,)) if isinstance(d, RadiusCurve) else d for d in judgement.diagnostics)
+    html = report([put(tmp_path / "a", replace(judgement, diagnostics=broken))]).to_html()
+    assert html.count("cannot be drawn") == 1
+    assert "Accuracy over radius cannot be drawn from what the record holds (ValueError" in html
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.measures.json"])
+@pytest.mark.parametrize("damage", [cut, foreign, binary, deep])
+def test_a_damaged_judgement_is_an_error_and_writes_nothing(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = put(tmp_path / "a", judged())
+    damage(folder / name)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        report([folder])
+
+
+def test_nothing_is_written_before_all_is_made(tmp_path: Path, two: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Report) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Report, "to_html", fail)
+    with pytest.raises(ZeroDivisionError):
+        two.write(tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_gets_the_three_files(tmp_path: Path, two: Report) -> None:
+    assert two.write(tmp_path / "there") == tmp_path / "there" / "report.html"
+    assert sorted(os.listdir(tmp_path / "there")) == ["report.html", "report.json", "report.md"]
+    assert (tmp_path / "there" / "report.md").read_text() == two.to_markdown()
