@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.batchnorm import BatchNormMode, batch_norm
-from layerwise.sites import Constraint, Gradients, Sites
+from layerwise.sites import Constraint, Gradients, Pass, Sites
+from layerwise.tape import remembered
 from layerwise.tracing import Site
 
 
@@ -96,13 +97,29 @@ class Probe:
         Returns:
             dL/dx of shape x (zeros without memory if not asked for) and {site: dL/dz}, of the sum of the examples' losses.
         """
+
+        def find() -> tuple[Tensor, Gradients]:
+            recorder = sites.record(x, noise, constraint=constraint) if sites is not None else nullcontext()
+            return self._pass(model, x, y, criterion, recorder, wrt_input, backward)
+
+        return remembered(find)
+
+    def _pass(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        criterion: Criterion,
+        recorder: Pass | nullcontext[None],
+        wrt_input: bool,
+        backward: Backward,
+    ) -> tuple[Tensor, Gradients]:
         x = x.detach().requires_grad_(wrt_input)
-        recorder = sites.record(x, noise, constraint=constraint) if sites is not None else nullcontext()
         with frozen(model), batch_norm(model, self.batch_norm), recorder as active:
             leaves = [x] * wrt_input + (active.leaves if active is not None else [])
             loss = (self.criterion or criterion)(model(x), y).sum()
             # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
-            if loss.requires_grad or sites is None:
+            if loss.requires_grad or active is None:
                 backward(loss, inputs=leaves)
         gradient = x.grad if x.grad is not None else x.detach().new_zeros(()).expand_as(x)
         return gradient.detach(), active.gradients() if active is not None else {}

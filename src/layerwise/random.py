@@ -53,6 +53,15 @@ def normal(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:
     return _draw(like, source, key, torch.randn)
 
 
+def for_the_batch(count: int, source: Source = None, *, key: str = "") -> Tensor:
+    """Independent U(0, 1) numbers that belong to the batch, not to its rows: the same in all its micro-batches and on all ranks.
+
+    They are on the generator's device, with a `Stream` on the CPU.
+    """
+    generator = source.generator(key, torch.device("cpu")) if isinstance(source, Stream) else source
+    return torch.rand(count, generator=generator, device="cpu" if generator is None else generator.device)
+
+
 def _draw(like: Tensor, source: Source, key: str, fill: object) -> Tensor:
     assert callable(fill)
     options = {"dtype": like.dtype, "device": like.device}

@@ -16,6 +16,13 @@ from tests.networks import TinyResNet, batch
 SETTINGS: dict[str, dict[str, Any]] = {
     "PGD": {"steps": 2},
     "TRADES": {"steps": 2},
+    "MART": {"steps": 2},
+    "PAT": {"steps": 2},
+    "EAT": {"sources": [TinyResNet(seed=7)]},
+    "AdvTrainI": {"network": TinyResNet(seed=7), "num_steps": 2},
+    "AWP": {"base": PGD(steps=2)},
+    "FreeAT": {"m": 3},
+    "YOPO": {"m": 2, "n": 2},
     "SLAT": {"sites": ("conv1", "blocks.block2")},
     "ANP": {"k": 2},
     "LAD": {"base": PGD(steps=2)},

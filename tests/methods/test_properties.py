@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods import METHODS, TRADES, InputMethod, LayerMethod
+from layerwise.methods import METHODS, TRADES, InputMethod, LayerMethod, Partial
 from layerwise.random import Stream
 from tests.methods.cases import (
     CheckpointedResNet,
+    backward_next,
     data,
     differing,
     distance,
@@ -122,8 +123,13 @@ def test_training_goes_on_from_saved_state(name: str) -> None:
 
 @methods()
 def test_state_of_something_else_is_refused(name: str) -> None:
-    if make(name).state_dict() == {} and name != "LAT":
-        with pytest.raises(ConfigError, match=rf"^{name} keeps no state, found other, some$"):
+    says = {
+        "AWP": "PGD keeps no state",
+        "Parseval": "Standard keeps no state",
+        "FreeAT": "FreeAT keeps delta only",
+    }.get(name, f"{name} keeps no state")
+    if name != "LAT":
+        with pytest.raises(ConfigError, match=rf"^{says}, found other, some$"):
             make(name).load_state_dict({"some": torch.zeros(1), "other": torch.zeros(1)})
 
 
@@ -154,7 +160,8 @@ def test_only_descents_move_the_running_statistics(name: str) -> None:
     assert last.running_var is not None
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if module.training and torch.is_grad_enabled() and model.fc.weight.requires_grad:
+        probes = not torch.is_grad_enabled() or not model.fc.weight.requires_grad or not last.track_running_stats
+        if module.training and not probes:
             seen.append(args[0].detach())
 
     handle = last.register_forward_pre_hook(note)
@@ -171,17 +178,18 @@ def test_only_descents_move_the_running_statistics(name: str) -> None:
 
 @methods()
 def test_it_costs_the_passes_that_it_says(name: str) -> None:
-    """DeepFool stops where every row has arrived: its cost is the most that it can be."""
+    """Forward passes are those that reach the end. DeepFool stops where every row has arrived: its cost is the most that it can be."""
     model, method, [(x, y)] = plain(), make(name), data(1)
     method.attach(model, x)
     forwards: list[int] = []
-    model.register_forward_pre_hook(lambda module, args: forwards.append(1))
+    model.get_submodule("fc").register_forward_hook(lambda module, args, output: forwards.append(1))
     steps = 0
-    for loss in method.losses(model, x, y, generator=Stream(0)):
-        torch.autograd.backward(loss)  # type: ignore[arg-type]
-        steps += 1
+    losses = iter(method.losses(model, x, y, generator=Stream(0)))
+    while (loss := backward_next(losses, 1.0)) is not None:
+        steps += not isinstance(loss, Partial)
     assert steps == method.passes.steps
-    assert len(forwards) <= method.passes.forward if method.second_order else len(forwards) == method.passes.forward
+    at_most = method.second_order or name == "AdvTrainI"
+    assert len(forwards) <= method.passes.forward if at_most else len(forwards) == method.passes.forward
 
 
 @methods()
@@ -202,7 +210,7 @@ def test_a_layerwise_method_serves_one_network(name: str) -> None:
 def test_its_noise_survives_bf16(name: str) -> None:
     """At least 90 % of its first-order effect, at every site, in two steps."""
     method, batches = make(name), data(2, dtype=torch.float32)
-    if not isinstance(method, LayerMethod):
+    if not isinstance(method, LayerMethod) or name == "YOPO":  # it records at its site and adds nothing
         return
     model = TinyResNet()
     method.attach(model, batches[0][0])
@@ -226,4 +234,6 @@ def test_an_input_method_stays_in_the_pixels(name: str) -> None:
     assert x_adv.shape == x.shape
     assert not x_adv.requires_grad
     assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
-    assert float((x_adv - x).abs().max()) <= 3 * getattr(method, "eps", 0.0) + 1e-12
+    radius = getattr(method, "eps", getattr(method, "largest", 0.0))
+    if name != "AdvTrainI":  # DeepFool has none
+        assert float((x_adv - x).abs().max()) <= 3 * radius + 1e-12

@@ -15,40 +15,54 @@ from torch import Tensor, nn
 
 from layerwise.methods import (
     ANP,
+    AWP,
     FGSM,
+    FGSMCKPT,
     FGSMRS,
     LAD,
     LAT,
+    MART,
     NFGSM,
     PGD,
     SLAT,
     TRADES,
+    YOPO,
     DeepDefense,
     FGSInter,
     FGSOrig,
+    FreeAT,
+    GradAlign,
     Method,
+    Partial,
     Standard,
 )
 from layerwise.probe import Probe
 from layerwise.random import Stream, normal, uniform
 from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 from tests.reference.anp import anp, schedule
-from tests.reference.common import Batches
+from tests.reference.awp import Loss, awp
+from tests.reference.ckpt import ckpt
+from tests.reference.common import Batches, each_loss, gradients, mean_loss
 from tests.reference.deep_defense import deep_defense
 from tests.reference.fgsm import fgsm, fgsm_rs, n_fgsm
 from tests.reference.fixtures import LEARNING
-from tests.reference.lad import lad
+from tests.reference.free import free
+from tests.reference.grad_align import grad_align
+from tests.reference.lad import lad, layer_noise
 from tests.reference.lat import fgs_inter, fgs_orig, lat
+from tests.reference.mart import mart
 from tests.reference.nets import Net
-from tests.reference.pgd import pgd
+from tests.reference.pgd import pgd, pgd_attack
 from tests.reference.slat import slat
 from tests.reference.standard import standard
-from tests.reference.trades import trades
+from tests.reference.trades import kl, trades, trades_attack
+from tests.reference.yopo import yopo
 
 EPS = 8 / 255
 SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01}
 BATCHES: Batches = tuple(batch(n, seed=n) for n in (6, 4, 7))
 UNIFORM = [uniform(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
+NEAR = [uniform(x, Stream(0, step), key="near") for step, (x, _) in enumerate(BATCHES)]
 NORMAL = [normal(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
 ATTACK: dict[str, Any] = {"eps": EPS, "alpha": EPS / 3, "steps": 3}
 PROBES = {"frozen": Probe(), "train": Probe(batch_norm="train"), "eval": Probe(batch_norm="eval")}
@@ -80,10 +94,10 @@ def train(method: Method, model: nn.Module, batches: Batches, lr: float) -> None
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **SGD)
     for step, (x, y) in enumerate(batches):
         for loss in method.losses(model, x, y, generator=Stream(0, step)):
-            optimizer.zero_grad()
-            assert isinstance(loss, Tensor)
-            torch.autograd.backward(loss)
-            optimizer.step()
+            torch.autograd.backward(loss.loss if isinstance(loss, Partial) else loss)
+            if not isinstance(loss, Partial):
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 def single_steps() -> Iterator[Case]:
@@ -245,7 +259,86 @@ def deep_defenses() -> Iterator[Case]:
     yield case(TinyMLP, method=defaults, reference={"lambda_": 15.0, "c": 25.0, "d": 5.0}, lr=1e-4)
 
 
-CASES = [*single_steps(), *slats(), *anps(), *lads(), *lats(), *deep_defenses()]
+def accelerated() -> Iterator[Case]:
+    """What came after FGSM to make adversarial training cheap or safe."""
+    everywhere = (TinyMLP, TinyConv, TinyResNet)
+    learnt = tuple(partial(trained, network) for network in everywhere)
+    steps: dict[str, Any] = {"eps": EPS, "alpha": EPS / 3, "m": 3, "n": 2}
+    for bn, probe in PROBES.items():
+        aligned = partial(grad_align, uniform=NEAR, eps=EPS, probe_bn=bn)
+        yield Case(GradAlign(eps=EPS, probe=probe), aligned, everywhere)
+        checked = partial(ckpt, uniform=UNIFORM, eps=0.2, probe_bn=bn)
+        yield Case(FGSMCKPT(eps=0.2, probe=probe), checked, learnt, lr=0.05)
+        # The steps reach no norm but that at their end; the reference makes a whole pass, which would move the others.
+        steps_bn = "frozen" if bn == "train" else bn
+        for twice in (False, True):
+            ours: dict[str, Any] = {**steps, "adjoint_update": twice, "probe": probe}
+            theirs = partial(yopo, uniform=UNIFORM, adjoint_update=twice, probe_bn=steps_bn, **steps)
+            yield Case(YOPO(**ours), partial(theirs, site="conv1"), everywhere[1:])
+            yield Case(YOPO(**ours, site="fc1"), partial(theirs, site="fc1"), everywhere[:1])
+        if bn != "train":
+            for site, network in (("fc2", TinyMLP), ("bn1", TinyConv), ("blocks.block1", TinyResNet)):
+                deep = partial(yopo, uniform=UNIFORM, site=site, probe_bn=bn, **steps)
+                yield Case(YOPO(**steps, site=site, probe=probe), deep, (network,))
+        mild = partial(mart, uniform=UNIFORM, probe_bn=bn, **ATTACK)
+        yield Case(MART(**ATTACK, probe=probe), mild, everywhere)
+    yield Case(
+        GradAlign(eps=EPS, step=0.5, weight=2.0), partial(grad_align, uniform=NEAR, eps=EPS, step=0.5, weight=2.0)
+    )
+    on_rs = partial(grad_align, uniform=NEAR, starts=UNIFORM, eps=EPS)
+    yield Case(GradAlign(eps=EPS, base=FGSMRS(eps=EPS)), on_rs, everywhere)
+    for c in (1, 2, 5):
+        yield Case(FGSMCKPT(eps=0.2, c=c), partial(ckpt, uniform=UNIFORM, eps=0.2, c=c), learnt[:1], lr=0.05)
+    yield Case(FreeAT(eps=EPS, m=1), partial(free, eps=EPS, m=1), everywhere)
+    yield Case(FreeAT(eps=EPS, m=4, step=0.5), partial(free, eps=EPS, m=4, step=0.5), everywhere, lr=0.05)
+    yield Case(MART(**ATTACK, beta=2.0), partial(mart, uniform=UNIFORM, beta=2.0, **ATTACK))
+
+
+def weight_perturbations() -> Iterator[Case]:
+    """AWP over each kind of base, attacked once at w."""
+    sites = ["conv1", "bn2"]
+
+    def on_pgd(net: Net, x: Tensor, y: Tensor, step: int) -> Loss:
+        x_adv = pgd_attack(net, x, y, x + EPS * UNIFORM[step], **ATTACK)
+        return lambda bn: mean_loss(net, x_adv, y, bn=bn)
+
+    def on_trades(net: Net, x: Tensor, y: Tensor, step: int) -> Loss:
+        x_adv = trades_attack(net, x, x + 0.001 * NORMAL[step], **ATTACK)
+
+        def loss(bn: str) -> Tensor:
+            clean, adversarial = net.logits(x, bn=bn), net.logits(x_adv, bn=bn)
+            return each_loss(clean, y).mean() + 6 * kl(clean, adversarial).mean()
+
+        return loss
+
+    def on_slat(net: Net, x: Tensor, y: Tensor, step: int) -> Loss:
+        g = gradients(net, x, y, ["input", *sites])
+        noise = {site: EPS * g[site].sign() for site in sites}
+        x_adv = (x + EPS * g["input"].sign()).clamp(0, 1)
+        return lambda bn: mean_loss(net, x_adv, y, noise, bn=bn)
+
+    def on_lad(net: Net, x: Tensor, y: Tensor, step: int) -> Loss:
+        x_adv = pgd_attack(net, x, y, x + EPS * UNIFORM[step], **ATTACK)
+        noise = layer_noise(net, x_adv, y, eta=60.0, splitting="lie-trotter", num_inner_steps=1, bn="frozen")
+        return lambda bn: mean_loss(net, x_adv, y, noise, bn=bn)
+
+    pgd_, trades_ = PGD(**ATTACK), TRADES(**ATTACK)
+    yield Case(AWP(base=pgd_, gamma=0.05), partial(awp, find=on_pgd, gamma=0.05), (TinyMLP, TinyConv, TinyResNet))
+    yield Case(AWP(base=trades_), partial(awp, find=on_trades, gamma=0.01), (TinyMLP, TinyConv))
+    yield Case(AWP(base=SLAT(sites=sites, eta=EPS), gamma=0.05), partial(awp, find=on_slat, gamma=0.05))
+    yield Case(AWP(base=LAD(eta=60.0, base=pgd_), gamma=0.05), partial(awp, find=on_lad, gamma=0.05), (TinyResNet,))
+
+
+CASES = [
+    *single_steps(),
+    *slats(),
+    *anps(),
+    *lads(),
+    *lats(),
+    *deep_defenses(),
+    *accelerated(),
+    *weight_perturbations(),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

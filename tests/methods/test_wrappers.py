@@ -58,6 +58,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "LAD": {"sites": ("fc1", "fc2"), "base": Standard()},
     "PGD": {"steps": 1},
     "TRADES": {"steps": 1},
+    "MART": {"steps": 1},
+    "AWP": {"base": Standard()},
+    "FreeAT": {"m": 2},
+    "YOPO": {"m": 2, "n": 1},
 }
 """For a small network without residual blocks: its graphs take little time to make."""
 

@@ -40,11 +40,16 @@ def fgsm_rs(
     net = net.clone()
     optimiser = SGD(net, **sgd)
     for (x, y), u in zip(batches, uniform, strict=True):
-        start = pixels(x + eps * u)
-        g = gradients(net, start, y, ["input"], bn=probe_bn)["input"]
-        delta = (start - x + alpha * eps * g.sign()).clamp(-eps, eps)
-        optimiser.step(mean_loss(net, pixels(x + delta), y))
+        optimiser.step(mean_loss(net, fgsm_rs_attack(net, x, y, u, eps=eps, alpha=alpha, bn=probe_bn), y))
     return net
+
+
+def fgsm_rs_attack(
+    net: Net, x: Tensor, y: Tensor, u: Tensor, *, eps: float, alpha: float = 1.25, bn: str = "frozen"
+) -> Tensor:
+    start = pixels(x + eps * u)
+    g = gradients(net, start, y, ["input"], bn=bn)["input"]
+    return pixels(x + (start - x + alpha * eps * g.sign()).clamp(-eps, eps))
 
 
 def n_fgsm(

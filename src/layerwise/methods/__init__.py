@@ -1,14 +1,23 @@
 """The training methods: the five papers' and their controls."""
 
+from layerwise.methods.adv_train import AdvTrainI
 from layerwise.methods.anp import ANP
+from layerwise.methods.awp import AWP
 from layerwise.methods.base import InputMethod, LayerMethod, Method, Partial, Passes
+from layerwise.methods.ckpt import FGSMCKPT
 from layerwise.methods.deep_defense import DeepDefense
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
+from layerwise.methods.free import FreeAT
+from layerwise.methods.grad_align import GradAlign
 from layerwise.methods.lad import LAD
 from layerwise.methods.lat import LAT, FGSInter, FGSOrig, GaussianNoise
+from layerwise.methods.mart import MART
+from layerwise.methods.mixed import EAT, NAT, PAT
+from layerwise.methods.parseval import Parseval
 from layerwise.methods.pgd import PGD, TRADES
 from layerwise.methods.slat import SLAT
 from layerwise.methods.standard import Standard
+from layerwise.methods.yopo import YOPO
 
 METHODS: dict[str, type[Method]] = {
     cls.__name__: cls
@@ -17,8 +26,19 @@ METHODS: dict[str, type[Method]] = {
         FGSM,
         FGSMRS,
         NFGSM,
+        GradAlign,
+        FGSMCKPT,
+        FreeAT,
+        YOPO,
         PGD,
         TRADES,
+        MART,
+        PAT,
+        NAT,
+        EAT,
+        AdvTrainI,
+        Parseval,
+        AWP,
         SLAT,
         ANP,
         LAD,
@@ -33,22 +53,33 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "ANP",
+    "AWP",
+    "EAT",
     "FGSM",
+    "FGSMCKPT",
     "FGSMRS",
     "LAD",
     "LAT",
+    "MART",
     "METHODS",
+    "NAT",
     "NFGSM",
+    "PAT",
     "PGD",
     "SLAT",
     "TRADES",
+    "YOPO",
+    "AdvTrainI",
     "DeepDefense",
     "FGSInter",
     "FGSOrig",
+    "FreeAT",
     "GaussianNoise",
+    "GradAlign",
     "InputMethod",
     "LayerMethod",
     "Method",
+    "Parseval",
     "Partial",
     "Passes",
     "Standard",

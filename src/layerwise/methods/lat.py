@@ -24,6 +24,7 @@ from layerwise.methods.base import (
     in_pixel_range,
 )
 from layerwise.methods.fgsm import FGSM
+from layerwise.methods.mixed import joint_loss
 from layerwise.methods.standard import Standard
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
 from layerwise.random import Source, Stream, normal
@@ -263,8 +264,7 @@ class FGSOrig(InputMethod):
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The joint loss; the clean pass comes first."""
-        clean = self.criterion(model(x), y).mean()
-        return self.alpha * clean + (1 - self.alpha) * self.criterion(model(x_adv), y).mean()
+        return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha)
 
     @property
     def passes(self) -> Passes:

@@ -16,6 +16,7 @@ from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes, at_least
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
 from layerwise.random import Source, normal, uniform
 from layerwise.sites import Gradients, Sites
+from layerwise.tape import remembered
 from layerwise.units import Radius, check_radius
 
 
@@ -177,8 +178,7 @@ class TRADES(InputMethod):
     ) -> tuple[Tensor, Gradients]:
         """One natural forward, then `steps` probes of the KL term."""
         del y
-        with torch.no_grad(), batch_norm(model, self.probe.batch_norm):
-            target = model(x).softmax(dim=1)
+        target = remembered(lambda: self._natural(model, x))
         probe = replace(self.probe, criterion=divergence)
         recorded: Gradients = {}
 
@@ -193,6 +193,12 @@ class TRADES(InputMethod):
         start = (x + self.start_noise * normal(x, generator, key="start")).clamp(0, 1)
         x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
         return x_adv, recorded
+
+    def _natural(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the attack moves away from."""
+        with torch.no_grad(), batch_norm(model, self.probe.batch_norm):
+            probabilities: Tensor = model(x).softmax(dim=1)
+        return probabilities
 
     def parts(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean natural loss and the mean KL term; the natural pass comes first."""

@@ -1,0 +1,96 @@
+"""Adversarial training with a fixed set of DeepFool images, which Deep Defense is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.deepfool import deepfool
+from layerwise.errors import ConfigError
+from layerwise.methods.base import DESCENT, InputMethod, Passes, at_least
+from layerwise.methods.lat import check_share
+from layerwise.methods.mixed import SECOND, joint_loss
+from layerwise.methods.sources import NETWORKS, Sources
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source
+from layerwise.sites import Gradients, Sites
+from layerwise.tape import remembered
+
+
+@final
+@dataclass(kw_only=True)
+class AdvTrainI(InputMethod):
+    """Learn the DeepFool images of a fixed reference beside the clean ones: alpha L(x) + (1 - alpha) L(clip(x + Delta_x)).
+
+    Delta_x is DeepFool's perturbation for the reference network, which does not train: each image has one and the same Delta_x in every
+    epoch, as in a set that is made once. It is worked out batch by batch here, so that augmented images have theirs too.
+
+    Args:
+        network: the reference; in a recipe the run or recipe that it comes from, usually that of `model.start`.
+        alpha: weight of the clean loss; 0 learns the perturbed images only, as the DeepFool paper does.
+        num_steps: DeepFool's steps at most; most images need two to four.
+        num_classes: its candidate classes, those with the largest logits; None is all.
+        overshoot: its overshoot.
+        criterion: each example's loss.
+        probe: how gradients are recorded where a layer-wise method asks for them.
+
+    Reference: Moosavi-Dezfooli et al. 2016, section 4.2; Yan et al. 2018 (Deep Defense), "Adv. Train I".
+    """
+
+    reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, DeepFool; Yan et al. 2018, Deep Defense"
+
+    network: Any = field(default=None, metadata=NETWORKS)
+    alpha: float = 0.5
+    num_steps: int = 5
+    num_classes: int | None = None
+    overshoot: float = 0.02
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_share("alpha", self.alpha)
+        at_least("num_steps", self.num_steps, 1)
+        self._networks = Sources([self.network], where="AdvTrainI.network")
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        record: Sites | None = None,
+        backward: Backward = AUTOGRAD,
+        generator: Source = None,
+    ) -> tuple[Tensor, Gradients]:
+        """DeepFool on the reference, from its prediction; a probe at the result only if gradients are asked for."""
+        del generator
+        if self.network is None:
+            raise ConfigError(
+                "AdvTrainI learns the DeepFool images of a reference network; set its field network, in a recipe to a run or recipe"
+            )
+        options: dict[str, Any] = {"num_steps": self.num_steps, "num_classes": self.num_classes}
+        with torch.autocast(x.device.type, enabled=False):
+            find = partial(deepfool, self._networks.like(x)[0], x, overshoot=self.overshoot, **options)
+            found = remembered(find)
+        x_adv = (x + found.perturbation).clamp(0, 1)
+        if record is None:
+            return x_adv, {}
+        return x_adv, self.probe(model, x_adv, y, criterion=self.criterion, sites=record, backward=backward)[1]
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The joint loss, or that of the perturbed images alone."""
+        if self.alpha == 0:
+            return self.criterion(model(x_adv), y).mean()
+        return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha)
+
+    @property
+    def passes(self) -> Passes:
+        """One or two descent passes; DeepFool's, on the reference, at their most: two forwards and a backward a class at each step."""
+        classes = self.num_classes or 10
+        fooling = Passes(2 * self.num_steps + 1, classes * self.num_steps, 0, 0)
+        return (DESCENT if self.alpha == 0 else DESCENT + SECOND) + fooling

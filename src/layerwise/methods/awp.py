@@ -1,0 +1,133 @@
+"""AWP: adversarial weight perturbation around any method that takes one step a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.batchnorm import batch_norm
+from layerwise.errors import ConfigError
+from layerwise.methods.base import Method, Partial, Passes, at_least
+from layerwise.methods.pgd import PGD
+from layerwise.methods.wrapper import Wrapper
+from layerwise.norms import safe_divide
+from layerwise.probe import AUTOGRAD, Backward
+from layerwise.random import Source, Stream
+from layerwise.sites import unwrap
+from layerwise.tape import Tape
+
+
+@final
+@dataclass(kw_only=True)
+class AWP(Wrapper):
+    """Adversarial weight perturbation: descend the base's loss at w + gamma ||w|| / ||d|| d, with d that loss's gradient at w.
+
+    Every weight of more than one dimension is moved along its own d before the step and back after it. The base's loss is back-propagated
+    once more for d, over the whole global batch; what its probes found is remembered, so that no attack is run twice. Only the descent at
+    the moved weights changes batch norm's running statistics.
+
+    Args:
+        gamma: size of the perturbation relative to the weight; 0 is the base, bitwise.
+        base: any method that takes one step a batch, layer-wise ones included.
+
+    Reference: Wu et al. 2020. The authors' code takes d from a copy of the network.
+    """
+
+    reference: ClassVar[str] = "Wu et al. 2020, Adversarial weight perturbation helps robust generalization"
+
+    gamma: float = 0.01
+    base: Method = field(default_factory=PGD)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("gamma", self.gamma, 0)
+        steps = self.base.passes.steps
+        if steps != 1 or isinstance(self.base, AWP):
+            name = type(self.base).__name__
+            hint = ", for example ANP with update=last-step" if steps != 1 else ""
+            found = f"{name} takes {steps} steps" if steps != 1 else f"{name} is one already"
+            raise ConfigError(f"AWP perturbs the weights around one step a batch, and {found}; type another base{hint}")
+        self._shift: _Shift | None = None
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """The base's loss at w, back-propagated only; then the same loss at w + v, with what its probes found at w."""
+        self._undo(self._shift)  # what an abandoned generator left
+        if not self.gamma:
+            yield from self.base.losses(model, x, y, backward=backward, generator=generator)
+            return
+        tape, source = Tape(), _repeatable(generator)
+        trial = self.base.losses(model, x, y, backward=backward, generator=source)
+        try:
+            with batch_norm(unwrap(model), "batch"):
+                loss = self._first(trial, tape)
+            yield Partial(loss)
+        finally:
+            trial.close()  # type: ignore[attr-defined]
+        if self._shift is None:  # the first micro-batch moves the weights for all
+            self._shift = _Shift(unwrap(model), self.gamma)
+        shift, losses = self._shift, self.base.losses(model, x, y, backward=backward, generator=source)
+        try:
+            yield self._first(losses, tape)
+            self._undo(shift)
+            yield from losses
+        finally:
+            self._undo(shift)
+            losses.close()  # type: ignore[attr-defined]
+
+    def _first(self, losses: Iterator[Tensor | Partial], tape: Tape) -> Tensor:
+        with tape.running():
+            loss = next(losses)
+        if isinstance(loss, Partial):
+            raise ConfigError(
+                f"{type(self.base).__name__} adds up several losses, and AWP takes one; type another base"
+            )
+        return loss
+
+    def _undo(self, shift: _Shift | None) -> None:
+        """Move the weights back, once: the micro-batches of a batch share the shift."""
+        if shift is not None and shift is self._shift:
+            shift.undo()
+            self._shift = None
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the base, and its descent passes once more."""
+        again = self.base.passes.weights
+        return self.base.passes + Passes(again, again, again, 0)
+
+
+@final
+class _Shift:
+    """The perturbation of the weights, made from their gradients, which it takes away."""
+
+    def __init__(self, raw: nn.Module, gamma: float) -> None:
+        self.moved: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for w in raw.parameters():
+                d, w.grad = w.grad, None
+                if d is not None and w.ndim > 1:
+                    v = d * (gamma * safe_divide(w.norm(), d.norm()))
+                    # An overflow under fp16 scaling moves nothing; its step would be skipped, but the weights stay.
+                    v = torch.where(v.isfinite().all(), v, torch.zeros_like(v))
+                    w.add_(v)
+                    self.moved.append((w, v))
+
+    def undo(self) -> None:
+        """Move back by as much: whatever a step has done in between stays."""
+        with torch.no_grad():
+            for w, v in self.moved:
+                w.sub_(v)
+
+
+def _repeatable(source: Source) -> Stream:
+    """A source whose second reading gives the same numbers."""
+    if isinstance(source, Stream):
+        return source
+    device = torch.device("cpu") if source is None else source.device
+    return Stream(int(torch.randint(2**62, (), generator=source, device=device)))

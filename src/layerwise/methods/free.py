@@ -1,0 +1,98 @@
+"""Free adversarial training: every batch is replayed, and each backward pass serves the weights and the perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import CheckpointError, ConfigError
+from layerwise.methods.base import DESCENT, Method, Partial, Passes, at_least
+from layerwise.methods.lat import own_rows
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
+from layerwise.random import Source
+from layerwise.units import Radius, check_radius
+
+
+@final
+@dataclass(kw_only=True)
+class FreeAT(Method):
+    """Free-m: m times a descent at clip(x + delta), each followed by delta <- project(delta + step eps sign(dL/dx)).
+
+    delta starts at zero and is carried over from batch to batch: row i meets row i of the batch before. A shorter batch uses and moves
+    the first rows; the others keep theirs. It is in the checkpoint. m replays cost m optimiser steps, so an epoch counts m times.
+
+    Args:
+        eps: radius in pixel units, in [0, 1].
+        step: step size as a fraction of eps.
+        m: replays of each batch.
+        criterion: each example's loss.
+
+    Reference: Shafahi et al. 2019, algorithm 1.
+    """
+
+    reference: ClassVar[str] = "Shafahi et al. 2019, Adversarial training for free!"
+
+    eps: Radius = 8 / 255
+    step: float = 1.0
+    m: int = 8
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_radius("eps", self.eps)
+        at_least("m", self.m, 1)
+        self._delta: Tensor | None = None
+
+    @property
+    def perturbs_input(self) -> bool:
+        """See `Method.perturbs_input`."""
+        return True
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """Algorithm 1, one batch."""
+        del backward
+        first, total = own_rows(generator, x)
+        rows = slice(first, first + len(x))
+        register = self._register(x, total)
+        for _ in range(self.m):
+            x_adv = (x + register[rows]).clamp(0, 1).requires_grad_()
+            yield self.criterion(model(x_adv), y).mean()
+            assert x_adv.grad is not None
+            # An overflow under fp16 scaling, whose step is skipped, must not stay in delta.
+            move = self.step * self.eps * x_adv.grad.sign().nan_to_num(0)
+            register[rows] = (register[rows] + move).clamp(-self.eps, self.eps)
+
+    def _register(self, x: Tensor, total: int) -> Tensor:
+        """Delta of this process, with at least `total` rows; the micro-batches of one batch share it."""
+        if self._delta is None:
+            self._delta = x.new_zeros(total, *x.shape[1:])
+        if self._delta.shape[1:] != x.shape[1:]:
+            raise CheckpointError(
+                f"FreeAT's stored perturbation is for images of shape {tuple(self._delta.shape[1:])}, found {tuple(x.shape[1:])}"
+            )
+        if len(self._delta) < total:
+            self._delta = torch.cat([self._delta, x.new_zeros(total - len(self._delta), *x.shape[1:])])
+        self._delta = self._delta.to(x)
+        return self._delta
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Delta, one row for each of the batch's examples."""
+        return {} if self._delta is None else {"delta": self._delta}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Method.load_state_dict`."""
+        if unknown := set(state) - {"delta"}:
+            raise ConfigError(f"FreeAT keeps delta only, found {', '.join(sorted(unknown))}")
+        delta = state.get("delta")
+        self._delta = None if delta is None else delta.clone()
+
+    @property
+    def passes(self) -> Passes:
+        """M descents: 3 m."""
+        return sum((DESCENT for _ in range(self.m - 1)), DESCENT)

@@ -1,0 +1,95 @@
+"""Gradient alignment: FGSM training that keeps the input gradient's direction the same within the ball."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from layerwise import norms
+from layerwise.ascent import chain, scale, sign
+from layerwise.batchnorm import batch_norm
+from layerwise.methods.base import DESCENT, PROBE, InputMethod, Method, Partial, Passes, at_least
+from layerwise.methods.standard import Standard
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
+from layerwise.random import Source, uniform
+from layerwise.sites import unwrap
+from layerwise.units import Radius, check_radius
+
+
+@final
+@dataclass(kw_only=True)
+class GradAlign(Method):
+    """FGSM-GA: L(f(x_adv), y) + lambda (1 - cos(g(x), g(x + u))), u uniform in the ball, g(x) held constant, g = dL/dx.
+
+    The two gradients are taken on the unwrapped network in float32 without autocast, and the second is differentiated once more; the
+    loss goes through the network as given. An example whose gradient is zero at either point adds nothing.
+
+    Args:
+        eps: radius in pixel units, in [0, 1].
+        step: step size of the attack as a fraction of eps.
+        weight: lambda; the authors take exp(eps 255 ln(10) / 8) / 50, 0.2 at 8/255.
+        base: what perturbs the input and gives the loss; None is FGSM from x, whose gradient is g(x): no pass is added for it.
+        criterion: each example's loss (of the default base and of the aligned gradients).
+        probe: how the gradients are taken.
+
+    Reference: Andriushchenko and Flammarion 2020. x + u is not clipped, as in the authors' code, which averages over the examples
+    with gradients that are not zero; here the sum is divided by the batch size, so that it does not depend on how a batch is split.
+    """
+
+    reference: ClassVar[str] = (
+        "Andriushchenko and Flammarion 2020, Understanding and improving fast adversarial training"
+    )
+    second_order: ClassVar[bool] = True
+
+    eps: Radius = 8 / 255
+    step: float = 1.0
+    weight: float = 0.2
+    base: InputMethod | None = None
+    criterion: Criterion = field(default_factory=CrossEntropy)
+    probe: Probe = field(default_factory=Probe)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_radius("eps", self.eps)
+        at_least("weight", self.weight, 0)
+
+    @property
+    def perturbs_input(self) -> bool:
+        """See `Method.perturbs_input`."""
+        return True
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor | Partial]:
+        """A probe at x, then one descent on the loss and the misalignment."""
+        raw = unwrap(model)
+        with torch.autocast(x.device.type, enabled=False):
+            g, _ = self.probe(raw, x, y, criterion=self.criterion, wrt_input=True)
+        if self.base is None:
+            base: InputMethod = Standard(criterion=self.criterion)
+            x_adv = (x + chain(sign(), scale(self.step * self.eps))(g)).clamp(0, 1)
+        else:
+            base = self.base
+            x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        near = x + self.eps * uniform(x, generator, key="near")
+        yield base.loss(model, x, x_adv, y) + self.weight * self.misalignment(raw, near, y, g)
+
+    def misalignment(self, raw: nn.Module, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        """Mean over the batch of 1 - cos(g, dL/dx), 0-dim, differentiable in the parameters."""
+        x = x.detach().requires_grad_()
+        with torch.autocast(x.device.type, enabled=False), batch_norm(raw, self.probe.batch_norm):
+            loss = (self.probe.criterion or self.criterion)(raw(x), y).sum()
+            (here,) = torch.autograd.grad(loss, x, create_graph=True)
+        sizes = norms.norm(g) * norms.norm(here)
+        cosine = norms.safe_divide((g * here).flatten(1).sum(dim=1), sizes)
+        return ((1 - cosine) * (sizes > 0)).sum() / len(x)
+
+    @property
+    def passes(self) -> Passes:
+        """A probe, a descent, and a gradient with its double backward, which goes back through a forward and a backward pass."""
+        base = PROBE + DESCENT if self.base is None else PROBE + self.base.passes
+        return base + Passes(1, 3, 2, 0)

@@ -1,0 +1,47 @@
+"""What methods around another method share: all but the losses is the base's."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from layerwise.methods.base import Method, Passes
+from layerwise.sites import Sites
+
+
+class Wrapper(Method):
+    """A method around `base`, any other one, which holds the sites and the state."""
+
+    base: Method
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the base."""
+        return self.base.passes
+
+    def attach(self, model: nn.Module, example: Tensor) -> None:
+        """See `Method.attach`."""
+        self.base.attach(model, example)
+
+    def detach(self) -> None:
+        """See `Method.detach`."""
+        self.base.detach()
+
+    def attached_sites(self) -> list[Sites]:
+        """The base's."""
+        return self.base.attached_sites()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The base's."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Method.load_state_dict`."""
+        self.base.load_state_dict(state)
+
+    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        """The base's."""
+        return self.base.diagnose(model, x, y)
+
+    def warnings(self) -> list[str]:
+        """The base's."""
+        return self.base.warnings()
