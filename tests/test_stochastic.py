@@ -1,14 +1,16 @@
-"""NoisyAverage against a loop by hand."""
+"""NoisyAverage and Rand against loops by hand, and the settings that make them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layerwise import NoisyAverage
 from layerwise.errors import ConfigError
 from layerwise.sites import Sites
+from layerwise.stochastic import NoisyAveraging, Rand, RandomResizing
 
 PASSES = 5
 
@@ -86,3 +88,88 @@ def test_the_default_sites_are_residual_block_outputs() -> None:
     with Sites(net, "residual-block outputs", example=torch.rand(2, 1, 8, 8)) as expected:
         assert [str(s) for s in noisy.sites] == [str(s) for s in expected]
         assert len(expected) == 9
+
+
+# Random size and place
+
+
+class Seen(nn.Module):
+    """Keeps what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return x.flatten(1)[:, :3]
+
+
+def placements(image: Tensor, largest: int) -> list[Tensor]:
+    """Every size and place that an image can have among zeros."""
+    found = []
+    for size in range(image.shape[-1], largest + 1):
+        grown = F.interpolate(image[None].double(), size=(size, size), mode="nearest")[0]
+        room = largest - size
+        found += [F.pad(grown, (j, room - j, i, room - i)) for i in range(room + 1) for j in range(room + 1)]
+    return found
+
+
+def test_images_have_a_random_size_and_place(x: Tensor) -> None:
+    seen, many = Seen(), x[:1].expand(600, -1, -1, -1)
+    Rand(seen, largest=8)(many)
+    allowed = placements(x[0], 8)
+    assert len(allowed) == 9 + 4 + 1
+    index = [next(i for i, image in enumerate(allowed) if torch.equal(image, given)) for given in seen.x]
+    assert set(index) == set(range(14))
+    assert 150 < sum(i < 9 for i in index) < 250
+    assert 150 < index.count(13) < 250
+
+
+def test_images_that_are_not_square_keep_all_their_pixels() -> None:
+    seen, x = Seen(), torch.rand(50, 2, 5, 9)
+    Rand(seen, largest=11)(x)
+    assert seen.x.shape == (50, 2, 7, 11)
+    assert all(
+        set(image.flatten().tolist()) <= {0.0, *given.flatten().tolist()}
+        for image, given in zip(seen.x, x, strict=True)
+    )
+    assert all(
+        set(given.flatten().tolist()) <= set(image.flatten().tolist()) for image, given in zip(seen.x, x, strict=True)
+    )
+
+
+def test_gradients_come_back_to_the_pixels_they_were_copied_from(x: Tensor) -> None:
+    seen = Seen()
+    x.requires_grad_()
+    Rand(seen, largest=9)(x)
+    (g,) = torch.autograd.grad(seen.x.sum(), x)
+    copies = torch.stack([(seen.x[i].detach().unsqueeze(0) == v).sum() for i, v in enumerate(x[:, 0, 2, 3].detach())])
+    assert torch.equal(g[:, 0, 2, 3], copies.double())
+
+
+def test_without_room_it_is_the_network(net: nn.Sequential, x: Tensor) -> None:
+    rand = Rand(net, largest=6)
+    assert torch.equal(rand(x), net(x))
+    with pytest.raises(ConfigError, match="largest=6 is smaller than images of \\(7, 7\\); type a larger one"):
+        rand(torch.rand(1, 1, 7, 7))
+    with pytest.raises(ConfigError, match="largest=0 is too small"):
+        Rand(net, largest=0)
+
+
+def test_settings_wrap_the_network_for_its_judgement(net: nn.Sequential, x: Tensor) -> None:
+    noisy = NoisyAveraging(sites=["0"], std=0.3, passes=2, attack_passes=3).wrap(net)
+    assert isinstance(noisy, NoisyAverage)
+    assert (noisy.model, noisy.std, noisy.passes, noisy.attack_passes) == (net, 0.3, 2, 3)
+    resized = RandomResizing(largest=8).wrap(net)
+    assert isinstance(resized, Rand)
+    assert (resized.model, resized.largest) == (net, 8)
+
+
+def test_a_judgement_uses_the_inference_that_is_set() -> None:
+    from layerwise import data
+    from layerwise.blueprint import EvaluationSettings
+    from layerwise.judging import judge
+
+    digits, seen = data.load("digits"), list[tuple[int, ...]]()
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 10)).eval()
+    network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[1:])))
+    settings = EvaluationSettings(attacks=["clean"], num_examples=4, inference=RandomResizing(largest=12))
+    judge(network, digits, settings, progress=False)
+    assert set(seen) == {(1, 12, 12)}

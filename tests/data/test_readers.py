@@ -345,7 +345,8 @@ def test_wrong_gaussians(options: dict[str, Any]) -> None:
 
 
 def test_every_name_is_described() -> None:
-    assert names() == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "image-folder", "gaussians")
+    small = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+    assert names() == (*small, "image-folder", "tiny-imagenet", "gaussians")
     for name in names():
         assert "Files: " in describe(name)
         assert "Held out for validation" in describe(name)

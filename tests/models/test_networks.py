@@ -179,6 +179,8 @@ BLOCKS = {
     "resnet56": 27,
     "resnet18": 8,
     "resnet50": 16,
+    "resnet18_imagenet": 8,
+    "resnet50_imagenet": 16,
     "preact_resnet20": 9,
     "preact_resnet56": 27,
     "preact_resnet18": 8,

@@ -22,10 +22,21 @@ ZOO: dict[str, tuple[Shape, dict[str, Any]]] = {
     "resnet56": (_IMAGE, {"width": 2}),
     "resnet18": (_IMAGE, {"width": 4}),
     "resnet50": (_IMAGE, {"width": 4}),
+    "resnet18_imagenet": ((3, 32, 32), {"width": 4}),
+    "resnet50_imagenet": ((3, 32, 32), {"width": 4}),
+    "densenet40": (_IMAGE, {"growth": 2, "dropout": 0.1}),
+    "densenet100": (_IMAGE, {"growth": 2}),
+    "inception_v2": (_IMAGE, {"width": 4}),
+    "inception_v2_imagenet": ((3, 32, 32), {"width": 4}),
+    "alexnet": ((3, 63, 63), {"width": 4, "hidden": 16, "dropout": 0.1}),
+    "alexnet_groups": ((3, 67, 67), {"width": 6, "hidden": 16, "dropout": 0.1}),
     "preact_resnet20": (_IMAGE, {"width": 4, "damping": "lambda-in"}),
     "preact_resnet56": (_IMAGE, {"width": 2, "damping": "in"}),
     "preact_resnet18": (_IMAGE, {"width": 4, "dropout": 0.1}),
     "wide_resnet": (_IMAGE, {"depth": 10, "width": 1, "dropout": 0.1}),
 }
 
-ONE_OF_EACH_FAMILY = ("mlp", "lenet", "nin", "vgg11_bn", "resnet20", "resnet50", "preact_resnet20", "wide_resnet")
+ONE_OF_EACH_FAMILY = (
+    *("mlp", "lenet", "nin", "vgg11_bn", "resnet20", "resnet50", "preact_resnet20", "wide_resnet"),
+    *("densenet40", "inception_v2", "alexnet_groups"),
+)

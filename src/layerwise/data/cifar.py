@@ -9,6 +9,7 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from layerwise.data.checks import check_labels
 from layerwise.data.custom import Statistics, assemble
@@ -92,18 +93,25 @@ CIFAR100 = Layout(
 )
 
 
-def read_cifar10(root: Path, *, validation: float, download: bool, seed: int, allow_fewer: bool = False) -> ImageData:
-    """CIFAR-10: 50,000 + 10,000 photographs of 10 classes, 32 x 32, colour."""
+def read_cifar10(
+    root: Path, *, validation: float, download: bool, seed: int, grey: bool = False, allow_fewer: bool = False
+) -> ImageData:
+    """CIFAR-10: 50,000 + 10,000 photographs of 10 classes, 32 x 32, colour or grey.
+
+    `grey` gives one channel, the luminance of ITU-R 601, as LAT's toy experiment has it.
+    """
     train, test = _splits(CIFAR10, root, column=0, download=download, allow_fewer=allow_fewer)
+    if grey:
+        train, test = (TensorSplit(luminance(part.images), part.labels) for part in (train, test))
     return assemble(
         "cifar10",
         train,
         test,
         classes=CIFAR10_CLASSES,
-        shape=(3, 32, 32),
+        shape=(1 if grey else 3, 32, 32),
         validation=validation,
         seed=seed,
-        statistics=CIFAR10.statistics,
+        statistics=None if grey else CIFAR10.statistics,
     )
 
 
@@ -122,6 +130,16 @@ def read_cifar100(
         seed=seed,
         statistics=CIFAR100.statistics,
     )
+
+
+def luminance(images: Tensor) -> Tensor:
+    """The luminance of RGB pixels, 0.299 R + 0.587 G + 0.114 B (ITU-R 601), rounded: uint8 (N, 3, H, W) to (N, 1, H, W).
+
+    >>> luminance(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).item()
+    76
+    """
+    red, green, blue = images.to(torch.int32).unbind(1)
+    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).to(torch.uint8).unsqueeze(1)
 
 
 def parse_records(name: str, content: bytes, layout: Layout, *, expected: int, allow_fewer: bool) -> Records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     packed = path.suffix == ".gz"
     try:
+        _check_kind(path)
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
             content: bytes = file.read(limit + 1)
             return content
@@ -62,6 +64,7 @@ def read_members(path: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     try:
+        _check_kind(path)
         with gzip.open(path, "rb") as unpacked:
             limited = _Limited(unpacked, sum(sizes.values()) + SLACK, path)
             with tarfile.open(fileobj=limited, mode="r|") as archive:  # type: ignore[call-overload]
@@ -79,11 +82,27 @@ def read_members(path: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
                     found[member.name] = content.read(sizes[member.name])
                     if len(found) == len(sizes):
                         break
-    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        # The last three come from tarfile's parsers of extended headers.
         raise DataError(f"{path} is no whole .tar.gz ({_reason(error)}); delete it and download it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({_reason(error)}); check the path and its permissions") from None
     return found
+
+
+def _check_kind(path: Path) -> None:
+    """Complain about pipes and devices, which may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path} is no regular file; replace or remove it")
 
 
 class _Limited:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,7 +16,10 @@ from layerwise.data.custom import from_dataset
 from layerwise.data.splits import ImageData, pil_tensor
 from layerwise.errors import ConfigError, DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES, FORMATS = (".jpg", ".jpeg", ".png"), ("JPEG", "PNG")
+
+MOST_PIXELS = 80_000_000
+"""In one picture, 320 MB while it is decoded: a file of a few kilobytes can unpack to any size. Pillow itself warns a little above."""
 
 
 @final
@@ -115,8 +119,13 @@ def decode(path: str, *, resize: int | None = None, crop: int | None = None) -> 
     """
     from PIL import Image
 
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is missing or no regular file; replace or remove it")
     try:
-        with Image.open(path) as image:
+        # Only these formats: among the dozens that Pillow would try are some that run other programs. It warns of broken EXIF data,
+        # which nobody here reads, and of many pixels, which are refused below.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            _check_size(path, *image.size)
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{path} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first"
@@ -129,11 +138,19 @@ def decode(path: str, *, resize: int | None = None, crop: int | None = None) -> 
     if resize is not None:
         scale = resize / min(colour.size)
         width, height = (max(resize, round(side * scale)) for side in colour.size)
+        _check_size(path, width, height)
         colour = colour.resize((width, height), Image.Resampling.BILINEAR)
     if crop is not None:
         left, top = (colour.width - crop) // 2, (colour.height - crop) // 2
         colour = colour.crop((left, top, left + crop, top + crop))
     return pil_tensor(colour, path)
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{path} has {width:,} x {height:,} pixels to work on, more than {MOST_PIXELS:,}; crop it, make it smaller or remove it"
+        )
 
 
 def _pictures(folder: Path) -> list[str]:

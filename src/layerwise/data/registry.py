@@ -14,6 +14,7 @@ from layerwise.data.files import data_root
 from layerwise.data.folder import read_image_folder
 from layerwise.data.idx import read_fashion_mnist, read_mnist
 from layerwise.data.splits import ImageData
+from layerwise.data.tiny_imagenet import read_tiny_imagenet
 from layerwise.errors import ConfigError, did_you_mean
 
 
@@ -34,6 +35,9 @@ _ENTRIES = {
     "cifar10": _Entry(read_cifar10, 0.02, _IN_ROOT.format("cifar-10-batches-bin/*.bin or cifar-10-binary.tar.gz")),
     "cifar100": _Entry(read_cifar100, 0.02, _IN_ROOT.format("cifar-100-binary/*.bin or cifar-100-binary.tar.gz")),
     "image-folder": _Entry(read_image_folder, 0.1, _IN_ROOT.format("{train,val,test}/CLASS/*")),
+    "tiny-imagenet": _Entry(
+        read_tiny_imagenet, 0.02, _IN_ROOT.format("tiny-imagenet-200/{train/CLASS/images/*,val/val_annotations.txt}")
+    ),
     "gaussians": _Entry(read_gaussians, 0.1, "generated"),
 }
 

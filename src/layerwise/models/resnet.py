@@ -1,4 +1,4 @@
-"""Residual networks of He et al. 2015 in their CIFAR form: a 3x3 stem, no pooling before the groups."""
+"""Residual networks of He et al. 2015: in their CIFAR form, a 3x3 stem and no pooling before the groups, and for large images."""
 
 from __future__ import annotations
 
@@ -90,6 +90,29 @@ def resnet(
     return _resnet(block, blocks, normalize, num_classes, shape, stem=width, first=width * expansion)
 
 
+@register("resnet18_imagenet", blocks=(2, 2, 2, 2))
+@register("resnet50_imagenet", blocks=(3, 4, 6, 3), bottleneck=True)
+def imagenet_resnet(
+    *,
+    normalize: nn.Module,
+    num_classes: int,
+    shape: tuple[int, ...],
+    blocks: tuple[int, ...],
+    bottleneck: bool = False,
+    width: int = 64,
+) -> nn.Module:
+    """ResNet of four groups for large images.
+
+    Stem `conv1` (7x7, stride 2), `bn1`, `relu`, `maxpool` (3x3, stride 2), groups `layer1` to `layer4`; a bottleneck takes its stride
+    in the 3x3 convolution, as most published weights do. `width` is the number of channels of the stem.
+
+    Reference: He et al., Deep Residual Learning for Image Recognition, table 1. Used by ANP and Deep Defense (18 layers).
+    """
+    block, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
+    first = width * expansion
+    return _resnet(block, blocks, normalize, num_classes, shape, stem=width, first=first, large=True)
+
+
 def _resnet(
     block: type[BasicBlock] | type[Bottleneck],
     counts: tuple[int, ...],
@@ -99,17 +122,20 @@ def _resnet(
     *,
     stem: int,
     first: int,
+    large: bool = False,
 ) -> nn.Module:
     """Stem, groups whose channels double from `first`, global average pooling, linear classifier."""
     channels = checks.images("resnet", shape)[0]
     checks.integer("width", stem)
     widths = [first * 2**i for i in range(len(counts))]
+    pooled: dict[str, nn.Module] = {"maxpool": nn.MaxPool2d(3, stride=2, padding=1)} if large else {}
     return initialise(
         chain(
             normalize=normalize,
-            conv1=conv(channels, stem),
+            conv1=conv(channels, stem, kernel=7, stride=2) if large else conv(channels, stem),
             bn1=nn.BatchNorm2d(stem),
             relu=relu(),
+            **pooled,
             **groups(lambda i, o, stride, _: block(i, o, stride), counts=counts, inputs=stem, widths=widths),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),

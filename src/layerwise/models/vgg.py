@@ -31,6 +31,7 @@ def vgg(
     width: int = 64,
     pools: int = 5,
     dropout: float = 0.0,
+    conv_dropout: float = 0.0,
 ) -> nn.Module:
     """VGG in the CIFAR form: five stages of 3x3 convolutions, one linear classifier.
 
@@ -46,6 +47,7 @@ def vgg(
         width: channels of the first stage; the later ones have 2, 4, 8 and 8 times as many.
         pools: how many of the five stages, counted from the input, end in a pooling; 3 makes 8 x 8 images possible.
         dropout: probability before the classifier.
+        conv_dropout: probability after each ReLU that another convolution of its stage follows (`dropout1`, ... as `relu1`, ...).
 
     Reference: Simonyan and Zisserman, Very Deep Convolutional Networks, table 1 (A, B, D, E). Used by ANP and LAT.
     """
@@ -58,15 +60,18 @@ def vgg(
         hint="; give fewer pools, for instance pools=3 for 8 x 8",
     )[0]
     checks.integer("width", width)
+    checks.fraction("conv_dropout", conv_dropout)
     layers: dict[str, nn.Module] = {"normalize": normalize}
     number = 0
     for stage, (count, multiple) in enumerate(zip(_CONVOLUTIONS[depth], (1, 2, 4, 8, 8), strict=True), start=1):
-        for _ in range(count):
+        for index in range(count):
             number += 1
             layers[f"conv{number}"] = nn.Conv2d(channels, width * multiple, 3, padding=1, bias=not batch_norm)
             if batch_norm:
                 layers[f"bn{number}"] = nn.BatchNorm2d(width * multiple)
             layers[f"relu{number}"] = relu()
+            if conv_dropout and index < count - 1:
+                layers[f"dropout{number}"] = nn.Dropout(conv_dropout)
             channels = width * multiple
         if stage <= pools:
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
