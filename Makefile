@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format coverage clean
+.PHONY: demo test torture check format coverage clean
 
 demo: $(READY)  ## train and compare standard, FGSM-RS and SLAT on the embedded digits; prints where the report is
 	$(BIN)/layerwise demo
 
 test: $(READY)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+
+torture: $(READY)  ## kills, full disks, hostile files, fuzzing and soak at full size; writes benchmarks/results/torture.json
+	rm -f benchmarks/results/torture.json
+	OMP_NUM_THREADS=1 LAYERWISE_TORTURE=1 $(BIN)/pytest -q -p no:cacheprovider tests/torture
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -6,9 +6,29 @@ import difflib
 import re
 from collections.abc import Iterable
 
+LONGEST = 8000
+"""Characters of a message: what it quotes may come from a file of any size."""
+
 
 class LayerwiseError(Exception):
-    """Base of every error that a user can cause and mend; the command line prints it in one sentence, exit code 2."""
+    """Base of every error that a user can cause and mend; the command line prints it in one sentence, exit code 2.
+
+    >>> print(DataError("the file a\\x1b[2J.png is missing"))
+    the file a\\x1b[2J.png is missing
+    """
+
+    def __str__(self) -> str:
+        """The sentence; what would steer a terminal, as the names of files can, is spelled out, and long quotations are cut."""
+        text = super().__str__()
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
+        return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    # Line breaks separate the lines of some messages; files whose names have them are told in two lines.
+    if character.isprintable() or character == "\n":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class SiteError(LayerwiseError):
@@ -25,6 +45,10 @@ class ConfigError(LayerwiseError):
 
 class CheckpointError(LayerwiseError):
     """A checkpoint or run folder is missing, corrupt or belongs to something else."""
+
+
+class CaptureError(LayerwiseError):
+    """A training step cannot be recorded once and replayed."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:

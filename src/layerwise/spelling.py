@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from layerwise.errors import ConfigError
 from layerwise.units import Radius, format_radius, parse_radius
 
 Tree = dict[str, Any]
+
+MOST_TEXT, MOST_VALUES, DEEPEST = 1 << 17, 20_000, 40
+"""Characters, values and levels of a configuration; recipes have 2,000, 60 and 4."""
 
 
 class Typed(str):
@@ -98,11 +102,13 @@ def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument("--value", type=kind, default=None)
     text = value if isinstance(value, str) else json.dumps(value, default=str)
+    _refuse_text(text, f"{where}{key}")
     # A list is easily typed without brackets, which shells want in quotes.
     spelled = f"[{text}]" if get_origin(kind) is list and isinstance(value, str) and text[:1] != "[" else text
     try:
         return parser.parse_args([f"--value={spelled}"])["value"]
-    except (ArgumentError, ConfigError, ValueError):
+    except (ArgumentError, ConfigError, ValueError, RecursionError):
+        text = text if len(text) <= 200 else f"{text[:200]}..."
         raise ConfigError(f"{where}{key}={text} does not fit; type {spoken(kind)}") from None
 
 
@@ -167,17 +173,67 @@ def explanations(cls: type) -> dict[str, str]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Read YAML with the safe loader.
+    """Read YAML with the safe loader, of bounded size: ten short lines of aliases can stand for billions of values.
 
     Raises:
-        ConfigError: it is not YAML.
+        ConfigError: it is not YAML, or too much of it.
     """
     import yaml
 
+    _refuse_large(text, where)
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _refuse_bombs(node, where)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # What its constructors let through: "0x_", a 40th of May, a thousand levels.
+        raise ConfigError(f"{where} is not YAML: {type(error).__name__} {str(error)[:80]}".rstrip()) from None
+
+
+def _refuse_text(text: str, where: str) -> None:
+    """Complain about a text that YAML would make too much of; whether it is YAML at all is not asked."""
+    import yaml
+
+    _refuse_large(text, where)
+    if "&" in text:  # the sign of an anchor, without which nothing is repeated
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return
+        _refuse_bombs(node, where)
+
+
+def _refuse_large(text: str, where: str) -> None:
+    """Complain about what takes long to read at all: the time grows with the square of the open brackets."""
+    if len(text) > MOST_TEXT:
+        raise ConfigError(f"{where} has {len(text):,} characters; a configuration has at most {MOST_TEXT:,}")
+    opened = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        opened = opened + 1 if bracket in "[{" else max(0, opened - 1)
+        if opened > 5 * DEEPEST:
+            raise ConfigError(f"{where} opens {opened} brackets without closing them; a configuration has a few")
+
+
+def _refuse_bombs(root: Any, where: str) -> None:
+    """Complain about a document that is large once its aliases are written out; one inside itself always is."""
+    stack, count = [(root, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise ConfigError(
+                f"{where} stands for more than {MOST_VALUES:,} values, or for values more than {DEEPEST} levels deep; a "
+                "configuration has a few dozen: write them out, without aliases"
+            )
+        if node is not None and not isinstance(node.value, str):
+            below = [n for item in node.value for n in (item if isinstance(item, tuple) else (item,))]
+            stack += [(n, depth + 1) for n in below]
 
 
 def load_yaml(path: Path) -> Tree:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from layerwise.errors import CheckpointError
-from layerwise.training import checkpoint
+from layerwise.training import checkpoint, nested
 from layerwise.training.randomness import random_states, set_random_states
+from tests.torture.outcome import differing
 
 CPU = torch.device("cpu")
 
@@ -46,6 +49,21 @@ def test_only_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
+def test_damaged_ones_that_were_passed_over_do_not_count_as_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        store(tmp_path, step, keep=3)
+    alter(tmp_path / "step-00000002" / "state.safetensors")
+    alter(tmp_path / "step-00000003" / "state.safetensors")
+    contents, said = checkpoint.load_latest(tmp_path)
+    assert contents is not None
+    assert (contents.step, len(said)) == (1, 2)
+    store(tmp_path, 1, keep=1)  # goes on from there, with another number to keep
+    assert [p.name for p in checkpoint.found(tmp_path)] == ["step-00000001"]
+    contents, said = checkpoint.load_latest(tmp_path)
+    assert contents is not None
+    assert (contents.step, said) == (1, [])
+
+
 def test_nothing_is_there_before_the_first(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path / "none") == (None, [])
 
@@ -60,7 +78,7 @@ def alter(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "rank-0.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "rank-0.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, name: str, damage: Any) -> None:
     store(tmp_path, 1)
@@ -76,14 +94,59 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, name
     assert said[0].endswith("going on with the one before")
 
 
+def test_any_bit_of_the_manifest_counts(tmp_path: Path) -> None:
+    store(tmp_path, 1)
+    path = store(tmp_path, 2) / "manifest.json"
+    good = path.read_bytes()
+    for index in range(len(good)):
+        path.write_bytes(good[:index] + bytes([good[index] ^ 1 << index % 8]) + good[index + 1 :])
+        with pytest.raises(CheckpointError, match=r"is damaged: manifest\.json|has format"):
+            checkpoint.read(path.parent)
+    # The same values in other words are not ours either.
+    path.write_text(json.dumps(json.loads(good)))
+    with pytest.raises(CheckpointError, match=r"manifest\.json was altered"):
+        checkpoint.read(path.parent)
+
+
+def test_a_checkpoint_under_another_steps_name_is_not_taken(tmp_path: Path) -> None:
+    store(tmp_path, 1).rename(tmp_path / "step-00000007")
+    with pytest.raises(CheckpointError, match=r"manifest\.json was altered"):
+        checkpoint.read(tmp_path / "step-00000007")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+TENSORS = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]).map(
+    lambda kind: torch.ones(2, 3).to(kind)
+)
+KEYS = st.text(max_size=3) | st.integers() | st.none() | st.tuples(st.integers(), st.text(max_size=2))
+STATES = st.recursive(
+    PLAIN | TENSORS,
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner, max_size=3),
+)
+
+
+@given(state=STATES)
+def test_nested_state_comes_back(state: Any) -> None:
+    tensors = nested.flatten(state)
+    assert differing(state, nested.rebuild(tensors)) == []
+    assert all(isinstance(tensor, Tensor) for tensor in tensors.values())
+
+
+def test_what_no_checkpoint_can_hold_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a checkpoint cannot store a object; keep tensors, numbers and texts"):
+        nested.flatten({"a": [object()]})
+
+
 def test_the_messages_say_which_file_and_how(tmp_path: Path) -> None:
     path = store(tmp_path, 1)
-    size = (path / "state.pt").stat().st_size
-    cut(path / "state.pt")
-    with pytest.raises(CheckpointError, match=f"step-00000001 is damaged: state.pt has {size - 7} of {size} bytes"):
+    size = (path / "state.safetensors").stat().st_size
+    cut(path / "state.safetensors")
+    with pytest.raises(
+        CheckpointError, match=f"step-00000001 is damaged: state.safetensors has {size - 7} of {size} bytes"
+    ):
         checkpoint.read(path)
-    (path / "state.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"state\.pt is missing"):
+    (path / "state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is missing"):
         checkpoint.read(path)
 
 
@@ -98,16 +161,24 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     path = store(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99, this version of layerwise reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99, this version of layerwise reads 2"):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 1, "files": {}, "step": 1}', "\x00", '{"format": 1}'])
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 2, "files": {}, "step": 1}', "\x00", '{"format": 2}'])
 def test_a_manifest_of_something_else_is_damage(tmp_path: Path, manifest: str) -> None:
     path = store(tmp_path, 1)
     (path / "manifest.json").write_text(manifest)
     with pytest.raises(CheckpointError, match=r"is damaged: manifest.json"):
         checkpoint.read(path)
+
+
+def seal(path: Path) -> None:
+    """Give a checkpoint that was altered the checksums of what it holds now."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {name: checkpoint._checksum(path / name) for name in manifest["files"]}
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    (path / "manifest.json").write_bytes(checkpoint._rendered(body))
 
 
 class Evil:
@@ -120,11 +191,9 @@ class Evil:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = store(tmp_path / "c", 1)
-    torch.save({"epoch": Evil()}, path / "state.pt")
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.pt"] = checkpoint._checksum(path / "state.pt")
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+    torch.save({"epoch": Evil()}, path / "state.safetensors")
+    seal(path)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors cannot be read"):
         checkpoint.read(path)
     assert not (tmp_path / "executed").exists()
 
@@ -135,13 +204,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
 
     def full(path: Path, data: bytes) -> None:
         written(path, data[: len(data) // 2])
-        if path.name == "state.pt":
+        if path.name == "state.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_file", full)
     with pytest.raises(
         CheckpointError,
-        match=r"cannot write the checkpoint .*step-00000002: No space left on device; the last good one is step-00000001",
+        match=r"cannot write the checkpoint .*step-00000002; the last good one is step-00000001: No space left on device; free space",
     ):
         store(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -179,7 +248,7 @@ def test_killed_while_writing_leaves_the_last_good_checkpoint(
 
 
 def test_saving_over_a_damaged_one_of_the_same_step(tmp_path: Path) -> None:
-    alter(store(tmp_path, 5) / "state.pt")
+    alter(store(tmp_path, 5) / "state.safetensors")
     store(tmp_path, 5)
     contents, said = checkpoint.load_latest(tmp_path)
     assert contents is not None

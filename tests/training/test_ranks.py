@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.methods import FGSMRS, LAT, SLAT, Method
+from layerwise.methods import AWP, FGSMRS, LAT, SLAT, YOPO, FreeAT, GradAlign, Method
 from layerwise.training import checkpoint
 from tests.networks import TinyConv
 from tests.training.fakes import apart, cheap, pictures, same, train, weights
@@ -22,13 +22,17 @@ METHODS: dict[str, Callable[[], Method]] = {
     "slat": lambda: SLAT(sites=["conv1", "conv2"], eta=0.05, base=FGSMRS(eps=0.05)),
     "lat": lambda: LAT(eps=2.0),
     "lat-parts": lambda: LAT(eps=2.0),
+    "free-parts": lambda: FreeAT(eps=0.05, m=2),
+    "yopo-parts": lambda: YOPO(eps=0.05, alpha=0.02, m=2, n=2),
+    "awp-parts": lambda: AWP(base=SLAT(sites=["conv1"], eta=0.05), gamma=0.1),
+    "grad-align": lambda: GradAlign(eps=0.05, base=FGSMRS(eps=0.05)),
 }
 
 
 def run(name: str, **options: Any) -> tuple[nn.Module, Any]:
     """SLAT with batches of 8, 8, 8 and 3 images, so that one rank has one row of the last and the other two.
 
-    LAT with full batches only: each rank keeps its own noise, so that row i meets row i only where the rows are cut alike.
+    The others with full batches only: each rank keeps its own noise, so that row i meets row i only where the rows are cut alike.
     """
     net = TinyConv(batch_norm=False)
     usual: dict[str, Any] = {"precision": "64-true", "eval_every": 1, "keep": 9, "checkpoint_every": 0.01}

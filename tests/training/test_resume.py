@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_run_killed_three_times_is_the_uninterrupted_one_bit_by_bit(tmp_path: 
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_within_an_epoch_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     settings = cheap(checkpoint_every=10, optimizer=AdamW(lr=0.01))
     whole, net = TinyMLP(), TinyMLP()
@@ -113,7 +114,7 @@ def test_ctrl_c_saves_within_an_epoch_and_says_how_to_go_on(tmp_path: Path, numb
 
     before = signal.getsignal(number)
     method = Scripted(hook=interrupt)
-    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "the end of the terminal"}[number]
     message = rf"stopped by {name} after batch 3 of 10 and saved; go on with: layerwise train --resume .*run$"
     config = {"training": "the same"}
     with pytest.raises(KeyboardInterrupt, match=message):
@@ -125,6 +126,29 @@ def test_ctrl_c_saves_within_an_epoch_and_says_how_to_go_on(tmp_path: Path, numb
     assert result.steps == 10
     assert method.calls == 10
     assert same(weights(whole), weights(again))
+
+
+def test_nohup_means_it(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        method = Scripted(hook=lambda model, call: signal.raise_signal(signal.SIGHUP) if call == 2 else None)
+        assert train(TinyMLP(), method, cheap(), run=tmp_path / "run").steps == 10
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_lines_of_metrics_that_a_power_failure_took_are_told(tmp_path: Path) -> None:
+    net = TinyMLP()
+    settings = cheap(checkpoint_every=0.2, log_every=1)
+    train(net, Standard(), settings, run=tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    there = file.read_bytes()
+    file.write_bytes(there[:-10])
+    again = train(TinyMLP(), Standard(), settings, run=tmp_path / "run", resume=True)
+    message = rf"metrics\.jsonl has {len(there) - 10} of the {len(there)} bytes that the checkpoint remembers"
+    assert any(re.match(message, said) for said in again.messages)
+    lines(tmp_path / "run")  # half a line would be no JSON
 
 
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
@@ -196,10 +220,12 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(tmp
     train(whole, Standard(), settings)
     train(net, Standard(), settings, run=tmp_path / "run")
     newest = checkpoint.found(tmp_path / "run" / "checkpoints")[-1]
-    (newest / "state.pt").write_bytes(b"nothing")
+    (newest / "state.safetensors").write_bytes(b"nothing")
     again = TinyMLP(seed=9)
     result = train(again, Standard(), settings, run=tmp_path / "run", resume=True)
-    assert any("state.pt has 7 of" in said and "going on with the one before" in said for said in result.messages)
+    assert any(
+        "state.safetensors has 7 of" in said and "going on with the one before" in said for said in result.messages
+    )
     assert same(weights(whole), weights(again))
 
 
@@ -225,7 +251,9 @@ def test_a_full_disk_stops_the_run_with_the_last_good_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_file", full)
-        with pytest.raises(CheckpointError, match="No space left on device; the last good one is step-00000003"):
+        with pytest.raises(
+            CheckpointError, match="the last good one is step-00000003: No space left on device; free space and resume"
+        ):
             train(net, Standard(), settings, run=tmp_path / "run")
     again = TinyMLP(seed=3)
     train(again, Standard(), settings, run=tmp_path / "run", resume=True)

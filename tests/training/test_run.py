@@ -27,7 +27,14 @@ def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     net = TinyMLP()
     train(net, SLAT(sites=["fc1"], eta=0.1), cheap(eval_every=1), run=tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    wanted = {"config.yaml", "versions.json", "metrics.jsonl", "checkpoints", "model.safetensors", "best.safetensors"}
+    wanted = {
+        "config.yaml",
+        "versions.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "best.safetensors",
+    }
     assert names == wanted
     config = read_config(tmp_path / "run")
     assert config["method"]["class"] == "SLAT"
@@ -53,6 +60,12 @@ def test_the_given_configuration_is_stored_as_it_is(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run") == {
         "recipe": "mine", "method": {"eps": 8 / 255, "sites": ["a", "b"]}, "none": None,
     }  # fmt: skip
+
+
+def test_a_configuration_that_could_not_be_read_back_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the configuration has .* characters; a configuration has at most"):
+        train(TinyMLP(), Standard(), cheap(), run=tmp_path / "run", config={"x": "y" * 200_000})
+    assert not (tmp_path / "run").exists()
 
 
 @given(data)

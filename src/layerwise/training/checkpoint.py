@@ -1,16 +1,15 @@
 """Checkpoints that are whole or not there: written aside, checksummed, renamed into place; nothing in them is executed.
 
 checkpoints/step-00000780/
-    model.safetensors   weights            ema.safetensors   their moving average, if there is one
-    state.pt            optimiser, position, sums, best score          (both .pt load with weights_only=True)
-    rank-0.pt           that rank's random states and the method's noise
-    manifest.json       format version, step, sha256 and size of every file
+    model.safetensors    weights            ema.safetensors   their moving average, if there is one
+    state.safetensors    optimiser, position, sums, best score            (nested state: see layerwise.training.nested)
+    rank-0.safetensors   that rank's random states and the method's noise
+    manifest.json        format version, step, sha256 and size of every file, and sha256 of all that
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,10 +23,13 @@ from torch import Tensor
 
 from layerwise.errors import CheckpointError
 from layerwise.files import atomic
+from layerwise.training import nested
+from layerwise.training.lock import refusal
 from layerwise.training.ranks import together
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+MODEL, AVERAGE, STATE, RANK = "model.safetensors", "ema.safetensors", "state.safetensors", "rank-{}.safetensors"
 
 
 @final
@@ -96,7 +98,7 @@ def replace_file(path: Path, data: bytes) -> None:
             write_file(partial, data)
         _sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; free space and try again") from error
+        raise CheckpointError(f"cannot write {path}: {refusal(error)}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -110,9 +112,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _packed(state: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
+    return pack_tensors(nested.flatten(dict(state)))
 
 
 def save(
@@ -151,27 +151,27 @@ def save(
 
     def prepare() -> None:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        # Not its parents: a run folder that was moved away must not come back without the rest.
+        folder.mkdir(exist_ok=True)
+        aside.mkdir()
 
     def finish() -> None:
-        files = {"model.safetensors": pack_tensors(weights), "state.pt": _packed(state)}
+        write_file(aside / MODEL, pack_tensors(weights))
         if average is not None:
-            files["ema.safetensors"] = pack_tensors(average)
-        for name, data in files.items():
-            write_file(aside / name, data)
+            write_file(aside / AVERAGE, pack_tensors(average))
+        write_file(aside / STATE, _packed(state))
         sums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
-        manifest = {"format": FORMAT, "step": step, "files": sums}
-        write_file(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_file(aside / MANIFEST, _rendered({"format": FORMAT, "step": step, "files": sums}))
         _sync_folder(aside)
         if final.exists():  # the same step of the same run again, after a damaged one was passed over
             shutil.rmtree(final)
         aside.rename(final)
         _sync_folder(folder)
-        _rotate(folder, keep)
+        _rotate(folder, keep, final)
 
     failure = together(prepare, alone=True, rank=rank, device=device)
     if failure is None:
-        path = aside / f"rank-{rank}.pt"
+        path = aside / RANK.format(rank)
         failure = together(lambda: write_file(path, _packed(own)), alone=False, rank=rank, device=device)
     if failure is None:
         failure = together(finish, alone=True, rank=rank, device=device)
@@ -180,9 +180,7 @@ def save(
             shutil.rmtree(aside, ignore_errors=True)
         last = max((p.name for p in found(folder)), default=None)
         safe = f"the last good one is {last}" if last else "there is no earlier one"
-        raise CheckpointError(
-            f"cannot write the checkpoint {final}: {getattr(failure, 'strerror', None) or failure}; {safe}; free space and resume"
-        ) from failure
+        raise CheckpointError(f"cannot write the checkpoint {final}; {safe}: {refusal(failure)}") from failure
     return final
 
 
@@ -191,9 +189,17 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _rotate(folder: Path, keep: int) -> None:
-    for old in [*found(folder)[:-keep], *folder.glob(".step-*.writing")]:
+def _rotate(folder: Path, keep: int, newest: Path) -> None:
+    """Leave `keep` checkpoints up to the newest; later ones are damaged and were passed over, and must not count as kept."""
+    there = found(folder)
+    kept = [path for path in there if path.name <= newest.name][-keep:]
+    for old in [*(path for path in there if path not in kept), *folder.glob(".step-*.writing")]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _rendered(manifest: Mapping[str, Any]) -> bytes:
+    own = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": own}, indent=1).encode()
 
 
 def _checksum(path: Path) -> dict[str, Any]:
@@ -234,32 +240,36 @@ def read(path: Path, *, rank: int = 0, world: int = 1) -> Contents:
     """
     manifest = _manifest(path)
     files: dict[str, Any] = manifest["files"]
+    # All files, also those that other ranks read: all ranks have to agree on which checkpoint is whole.
     for name, expected in files.items():
         _verify(path / name, expected)
     count = sum(name.startswith("rank-") for name in files)
     chosen = [rank] if count == world else range(count)
     return Contents(
         step=manifest["step"],
-        weights=unpack_tensors(path / "model.safetensors"),
-        average=unpack_tensors(path / "ema.safetensors") if "ema.safetensors" in files else None,
-        state=_unpacked(path / "state.pt"),
-        ranks=[_unpacked(path / f"rank-{r}.pt") for r in chosen],
+        weights=unpack_tensors(path / MODEL),
+        average=unpack_tensors(path / AVERAGE) if AVERAGE in files else None,
+        state=_unpacked(path / STATE),
+        ranks=[_unpacked(path / RANK.format(r)) for r in chosen],
         world=count,
     )
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        version, files = manifest["format"], manifest["files"]
-        sound = isinstance(manifest["step"], int) and {"model.safetensors", "state.pt", "rank-0.pt"} <= set(files)
-        plain = all(Path(name).name == name for name in files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = (path / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        version = manifest["format"]
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact, ours = content == _rendered(body), path.name == f"step-{manifest['step']:08d}"
+        files = set(manifest["files"])
+        listed = {MODEL, STATE, RANK.format(0)} <= files and all(Path(name).name == name for name in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} cannot be read") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {version}, this version of layerwise reads {FORMAT}")
-    if not sound or not plain:
-        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} does not list its files")
+    if not intact or not ours or not listed:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} was altered")
     return dict(manifest)
 
 
@@ -276,9 +286,9 @@ def _verify(path: Path, expected: Any) -> None:
 
 def _unpacked(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # its restricted unpickler raises a dozen kinds
-        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} cannot be read") from error
+        state = nested.rebuild(unpack_tensors(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} cannot be read ({error})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} holds a {type(state).__name__}")
     return state
