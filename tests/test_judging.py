@@ -405,7 +405,7 @@ def test_pictures_are_of_the_last_attack_in_the_threat_model(caplog: pytest.LogC
 
 
 def test_a_long_plan_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="layerwise"):
         judged()
         assert not caplog.records
         monkeypatch.setattr("layerwise.judging.LONG", 40)
