@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -114,3 +114,21 @@ def _dataclass(kind: Any, value: Any, source: str, where: str, blank: bool) -> A
         return kind(**decoded)
     except LayerwiseError as error:
         raise CheckpointError(f"{source} is corrupt: {where}: {error}") from error
+
+
+class Plain:
+    """A dataclass that goes to JSON's types and back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field in JSON's types."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, value: Any, *, source: str = "the record") -> Self:
+        """Read what `to_dict` gave, perhaps through JSON.
+
+        Raises:
+            CheckpointError: something is missing, unknown or impossible.
+        """
+        record: Self = decode(cls, value, source=source)
+        return record

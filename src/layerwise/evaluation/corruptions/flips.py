@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeAlias, final
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from layerwise.evaluation.corruptions.judge import judge
 from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, require_same
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.decode import decode
+from layerwise.evaluation.decode import Plain
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data
@@ -53,7 +53,7 @@ class Flips:
 
 @final
 @dataclass(frozen=True)
-class FlipProbabilities:
+class FlipProbabilities(Plain):
     """How stable a network's predictions are within sequences.
 
     Args:
@@ -82,20 +82,6 @@ class FlipProbabilities:
         """FP in percent, with its interval."""
         weights = {name: 100 / self.flips[name].comparisons}
         return self.sums.percent(weights, self.flips, self.images)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record in JSON's types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Any, *, source: str = "the record") -> Self:
-        """Read what `to_dict` gave, perhaps through JSON.
-
-        Raises:
-            CheckpointError: something is missing, unknown or impossible.
-        """
-        record: Self = decode(cls, value, source=source)
-        return record
 
 
 def flip_probabilities(
@@ -185,7 +171,7 @@ def _flips(seen: Tensor, *, with_first: bool) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class FlipRates:
+class FlipRates(Plain):
     """Flip rates against a base model, in percent.
 
     Args:
@@ -201,10 +187,6 @@ class FlipRates:
     fr: dict[str, Percent]
     mfr: Percent | None
     extra_mfr: Percent | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The rates in JSON's types."""
-        return asdict(self)
 
 
 def flip_rates(flips: FlipProbabilities, base: FlipProbabilities) -> FlipRates:

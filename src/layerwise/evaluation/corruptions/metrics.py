@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeAlias, final
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from layerwise.evaluation.corruptions.judge import judge
 from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, count, mean_weights, require_same
 from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.decode import decode
+from layerwise.evaluation.decode import Plain
 from layerwise.evaluation.metrics import Count
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
@@ -28,7 +28,7 @@ Relative: TypeAlias = Literal["differences", "as-printed"]
 
 @final
 @dataclass(frozen=True)
-class CorruptionErrors:
+class CorruptionErrors(Plain):
     """Where a network errs on corrupted images.
 
     Args:
@@ -72,20 +72,6 @@ class CorruptionErrors:
     def error(self, name: str) -> float:
         """The mean error over severities, in [0, 1]."""
         return self.wrong[name] / (len(SEVERITIES) * self.images)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record in JSON's types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Any, *, source: str = "the record") -> Self:
-        """Read what `to_dict` gave, perhaps through JSON.
-
-        Raises:
-            CheckpointError: something is missing, unknown or impossible.
-        """
-        record: Self = decode(cls, value, source=source)
-        return record
 
 
 def corruption_errors(
@@ -166,7 +152,7 @@ def corruption_errors(
 
 @final
 @dataclass(frozen=True)
-class CorruptionScores:
+class CorruptionScores(Plain):
     """Corruption errors against a base model, in percent of its errors.
 
     Args:
@@ -188,10 +174,6 @@ class CorruptionScores:
     relative_mce: Percent | None
     extra_mce: Percent | None
     extra_relative_mce: Percent | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores in JSON's types."""
-        return asdict(self)
 
 
 def mce(errors: CorruptionErrors, base: CorruptionErrors, *, relative: Relative = "differences") -> CorruptionScores:
