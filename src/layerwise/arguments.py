@@ -19,11 +19,15 @@ every layer, and measure whether it worked.
   layerwise train slat-cifar10 --method.eta 4/255
                                        change any setting of it
   layerwise train slat-cifar10 --help  every setting of it, explained
-  layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
+  layerwise evaluate runs/slat-digits --suite standard
+                                       judge it again, with AutoAttack
   layerwise report runs/slat-digits runs/pgd-digits
                                        runs side by side in one table
+  layerwise reproduce list             the papers' tables and figures beside
+                                       ours, and what they cost
   layerwise list methods               what there is: methods, models, data,
-                                       recipes, attacks
+                                       recipes, attacks, suites, diagnostics,
+                                       corruptions
 """
 
 TRAIN = """\
@@ -49,14 +53,41 @@ null is none. `layerwise train RECIPE --help` lists every setting.
 """
 
 EVALUATE = """\
-Judge a finished run on the test set, as its recipe says or otherwise.
+Judge a finished run, as its recipe says, by a suite, or otherwise.
 
+  layerwise evaluate runs/slat-digits --suite quick
+                                       a first look in minutes
+  layerwise evaluate runs/slat-digits --suite standard --num-examples 1000
+                                       PGD-50-10 and AutoAttack
   layerwise evaluate runs/slat-digits --weights best
   layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
+  layerwise evaluate runs/a --evaluation.corruptions common \\
+      --evaluation.corruption_base runs/standard --record evaluation-c
+                                       mCE against a run with the same record
+  layerwise evaluate runs/a --evaluation.diagnostics "[landscape, alignment]"
+  layerwise list suites                what is in each; also: list attacks,
+                                       list diagnostics, list corruptions
+
+A suite's settings are changed by what is typed beside it. After Ctrl-C, or
+whatever else stopped it, the same command goes on; --fresh begins anew.
 
 The record goes into the run's folder: evaluation.json where nothing differs
-from the run's own settings, evaluation-best.json for other weights,
-evaluation-custom.json for other settings, or where --record says.
+from the run's own settings, evaluation-SUITE.json, evaluation-best.json for
+other weights, evaluation-custom.json for other settings, or where --record
+says. `layerwise evaluate RUN --help` lists every setting.
+"""
+
+REPORT = """\
+Put runs side by side on one page: verdicts first, then tables and figures.
+
+  layerwise report runs/slat-digits runs/pgd-digits
+                                       writes report/report.html (one file that
+                                       needs nothing else), .md and .json beside
+  layerwise report runs/slat-digits --format md
+                                       markdown for a pull request
+
+The page shows what the run folders hold, and names the command for what they
+lack. Seeds of one recipe (-seed0, -seed1, ...) are one entry.
 """
 
 SECTIONS = ("data", "model", "method", "phases", "training", "evaluation")
@@ -90,7 +121,7 @@ def parse(argv: list[str]) -> tuple[Any, list[str]]:
         if "=" not in token and rest and not rest[0].startswith("--"):
             settings.append(rest.pop(0))
     arguments, unknown = parser.parse_known_args(own)
-    arguments.parser = commands[arguments.command]
+    arguments.parser, arguments.typed = commands[arguments.command], argv
     if settings and not arguments.takes_settings:
         unknown = settings
     if unknown:
@@ -156,16 +187,31 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
 
     judge = command("evaluate", "judge a finished run again", text=EVALUATE, settings=True)
     judge.add_argument("folder", nargs="?", type=Path, help="the run's folder, such as runs/slat-digits")
+    judge.add_argument("--suite", help="what to judge by: quick, standard, paper-slat, ... (`layerwise list suites`)")
+    judge.add_argument("--num-examples", type=int, help="a random subset of so many images, the same for the same seed")
+    judge.add_argument("--seed", type=int, help="of the subset and of all random numbers (default: 0)")
     judge.add_argument("--weights", default="last", help="last, best, ema or best-ema (default: last)")
     judge.add_argument("--record", help="name of the record in the run's folder, without .json")
+    judge.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
     _add_trust(judge, "the run")
     _add_quiet(judge)
     judge.add_argument("-h", "--help", action="store_true", help="this, and with a run every setting")
 
-    report = command("report", "put runs side by side in one table")
+    report = command("report", "put runs side by side on one page", text=REPORT)
     report.add_argument("folders", nargs="+", type=Path, help="run folders; those of one recipe's seeds become one row")
-    report.add_argument("--output", type=Path, default=Path("report"), help="folder of report.md and report.json")
-    report.add_argument("--record", default="evaluation", help="which record of the runs (default: evaluation)")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report"),
+        help="folder of report.html, report.md and report.json (default: report)",
+    )
+    report.add_argument(
+        "--record", help="which record of the runs (default: evaluation-standard where all have it, else evaluation)"
+    )
+    report.add_argument(
+        "--format", choices=("html", "md", "json"), default="html",
+        help="html writes the page and its markdown and JSON; md and json go to standard output instead (default: html)",
+    )  # fmt: skip
 
     sites = command("sites", "print every site of a network, or those that a selection chooses")
     sites.add_argument("model", help="a network's name or import path")
@@ -175,8 +221,25 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     )
     sites.add_argument("--options", default="{}", help="the network's options, as YAML: '{width: 16}'")
 
-    listing = command("list", "show what there is: methods, models, data, recipes, attacks")
-    listing.add_argument("what", help="methods, models, data, recipes or attacks")
+    listing = command("list", "show what there is: methods, models, data, recipes, attacks, suites, ...")
+    listing.add_argument(
+        "what", help="methods, models, data, recipes, attacks, suites, diagnostics or corruptions (and sequences)"
+    )
+
+    from layerwise.reproduce.command import TEXT, add_arguments
+
+    add_arguments(command("reproduce", "run the papers' tables and figures, and put ours beside theirs", text=TEXT))
+
+    from layerwise.tune.command import TEXT as TUNE
+    from layerwise.tune.command import add_arguments as add_tuning
+
+    add_tuning(command("tune", "search for better settings of a recipe", text=TUNE, settings=True))
+
+    from layerwise.bench import command as bench
+
+    timing = command("bench", "measure what a training step costs here", text=bench.TEXT)
+    timing.set_defaults(takes_settings=True)
+    bench.add_arguments(timing)
 
     command("doctor", "print what a bug report needs, and check that the parts work together")
     return parser, dict(commands.choices)

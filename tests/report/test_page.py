@@ -415,3 +415,13 @@ def test_a_folder_gets_the_three_files(tmp_path: Path, two: Report) -> None:
     assert two.write(tmp_path / "there") == tmp_path / "there" / "report.html"
     assert sorted(os.listdir(tmp_path / "there")) == ["report.html", "report.json", "report.md"]
     assert (tmp_path / "there" / "report.md").read_text() == two.to_markdown()
+
+
+def test_the_judgement_that_the_verdict_asks_for_is_taken_where_all_runs_have_it(tmp_path: Path) -> None:
+    a, b = put(tmp_path / "a", judged()), put(tmp_path / "b", judged())
+    assert report([a, b]).record == "evaluation"
+    judged().write(a, "evaluation-standard")
+    assert report([a, b]).record == "evaluation"
+    judged().write(b, "evaluation-standard")
+    assert report([a, b]).record == "evaluation-standard"
+    assert report([a, b], record="evaluation").record == "evaluation"

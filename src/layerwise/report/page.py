@@ -30,6 +30,12 @@ EXAMPLES = "--evaluation.num_pictures 8"
 """What `layerwise evaluate` is told, to measure what a section shows; they go together in one command."""
 
 
+FOOTER = (
+    "Made from the run folders alone. Of several seeds of a recipe, accuracies and corruption errors are means, training curves show "
+    "each, all other figures show the first."
+)
+
+
 @dataclass(frozen=True)
 class Report:
     """A report on runs that were judged alike.
@@ -84,21 +90,7 @@ class Report:
 
     def to_html(self) -> str:
         """The page."""
-        from jinja2 import Environment, StrictUndefined
-
-        from layerwise import __version__
-
-        source = resources.files("layerwise.report").joinpath("page.html").read_text(encoding="utf-8")
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.tests["kind"] = lambda block, name: type(block).__name__ == name
-        template = environment.from_string(source)
-
-        def render(weight: str) -> str:
-            return template.render(
-                report=self, verdicts=self.verdicts, sections=self.sections, version=__version__, weight=weight
-            )
-
-        return render(f"{len(render('0.0').encode()) / 1e6:.1f}")
+        return html(self.title, self.verdicts, self.sections, footer=FOOTER)
 
     def to_markdown(self) -> str:
         """Verdicts and tables, and in place of each picture the sentence that tells what it shows; fit for a pull request."""
@@ -138,18 +130,51 @@ class Report:
         return folder / FILES["html"]
 
 
-def report(folders: Sequence[Path], *, record: str = "evaluation") -> Report:
+def html(title: str, verdicts: Sequence[Verdict], sections: Sequence[Section], *, footer: str) -> str:
+    """A page that needs nothing beside it.
+
+    Args:
+        title: its heading.
+        verdicts: what stands at its top.
+        sections: what comes after them.
+        footer: what a reader has to know about all of it.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from layerwise import __version__
+
+    source = resources.files("layerwise.report").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    template = environment.from_string(source)
+    shown = {"title": title, "verdicts": verdicts, "sections": sections, "footer": footer, "version": __version__}
+
+    def render(weight: str) -> str:
+        return template.render(**shown, weight=weight)
+
+    return render(f"{len(render('0.0').encode()) / 1e6:.1f}")
+
+
+def report(folders: Sequence[Path], *, record: str | None = None) -> Report:
     """Read runs and report on them.
 
     Args:
         folders: run folders; those beside each other whose names differ in `-seedN` are one recipe's.
-        record: name of the judgement in each folder, without `.json`.
+        record: name of the judgement in each folder, without `.json`; None is that of the suite `standard` where all have one, else
+            the run's own.
 
     Raises:
         CheckpointError: a judgement is missing or damaged, or the runs were judged on different images or in different threat models.
     """
-    comparison, entries = gather(folders, record=record)
-    return Report(comparison, tuple(entries), record)
+    chosen = record or _strongest(folders)
+    comparison, entries = gather(folders, record=chosen)
+    return Report(comparison, tuple(entries), chosen)
+
+
+def _strongest(folders: Sequence[Path]) -> str:
+    """The record that the verdict asks for, where every run has it."""
+    standard = "evaluation-standard"
+    return standard if all((Path(f) / f"{standard}.json").is_file() for f in folders) else "evaluation"
 
 
 def _or(blocks: Iterable[Block], nothing: str, command: str | None = None) -> list[Block]:
