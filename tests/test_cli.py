@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,12 @@ import torch
 
 from layerwise import experiment, listing, models
 from layerwise.console import TABLE, readable
+from layerwise.diagnostics import DIAGNOSTICS
 from layerwise.evaluation import ATTACKS
+from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES
+from layerwise.evaluation.journal import Entry, Journal
+from layerwise.evaluation.suites import SUITES
+from layerwise.judgement import Judgement
 from layerwise.methods import METHODS
 from layerwise.training.checkpoint import unpack_tensors
 from tests.command import QUICK, Command, Said, done, finished, layerwise, told
@@ -91,6 +98,9 @@ def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: 
         ("data", ["digits", "mnist", "cifar10"]),
         ("recipes", ["slat-digits", "slat-cifar10-wrn-as-printed"]),
         ("attacks", sorted(ATTACKS)),
+        ("suites", sorted(SUITES)),
+        ("diagnostics", sorted(DIAGNOSTICS)),
+        ("corruptions", [*CORRUPTIONS, *SEQUENCES]),
     ],
 )
 def test_lists(layerwise: Command, what: str, some: list[str]) -> None:
@@ -245,13 +255,54 @@ def test_more_examples_than_there_are_means_all(layerwise: Command, done: Path) 
     assert "540 of 540 images" in layerwise("evaluate", "runs/done", "--evaluation.num_examples", "100000").out
 
 
+def test_a_suite_has_a_record_of_its_own_and_gives_way_to_what_is_typed(layerwise: Command, done: Path) -> None:
+    before = (done / "evaluation.json").read_text()
+    said = layerwise("evaluate", "runs/done", "--suite", "quick", "--num-examples", "15", "--seed", "3")
+    assert said.code == 0
+    assert "done on digits, 15 of 540 images (seed 3), linf, eps 0.2." in said.out
+    assert re.findall(r"^(\S+) +\d+\.\d\d ", said.out, re.MULTILINE) == ["clean", "fgsm", "pgd-10"]
+    assert said.out.endswith("record: runs/done/evaluation-quick.json\n")
+    said = layerwise("evaluate", "runs/done", "--evaluation.attacks=[clean]", "--suite=paper-lad", "--num-examples=15")
+    assert "linf, eps 8/255." in said.out
+    assert re.findall(r"^(\S+) +\d+\.\d\d ", said.out, re.MULTILINE) == ["clean"]
+    assert said.err.startswith("state-ratio is left out, it does not fit this network: ")
+    assert layerwise("evaluate", "runs/done", "--num-examples", "9").out.endswith("evaluation-custom.json\n")
+    assert (done / "evaluation.json").read_text() == before
+
+
+def test_measures_are_typed_like_attacks(layerwise: Command, done: Path) -> None:
+    said = layerwise(
+        *("evaluate", "runs/done", "--evaluation.corruptions", "fog", "--evaluation.diagnostics=alignment images=5"),
+        *("--evaluation.eps_ref", "false", "--evaluation.num_pictures", "2", "--evaluation.split=validation"),
+        *("--evaluation.corruption_base", "runs/done", "--record", "all", "--evaluation.attacks", "clean,fgsm"),
+    )
+    assert said.code == 0, said.err
+    assert "done on digits validation, 20 of " in said.out
+    assert "Gradient alignment: mean cosine" in said.out
+    found = Judgement.read(done, "all")
+    assert found.corruptions is not None
+    assert found.corruption_scores is not None
+    assert found.examples is not None
+    assert (len(found.diagnostics), len(found.examples.items)) == (1, 2)
+
+
 def test_a_report(layerwise: Command, done: Path) -> None:
     shutil.copytree(done, "runs/other")
     said = layerwise("report", "runs/done", "runs/other", "--output", "there")
     assert said.code == 0
     assert narrow(said.out.partition("\n\n")[2])
-    assert said.out.endswith("\nreport: there/report.md\n")
+    assert said.out.endswith("\nreport: there/report.html\n")
     assert Path("there/report.md").read_text().count("| 1 |") == 2
+    assert Path("there/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_report_in_markdown_goes_to_standard_output_as_it_is(layerwise: Command, done: Path) -> None:
+    said = layerwise("report", "runs/done", "--format", "md")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("# Robustness on digits: done\n\n**done**: **")
+    assert "|---|---:|" in said.out
+    assert json.loads(layerwise("report", "runs/done", "--format", "json").out)["rows"][0]["name"] == "done"
+    assert not Path("report").exists()
 
 
 def test_tables_are_aligned() -> None:
@@ -260,6 +311,32 @@ def test_tables_are_aligned() -> None:
 
 
 # Ctrl-C.
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(
+    layerwise: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = layerwise("evaluate", "runs/done", "--suite", "quick", "--record", "whole", "--quiet")
+    add, calls = Journal.add, 0
+
+    def stop(self: Journal, entries: Iterable[Entry]) -> None:
+        nonlocal calls
+        add(self, entries)
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stop)
+        said = layerwise("evaluate", "runs/done", "--fresh", "--suite", "quick", "--evaluation.batch_size", "250")
+    command = "evaluate runs/done --suite quick --evaluation.batch_size 250"
+    assert said == Said(130, "", f"stopped by Ctrl-C, what is done is kept; go on with: layerwise {command}\n")
+    assert (done / "evaluation-quick.journal").is_file()
+    again = layerwise(*command.split())
+    assert again.code == 0
+    timeless = [re.sub(r"\d+\.\d$", "", said.out, flags=re.MULTILINE) for said in (again, whole)]
+    assert timeless[0].partition("\nrecord")[0] == timeless[1].partition("\nrecord")[0]
+    assert not (done / "evaluation-quick.journal").exists()
 
 
 def test_ctrl_c_says_how_to_go_on_and_resuming_ends_at_the_same_bits(layerwise: Command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import layerwise
-from layerwise import experiment, judging, models
+from layerwise import experiment, judgement, judging, models
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, DataError, LayerwiseError
 from layerwise.evaluation import Evaluation, rho
@@ -396,7 +396,7 @@ def test_the_record_comes_last_so_that_where_it_is_the_rest_is_too(
         order.append(file.name)
         write_text(file, text)
 
-    monkeypatch.setattr(judging, "write_text", noted)
+    monkeypatch.setattr(judgement, "write_text", noted)
     chosen, model, data = experiment.open_run(finished)
     experiment.judge(model, data, chosen.evaluation, folder=tmp_path, progress=False)
     assert order[-1] == "evaluation.json"

@@ -25,7 +25,7 @@ MISTAKES = [
     (["trian"], r"there is no command 'trian'; did you mean 'train'\?"),
     (["train"], r"train needs a recipe; `layerwise list recipes` shows them"),
     (["train", "slat-digits", "more"], r"train does not take 'more'; see `layerwise train --help`"),
-    (["train", "slat-digits", "--seed", "3"], r"train has no option '--seed'; did you mean '--training.seed'\?"),
+    (["train", "slat-digits", "--seed", "3"], r"train has no option '--seed'; did you mean '--training.seed' or"),
     (["train", "slat-digits", "--nmae", "x"], r"train has no option '--nmae'; did you mean '--name'"),
     (["train", "slat-digits", "--eta=1"], r"train has no option '--eta'; did you mean '--method.eta'\?"),
     (

@@ -17,6 +17,7 @@ from layerwise.errors import ConfigError
 from layerwise.evaluation import parse_attack
 from layerwise.experiment import Experiment
 from layerwise.methods import LAD, SLAT, LayerMethod, Standard
+from layerwise.methods.wrapper import Wrapper
 from layerwise.training.phases import Phases
 
 SHAPES = {
@@ -24,6 +25,9 @@ SHAPES = {
     "mnist": ((1, 28, 28), 10),
     "cifar10": ((3, 32, 32), 10),
     "cifar100": ((3, 32, 32), 100),
+    "tiny-imagenet": ((3, 64, 64), 200),
+    "cifar10 grey": ((1, 32, 32), 10),
+    "tiny-imagenet 224": ((3, 224, 224), 200),
 }
 NAMES = recipe.names()
 
@@ -42,7 +46,13 @@ def lines_of(name: str) -> list[str]:
 def attached(name: str) -> list[str]:
     """The sites of a recipe's method on its network, without memory for either."""
     chosen, _ = read(name)
-    shape, classes = SHAPES[chosen.data.name]
+    options = chosen.data.options
+    kind = [
+        chosen.data.name,
+        *["grey"] * options.get("grey", False),
+        *(str(v) for k, v in options.items() if k == "size"),
+    ]
+    shape, classes = SHAPES[" ".join(kind)]
     statistics = {"mean": 0.5, "std": 0.25} if chosen.model.normalize else {}
     with torch.device("meta"):
         model = models.build(chosen.model.name, num_classes=classes, shape=shape, **statistics, **chosen.model.options)
@@ -80,13 +90,16 @@ def test_the_first_line_is_a_sentence_and_every_key_is_explained(name: str) -> N
 
 @every_recipe
 def test_the_method_finds_its_sites_on_the_network(name: str) -> None:
-    assert bool(attached(name)) == isinstance(read(name)[0].method, LayerMethod)
+    method = read(name)[0].method
+    while isinstance(method, Wrapper):
+        method = method.base
+    assert bool(attached(name)) == isinstance(method, LayerMethod)
 
 
 @every_recipe
 def test_the_parts_fit_each_other(name: str) -> None:
     chosen, _ = read(name)
-    assert chosen.data.name in name.split("-")
+    assert f"-{chosen.data.name}-" in f"-{name}-"
     assert [str(parse_attack(a)) for a in chosen.evaluation.attacks] == chosen.evaluation.attacks
     assert chosen.evaluation.attacks[0] == "clean"
     Phases(chosen.method, experiment.make_phases(chosen), chosen.training.epochs)

@@ -10,12 +10,16 @@ from typing import Any, Literal
 from layerwise import recipe
 from layerwise.config import Schema, Tree
 from layerwise.data import Augment
+from layerwise.diagnostics import parse_diagnostic
 from layerwise.errors import ConfigError
 from layerwise.evaluation import ThreatModel
+from layerwise.evaluation.corruptions.names import chosen_corruptions, chosen_sequences
 from layerwise.evaluation.evaluate import choose
 from layerwise.methods import METHODS, InputMethod, Method
 from layerwise.methods.base import at_least
 from layerwise.probe import Criterion, CrossEntropy
+from layerwise.ranges import laid
+from layerwise.stochastic import Inference, NoisyAveraging, RandomResizing
 from layerwise.training import (
     SGD,
     Adam,
@@ -72,28 +76,59 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class EvaluationSettings:
-    """How the trained network is judged, on the test set.
+    """How the trained network is judged.
 
     Args:
         norm: of the threat model.
         eps: radius of the threat model, in [0, 1] for linf.
         attacks: names as `layerwise list attacks` shows them, such as pgd-50-10 (50 steps, 10 restarts).
+        sources: run folders of other networks; an attack transfer:each:ATTACK is made on each of them.
         num_examples: a fixed random subset of so many; null is all.
+        split: test, or validation, on which to choose anything (a rate, a method, an epoch).
+        seed: of the images and of all random numbers.
         batch_size: examples attacked at a time.
+        eot: passes that every gradient is averaged over, for networks that draw random numbers.
         rho_steps: DeepFool steps of Deep Defense's rho_2, a measure for each; 5 to compare with the paper, 50 to converge.
+        eps_ref: Deep Defense's radius at which FGSM halves the accuracy.
+        corruptions: names as `layerwise list corruptions` shows them; common is the benchmark's 15, extra its 4 others, all both.
+        sequences: of perturbations, likewise; common is the benchmark's 10, extra its 4 others.
+        corruption_base: run folder of the network whose errors are 100 % in mCE and mFR, judged under the same record.
+        diagnostics: names as `layerwise list diagnostics` shows them, with sizes, such as [landscape, jacobian images=20]; or all.
+        diagnostics_other: run folder of a network to compare with, for diagnostics that need two.
+        num_pictures: adversarial images to keep, of the last attack that makes some.
+        inference: how the network is judged if it is not simply called: noisy passes averaged, images randomly resized; null calls it.
     """
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Radius = 8 / 255
     attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"])
+    sources: list[str] = field(default_factory=list)
     num_examples: int | None = None
+    split: Literal["test", "validation"] = "test"
+    seed: int = 0
     batch_size: int = 250
+    eot: int = 1
     rho_steps: list[int] = field(default_factory=list)
+    eps_ref: bool = False
+    corruptions: list[str] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
+    corruption_base: str | None = None
+    diagnostics: list[str] = field(default_factory=list)
+    diagnostics_other: str | None = None
+    num_pictures: int = 0
+    inference: Inference | None = None
 
     def __post_init__(self) -> None:
         """Check the settings: a misspelt attack is told before the training, not after it."""
         ThreatModel(norm=self.norm, eps=self.eps)
-        choose(self.attacks)
+        choose(self.attacks, self.eot)
+        chosen_corruptions(self.corruptions)
+        chosen_sequences(self.sequences)
+        for text in self.diagnostics:
+            if text != "all":
+                parse_diagnostic(text)
+        at_least("seed", self.seed, 0)
+        at_least("num_pictures", self.num_pictures, 0)
         at_least("batch_size", self.batch_size, 1)
         for steps in self.rho_steps:
             at_least("rho_steps", steps, 1)
@@ -136,6 +171,7 @@ SCHEMA = Schema(
         Optimizer: {cls.__name__: cls for cls in (SGD, Adam, AdamW)},
         Schedule: {cls.__name__: cls for cls in (Constant, Cyclic, MultiStep, Cosine, OneCycle)},
         Augment: {"Augment": Augment},
+        Inference: {cls.__name__: cls for cls in (NoisyAveraging, RandomResizing)},
     },
 )
 """What can be set, see `layerwise.config`."""
@@ -161,9 +197,23 @@ def read(source: str, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
     Raises:
         ConfigError: whatever does not fit.
     """
-    experiment, tree = SCHEMA.read(SCHEMA.merge(*recipe.load(source)), overrides, where=source)
+    own = SCHEMA.merge(*recipe.load(source))
+    if found := recipe.ranges(source):  # nothing but `layerwise tune` uses them, but a misspelt one is told by all
+        with_settings(own, {key: each.first for key, each in found.items()}, where=f"{source}: tune")
+    experiment, tree = SCHEMA.read(own, overrides, where=source)
     assert isinstance(experiment, Experiment)
     return experiment, tree
+
+
+def with_settings(tree: Tree, settings: Mapping[str, Any], *, where: str) -> tuple[Experiment, Tree]:
+    """An experiment whose dotted settings have other values; also as a resolved tree.
+
+    Raises:
+        ConfigError: an unknown setting, or a value that does not fit.
+    """
+    experiment, resolved = SCHEMA.read(SCHEMA.merge(tree, laid(settings)), where=where)
+    assert isinstance(experiment, Experiment)
+    return experiment, resolved
 
 
 def make_phases(experiment: Experiment) -> list[Phase]:
@@ -189,19 +239,7 @@ def _phase(where: str, entry: Any, current: Tree) -> tuple[Phase, Tree]:
         return Phase(epochs=epochs, fields=fields, method=other.method), current
     if not isinstance(fields, dict) or "name" in fields:
         raise ConfigError(f"{where}: fields={fields!r} does not fit; type {{k: 1}}, or method: for another method")
-    typed, resolved = _PART.read(_PART.merge(current, {"method": _nested(fields)}), where=where)
+    typed, resolved = _PART.read(_PART.merge(current, {"method": laid(fields)}), where=where)
     return Phase(
         epochs=epochs, fields={name: reduce(getattr, name.split("."), typed.method) for name in fields}
     ), resolved
-
-
-def _nested(fields: Mapping[str, Any]) -> Tree:
-    """Fields whose names may be dotted, `base.eps`, as a tree."""
-    tree: Tree = {}
-    for name, value in fields.items():
-        branch = tree
-        *path, last = name.split(".")
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[last] = value
-    return tree

@@ -1,11 +1,14 @@
-"""The command line: `layerwise demo | train | evaluate | report | sites | list | doctor`."""
+"""The command line: `layerwise demo | train | evaluate | report | sites | list | reproduce | tune | bench | doctor`."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,7 @@ def train_command(arguments: Any, settings: list[str]) -> None:
     """`layerwise train`."""
     from layerwise import experiment
     from layerwise.console import say, tell_messages
+    from layerwise.evaluation.ranks import rank_and_world
 
     tell_messages(quiet=arguments.quiet)
     if arguments.help:
@@ -93,6 +97,8 @@ def train_command(arguments: Any, settings: list[str]) -> None:
     _, judgement = experiment.train(
         chosen, tree, folder=folder, resume=arguments.resume, progress=progress, trust=trust
     )
+    if rank_and_world()[0]:
+        return
     say(judgement.to_markdown())
     say(f"\nrun folder: {folder}")
 
@@ -135,9 +141,17 @@ def _help(arguments: Any, source: str | None, settings: list[str]) -> None:
 
 
 def evaluate_command(arguments: Any, settings: list[str]) -> None:
-    """`layerwise evaluate`."""
+    """`layerwise evaluate`, in as many processes as torchrun has started."""
+    from layerwise.evaluation.ranks import launched
+
+    with launched():
+        _evaluate(arguments, settings)
+
+
+def _evaluate(arguments: Any, settings: list[str]) -> None:
     from layerwise import experiment
     from layerwise.console import say, tell_messages
+    from layerwise.evaluation.ranks import rank_and_world
 
     tell_messages(quiet=arguments.quiet)
     folder, which = arguments.folder, arguments.weights
@@ -146,26 +160,58 @@ def evaluate_command(arguments: Any, settings: list[str]) -> None:
         return
     if folder is None:
         raise ConfigError("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
-    chosen, model, data = experiment.open_run(folder, settings, trust=arguments.trust, which=which)
+    chosen, model, data = experiment.open_run(
+        folder, [*_suite(arguments), *settings], trust=arguments.trust, which=which
+    )
     # Where the data are changes nothing in the record.
     differs = any(s.startswith("--") and not s.startswith(("--data.root", "--data.download")) for s in settings)
-    parts = ["evaluation", *([] if which == "last" else [which]), *(["custom"] if differs else [])]
-    record = arguments.record or "-".join(parts)
+    differs |= arguments.num_examples is not None or arguments.seed is not None
+    kind = arguments.suite or ("custom" if differs else None)
+    record = arguments.record or "-".join(filter(None, ["evaluation", None if which == "last" else which, kind]))
     name = folder.resolve().name if which == "last" else f"{folder.resolve().name} ({which} weights)"
-    judgement = experiment.judge(
-        model, data, chosen.evaluation, name=name, folder=folder, record=record, progress=not arguments.quiet
-    )
+    try:
+        judgement = experiment.judge(
+            model,
+            data,
+            chosen.evaluation,
+            name=name,
+            folder=folder,
+            record=record,
+            progress=not arguments.quiet,
+            load=partial(experiment.load, trust=arguments.trust),
+            fresh=arguments.fresh,
+        )
+    except KeyboardInterrupt:
+        again = shlex.join(t for t in arguments.typed if t != "--fresh")
+        raise KeyboardInterrupt(f"stopped by Ctrl-C, what is done is kept; go on with: layerwise {again}") from None
+    if rank_and_world()[0]:
+        return
     say(judgement.to_markdown())
     say(f"\nrecord: {folder / record}.json")
+
+
+def _suite(arguments: Any) -> list[str]:
+    """The settings that a suite and the command's own options stand for."""
+    from layerwise.evaluation.suites import find_suite
+
+    settings: dict[str, Any] = dict(find_suite(arguments.suite).settings) if arguments.suite else {}
+    own = {"num_examples": arguments.num_examples, "seed": arguments.seed}
+    settings |= {key: value for key, value in own.items() if value is not None}
+    return [f"--evaluation.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items()]
 
 
 def report_command(arguments: Any, settings: list[str]) -> None:
     """`layerwise report`."""
     from layerwise.console import say
-    from layerwise.report import compare, write
+    from layerwise.report import report
 
-    path = write(compare(arguments.folders, record=arguments.record), arguments.output)
-    say(path.read_text(encoding="utf-8"))
+    made = report(arguments.folders, record=arguments.record)
+    if arguments.format != "html":
+        # As it is, not aligned for a terminal: it goes into a file or another program.
+        sys.stdout.write(made.to_markdown() if arguments.format == "md" else made.to_json())
+        return
+    path = made.write(arguments.output)
+    say(made.summary())
     say(f"\nreport: {path}")
 
 
@@ -223,6 +269,27 @@ def list_command(arguments: Any, settings: list[str]) -> None:
     show_table(*rows(arguments.what))
 
 
+def reproduce_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise reproduce`."""
+    from layerwise.reproduce.command import reproduce_command as run
+
+    run(arguments, settings)
+
+
+def tune_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise tune`."""
+    from layerwise.tune.command import tune_command as run
+
+    run(arguments, settings)
+
+
+def bench_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise bench`."""
+    from layerwise.bench.command import bench_command as run
+
+    run(arguments, settings)
+
+
 def doctor_command(arguments: Any, settings: list[str]) -> None:
     """`layerwise doctor`."""
     from layerwise.console import say
@@ -241,6 +308,9 @@ COMMANDS: dict[str, Command] = {
     "report": report_command,
     "sites": sites_command,
     "list": list_command,
+    "reproduce": reproduce_command,
+    "tune": tune_command,
+    "bench": bench_command,
     "doctor": doctor_command,
 }
 

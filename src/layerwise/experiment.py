@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.evaluation.decode import decode
 from layerwise.files import write_text
 from layerwise.judging import FACTS, Judgement, judge
+from layerwise.methods.sources import with_networks
 from layerwise.spelling import tokens_to_tree
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
 from layerwise.training.checkpoint import found as checkpoints_in
@@ -53,6 +55,7 @@ __all__ = [
     "make_phases",
     "open_run",
     "read",
+    "run_of",
     "train",
     "train_seeds",
 ]
@@ -172,7 +175,8 @@ def train(
         torch.manual_seed(experiment.training.seed)
         model = build_model(experiment.model, data, trust=trust)
     if experiment.model.start is not None and not checkpoints_in(folder / CHECKPOINTS):
-        _start_from(model, experiment, runs=folder.parent, progress=progress)
+        start = str(experiment.model.start)
+        load_weights(model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress))
     logger.info(
         "%s: %s, %s on %s, %s epochs",
         folder,
@@ -181,12 +185,19 @@ def train(
         data.name,
         experiment.training.epochs,
     )
+
+    def network(source: str) -> nn.Module:
+        return load(run_of(source, "method", experiment, runs=folder.parent, progress=progress), trust=trust)
+
     result = fit(
         model,
-        experiment.method,
+        with_networks(experiment.method, network),
         data,
         training=experiment.training,
-        phases=make_phases(experiment),
+        phases=[
+            p if p.method is None else replace(p, method=with_networks(p.method, network))
+            for p in make_phases(experiment)
+        ],
         run=folder,
         config=tree,
         resume=resume,
@@ -194,16 +205,23 @@ def train(
     )
     write_text(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
     try:
-        return result, judge(model, data, experiment.evaluation, name=folder.name, folder=folder, progress=progress)
+        return result, judge(
+            model,
+            data,
+            experiment.evaluation,
+            name=folder.name,
+            folder=folder,
+            progress=progress,
+            load=partial(load, trust=trust),
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped after training; judge the network with: layerwise evaluate {folder}"
         ) from None
 
 
-def _start_from(model: nn.Module, experiment: Experiment, *, runs: Path, progress: bool) -> None:
-    """Load the weights that training starts from; a recipe without a finished run is trained first."""
-    source = str(experiment.model.start)
+def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool) -> Path:
+    """The run or file that a setting names; a recipe without a finished run is trained first."""
     is_file = source.endswith((".yaml", ".yml"))
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
@@ -213,16 +231,17 @@ def _start_from(model: nn.Module, experiment: Experiment, *, runs: Path, progres
         source = str(folder)
     elif not Path(source).exists():
         raise ConfigError(
-            f"model.start: there is no run, file or recipe {source!r}; {did_you_mean(source, recipe.names())}"
+            f"{where}: there is no run, file or recipe {source!r}; {did_you_mean(source, recipe.names())}"
         )
-    load_weights(model, Path(source))
+    return Path(source)
 
 
 def _same_place(experiment: Experiment) -> list[str]:
-    """The settings that say where data are and what computes, for another experiment on the same machine."""
+    """The settings that say where data are, what computes and what is judged on, for another experiment beside this one."""
     data, training = experiment.data, experiment.training
     root = [] if data.root is None else [f"--data.root={data.root}"]
-    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}"]
+    judged = f"--evaluation.split={experiment.evaluation.split}"  # a search does not look at the test images on its way either
+    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}", judged]
 
 
 def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, progress: bool = True) -> list[Path]:
@@ -332,7 +351,7 @@ def _facts_of(data: ImageData) -> DataFacts:
 def _read_facts(file: Path) -> DataFacts:
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON ({error}); delete it, and the data set tells the same") from None
     facts: DataFacts = decode(DataFacts, found, source=str(file))
     return facts

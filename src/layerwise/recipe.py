@@ -7,6 +7,7 @@ from pathlib import Path
 
 from layerwise.config import Tree, load_yaml
 from layerwise.errors import ConfigError, did_you_mean
+from layerwise.ranges import Range, read_ranges
 
 
 def folder() -> Path:
@@ -59,12 +60,23 @@ def load(recipe: str) -> list[Tree]:
         file = path_of(current, beside=file)
         tree = load_yaml(file)
         following = tree.pop("extends", None)
+        tree.pop("tune", None)  # only `ranges` looks at it
         trees.insert(0, tree)
         if following is None:
             return trees
         if not isinstance(following, str):
             raise ConfigError(f"{file}: extends={following} does not fit; type one recipe's name or file")
         current = following
+
+
+def ranges(recipe: str) -> dict[str, Range]:
+    """What a recipe's own `tune:` section says; those that it extends may train otherwise, so theirs do not count.
+
+    Raises:
+        ConfigError: no recipe, or something that is no range.
+    """
+    file = path_of(recipe)
+    return read_ranges(load_yaml(file).get("tune"), where=f"{file.name}: ")
 
 
 def summary(recipe: str) -> str:
