@@ -1,0 +1,230 @@
+"""What reproduction costs: passes counted, floating-point operations counted on the meta device, rates measured once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise import models
+from layerwise.config import Tree
+from layerwise.errors import LayerwiseError
+from layerwise.evaluation import Clean, parse_attack
+from layerwise.evaluation.external import AutoAttack
+from layerwise.experiment import SCHEMA, make_phases
+from layerwise.reproduce.definitions import Column, Item
+from layerwise.reproduce.scales import Scale, scales
+from layerwise.reproduce.systems import Resolved, resolve, steps_of
+from layerwise.training.phases import Phases
+
+Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """What a machine does, eagerly.
+
+    Args:
+        name: of the machine.
+        launch: seconds a layer of a pass takes at least.
+        training: floating-point operations a second in training.
+        judging: the same in float32 without TF32.
+        start: seconds a system costs beside its batches: reading data, writing.
+    """
+
+    name: str
+    launch: float
+    training: float
+    judging: float
+    start: float
+
+
+MACHINES = {
+    "gpu": Machine("one H200, eager, bf16 training at batch 128", 1.3e-4, 3.0e14, 3.5e13, 30.0),
+    "cpu": Machine("one core of a server, float32", 3.0e-5, 1.5e10, 1.5e10, 4.0),
+}
+"""The GPU's rates are of PRN-18 (6.98 ms a standard step) and WRN-28-10 (13.1 ms)."""
+
+ASSUMED = (
+    "\nTimes assume, at smoke, "
+    + MACHINES["cpu"].name
+    + "; at reduced and full, "
+    + MACHINES["gpu"].name
+    + ". They are estimates from passes and operations; what tables share is counted in each."
+)
+
+SIZES = {
+    "digits": ((1, 8, 8), 10, 1131),
+    "mnist": ((1, 28, 28), 10, 60_000),
+    "cifar10": ((3, 32, 32), 10, 50_000),
+    "cifar100": ((3, 32, 32), 100, 50_000),
+    "tiny-imagenet": ((3, 64, 64), 200, 100_000),
+    "image-folder": ((3, 224, 224), 1000, 1_281_167),
+    "gaussians": ((2, 1, 1), 2, 1000),
+}
+"""{data set: (shape, classes, training images)}, so that nothing has to be read."""
+
+MEASURES = {"corruption": 96, "flips": 420, "rho": 65, "fgs-at-eps-ref": 60, "judged-by": 4}
+"""Passes an image of the other measures."""
+
+
+@cache
+def _size(model: str, data: str) -> tuple[float, int]:
+    """Operations of a forward pass of an image, and the number of convolutions and linear layers."""
+    settings, (shape, classes, _) = json.loads(model), SIZES[data]
+    side = settings["size"]
+    shape = (1 if settings["grey"] else shape[0], *([side, side] if side else shape[1:]))
+    with torch.device("meta"):
+        network = models.build(settings["name"], num_classes=classes, shape=shape, **settings["options"]).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, *shape))
+    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in network.modules())
+    return float(counter.get_total_flops()), layers
+
+
+def size_of(tree: Tree) -> tuple[float, int]:
+    """See `_size`."""
+    data = {"grey": tree["data"]["options"].get("grey"), "size": tree["data"]["options"].get("size")}
+    model = {"name": tree["model"]["name"], "options": tree["model"]["options"], **data}
+    return _size(json.dumps(model, sort_keys=True), tree["data"]["name"])
+
+
+def training_seconds(tree: Tree, machine: Machine) -> float:
+    """The batches of every phase times their passes."""
+    chosen = SCHEMA.build(tree)
+    flops, layers = size_of(tree)
+    images = SIZES[tree["data"]["name"]][2]
+    batch = chosen.training.batch_size
+    phases = Phases(chosen.method, make_phases(chosen), chosen.training.epochs)
+    seconds, left, epoch = machine.start, chosen.training.max_steps, 0
+    for phase in phases.phases:
+        passes = phases.enter(epoch).passes.total
+        steps = phase.epochs * images / batch
+        if left is not None:
+            steps = min(steps, left)
+            left -= steps
+        seconds += steps * passes * max(layers * machine.launch, flops * batch / machine.training)
+        epoch += phase.epochs
+    return seconds
+
+
+def judging_seconds(item: Item, tree: Tree, columns: Iterable[Column], scale: Scale) -> float:
+    """The images of every column times their passes."""
+    machine = MACHINES[scale.machine]
+    flops, layers = size_of(tree)
+    total = 0.0
+    for column in columns:
+        images, passes = _effort(column, scale)
+        each = max(layers * machine.launch / 250, flops / machine.judging)
+        total += images * passes * each
+    if item.draw:
+        total += (scale.few or 1000) * 500 * max(layers * machine.launch / 250, flops / machine.judging)
+    return total
+
+
+def _effort(column: Column, scale: Scale) -> tuple[int, int]:
+    """Images and passes an image."""
+    few = scale.few or 10_000
+    if "attack" not in column.options:
+        if column.measure == "boundary":  # 26 points along both signs of every direction
+            return min(few, 100), 52 * min(few, 1000)
+        return few, MEASURES.get(column.measure, 0)
+    text, sources = scale.attack(column.options["attack"]), column.options.get("sources")
+    images = scale.judged(text) if sources is None else scale.images and scale.few
+    return images or 10_000, _passes(parse_attack(text)) * len(sources or [1])
+
+
+def _passes(attack: Any) -> int:
+    """Forward and backward passes of an image; those of AutoAttack if every second image stays right."""
+    if isinstance(attack, Clean):
+        return 1
+    if isinstance(attack, AutoAttack):
+        return (2 * attack.steps * (1 + 3 * attack.targets) + attack.queries) // 2
+    steps = getattr(attack, "steps", 1) * getattr(attack, "restarts", 1) * getattr(attack, "binary_search_steps", 1)
+    return 2 * steps + 1
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """What an item costs at a scale: seconds by system, seconds of judging, and rows that cannot be run."""
+
+    systems: dict[str, float]
+    judging: float
+    missing: dict[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """Everything."""
+        return sum(self.systems.values()) + self.judging
+
+
+def cost(item: Item, scale: Scale, place: Path | None = None) -> Cost:
+    """The cost of an item; with a place, of what is not trained there yet."""
+    machine = MACHINES[scale.machine]
+    seeds = scale.seeds or item.seeds
+    systems: dict[str, float] = {}
+    judging, missing = 0.0, {}
+    for row in item.rows:
+        try:
+            for seed in range(seeds):
+                found = resolve(row.system, scale, seed=seed)
+                for system in steps_of(found, place or Path("nowhere")):
+                    if system.name not in systems:
+                        systems[system.name] = training_seconds(_alone(system), machine)
+            judging += seeds * judging_seconds(item, found.tree, item.columns, scale)
+        except LayerwiseError as error:
+            missing[row.name] = str(error)
+    return Cost(systems, judging, missing)
+
+
+def _alone(system: Resolved) -> Tree:
+    """The settings without the weights that training starts from, which cost nothing here."""
+    return {**system.tree, "model": {**system.tree["model"], "start": None}}
+
+
+def listing(chosen: Iterable[Item]) -> Rows:
+    """A row an item with its time at each scale."""
+    header = ("item", *scales(), "what it shows")
+    body = []
+    for item in chosen:
+        times = [duration(cost(item, scale).seconds) for scale in scales().values()]
+        body.append((item.id, *times, f"{item.title} ({len(item.rows)} rows, {len(item.claims)} claims)"))
+    return header, body
+
+
+def plan(chosen: Iterable[Item], scale: Scale, place: Path) -> Rows:
+    """A row for every system that is not trained yet, one for the judging of each item, and the sum."""
+    unit = "GPU hours" if scale.machine == "gpu" else "CPU hours"
+    rows: dict[str, tuple[float, str]] = {}
+    for item in chosen:
+        found = cost(item, scale, place)
+        for name, seconds in found.systems.items():
+            rows.setdefault(name, (seconds, item.id))
+        rows[f"judging {item.id}"] = (found.judging, item.id)
+        rows |= {f"{item.id}: {name}": (0.0, f"not available: {why}") for name, why in found.missing.items()}
+    total = sum(seconds for seconds, _ in rows.values())
+    body = [(name, f"{seconds / 3600:.3f}", first) for name, (seconds, first) in rows.items()]
+    return ("system", unit, "first needed by"), [*body, (f"{len(rows)} in all", f"{total / 3600:.1f}", "")]
+
+
+def duration(seconds: float) -> str:
+    """A rough time.
+
+    >>> duration(40), duration(600), duration(90_000)
+    ('40 s', '10 min', '25.0 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+__all__ = ["ASSUMED", "Cost", "cost", "duration", "listing", "plan"]

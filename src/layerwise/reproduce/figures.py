@@ -1,0 +1,349 @@
+"""Figures in the papers' axes: a diagnostic of every row's network, or the columns of a table as curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from layerwise import diagnostics as look
+from layerwise import models
+from layerwise.data import load
+from layerwise.data.batching import batches
+from layerwise.diagnostics import Curves, Diagnostic
+from layerwise.diagnostics.style import canvas, describe, legend_below, line, styled
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.evaluation import PGD, InputAttack, ThreatModel, parse_attack
+from layerwise.evaluation.corruptions import corrupt
+from layerwise.files import atomic
+from layerwise.methods import METHODS
+from layerwise.probe import AUTOGRAD
+from layerwise.random import Source, normal
+from layerwise.reproduce.bench import Bench, Subject, attempt
+from layerwise.reproduce.definitions import Item, System
+from layerwise.reproduce.record import Picture, RowRecord
+from layerwise.training.run import METRICS
+from layerwise.units import parse_radius
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOY_STEPS = 300
+"""Descents of the toy networks, each on all points: a second."""
+
+Found: TypeAlias = dict[str, Diagnostic]
+"""What was found of one network, by panel."""
+
+Look: TypeAlias = Callable[[Bench, Subject, Mapping[str, Any]], Found]
+
+DOTS = 80
+"""Dots per inch: a picture stays below 100 KiB."""
+
+
+def draw(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[str]]:
+    """The pictures of a figure, one for all rows where a diagnostic holds several, else one a row; and what failed.
+
+    Args:
+        item: the figure.
+        bench: where its systems are.
+        folder: of the pictures.
+
+    Raises:
+        ConfigError: nothing draws it.
+    """
+    if item.draw == "curves":
+        return _training_curves(item, bench, folder)
+    if item.draw == "toy":
+        return _toy(item, bench, folder), []
+    if item.draw not in LOOKS:
+        raise ConfigError(f"nothing draws {item.draw!r}; {did_you_mean(item.draw, LOOKS)}")
+    panels: dict[str, Found] = {}
+    failures = []
+    for row in item.rows:
+        found = attempt(_look, item.draw, item.options, bench, row.system)
+        if isinstance(found, str):
+            failures.append(f"{row.name}: {found}")
+            continue
+        for panel, diagnostic in found.items():
+            panels.setdefault(panel, {})[row.name] = diagnostic
+    pictures = []
+    for panel, shown in panels.items():
+        for name, figure in _figures(shown):
+            file = _file(item, panel, name)
+            data = {key: value.to_dict() for key, value in shown.items() if name in ("", key)}
+            pictures.append(_saved(figure, folder / file, data))
+    return pictures, failures
+
+
+def _look(name: str, options: Mapping[str, Any], bench: Bench, system: System) -> Found:
+    subject = bench.subject(system)
+
+    def make() -> dict[str, Any]:
+        return {panel: found.to_dict() for panel, found in LOOKS[name](bench, subject, options).items()}
+
+    stored = bench.cached(subject, ["figure", name, options], make)
+    return {panel: Diagnostic.from_dict(found, source=str(subject.folder)) for panel, found in stored.items()}
+
+
+def _figures(shown: Found) -> Iterator[tuple[str, Figure]]:
+    (first, head), *rest = shown.items()
+    if isinstance(head, Curves):
+        others = {name: found for name, found in rest if isinstance(found, type(head))}
+        yield "", head.figure(name=first, others=others)
+        return
+    for name, found in shown.items():
+        figure = found.figure()
+        for axes in figure.axes[:1]:
+            axes.set_title(f"{name}: {axes.get_title()}")
+        yield name, figure
+
+
+def _file(item: Item, *parts: str) -> str:
+    name = "-".join([item.id.partition("/")[2], *(part for part in parts if part)])
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name) + ".png"
+
+
+def _saved(figure: Figure, file: Path, data: dict[str, Any]) -> Picture:
+    with atomic(file) as partial:
+        figure.savefig(partial, dpi=DOTS, format="png")
+    return Picture(file=file.name, alt=getattr(figure, "alt", ""), data=_rounded(data))
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with five digits: records stay small, and no picture shows more."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _few(bench: Bench, subject: Subject, most: int) -> tuple[Tensor, Tensor]:
+    return subject.images(min(most, bench.scale.few or most))
+
+
+def _attacked(text: str) -> Callable[[nn.Module, Tensor, Tensor, float, Source], Tensor]:
+    attack = parse_attack(text)
+    if not isinstance(attack, InputAttack):
+        raise ConfigError(f"attack {text!r} makes no images")
+    return lambda model, x, y, eps, source: attack(model, x, y, ThreatModel(eps=eps), generator=source)
+
+
+def _gaussian(model: nn.Module, x: Tensor, y: Tensor, eps: float, source: Source) -> Tensor:
+    del model, y
+    return (x + eps / 3 * normal(x, source, key="gaussian")).clamp(x - eps, x + eps).clamp(0, 1)
+
+
+def _shot(model: nn.Module, x: Tensor, y: Tensor, eps: float, source: Source) -> Tensor:
+    """Shot noise of the benchmark, severity 3, cut to the radius."""
+    del model, y, source
+    return corrupt(x, "shot_noise", 3).clamp(x - eps, x + eps)
+
+
+NOISES: dict[str, Any] = {"uniform": look.uniform_noise, "fgsm": look.fgsm, "gaussian": _gaussian, "shot": _shot}
+
+
+def _noise(name: str) -> Any:
+    return NOISES[name] if name in NOISES else _attacked(name)
+
+
+def _radius(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    radii = [parse_radius(radius) for radius in options["radii"]]
+    attack = _attacked(bench.scale.attack(options["attack"]))
+    return {"": look.accuracy_over_radius(subject.network, *_few(bench, subject, 1000), attack, radii=radii)}
+
+
+def _landscape(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    del options
+    return {"": look.loss_landscape(subject.network, *_few(bench, subject, 100))}
+
+
+def _feature_gradients(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    x, y = _few(bench, subject, 1000)
+    return {"": look.feature_gradient_norms(subject.network, x, y, sites=tuple(options["sites"]))}
+
+
+def _alignment(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    del options
+    return {"alignment": look.gradient_alignment(subject.network, *_few(bench, subject, 1000))}
+
+
+def _reassignment(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    x, y = _few(bench, subject, 1000)
+    other = bench.row(options["other"]).network
+    images = look.fgsm(subject.network, x, y, 8 / 255, None)
+    return {
+        "clean": look.layer_reassignment(subject.network, other, x, y),
+        "fgsm": look.layer_reassignment(subject.network, other, images, y),
+    }
+
+
+def _representation(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    x, y = _few(bench, subject, 100)
+    polluted = {"pgd": PGD(10)(subject.network, x, y, ThreatModel()), "gaussian": corrupt(x, "gaussian_noise", 3)}
+    sites = tuple(options["sites"])
+    return {
+        name: look.representation_insensitivity(subject.network, x, images, sites=sites)
+        for name, images in polluted.items()
+    }
+
+
+def _input_gradients(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    return {"": look.input_gradient_pictures(subject.network, *_few(bench, subject, options["images"]))}
+
+
+def _boundary(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    del options
+    x, y = _few(bench, subject, 100)
+    directions = min(1000, bench.scale.few or 1000, x[0].numel())
+    return {"": look.boundary_distance(subject.network, x, y, directions=directions)}
+
+
+def _noise_insensitivity(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    x, y = _few(bench, subject, 100)
+    eps = [k / 255 for k in (2, 4, 8, 16)]
+    return {
+        name: look.noise_insensitivity(subject.network, x, y, eps=eps, pollute=_noise(name), copies=10)
+        for name in options["noises"]
+    }
+
+
+def _clouds(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    x, y = _few(bench, subject, 1000)
+    return {"": look.feature_clouds(subject.network, x, y, eps=options["eps"], classes=options.get("classes"))}
+
+
+def _spectrum(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    del options
+    x, _ = _few(bench, subject, 200)
+    return {"": look.jacobian_spectrum(subject.network, x)}
+
+
+def _state_ratio(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
+    del options
+    return {"": look.state_gradient_ratio(subject.network, *_few(bench, subject, 1000))}
+
+
+LOOKS: dict[str, Look] = {
+    "radius": _radius,
+    "landscape": _landscape,
+    "feature-gradients": _feature_gradients,
+    "alignment": _alignment,
+    "reassignment": _reassignment,
+    "representation": _representation,
+    "input-gradients": _input_gradients,
+    "boundary": _boundary,
+    "noise-insensitivity": _noise_insensitivity,
+    "clouds": _clouds,
+    "spectrum": _spectrum,
+    "state-ratio": _state_ratio,
+}
+"""What draws a figure, by the name that definitions use; `curves` and `toy` are two others."""
+
+
+def _training_curves(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[str]]:
+    """Curves over the epochs, from what training logged; then a diagnostic of the last weights, if one is named."""
+    series: Mapping[str, str] = item.options["series"]
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {key: {} for key in series}
+    failures = []
+    for row in item.rows:
+        subject = attempt(bench.subject, row.system)
+        if isinstance(subject, str):
+            failures.append(f"{row.name}: {subject}")
+            continue
+        lines = map(json.loads, (subject.folder / METRICS).read_text(encoding="utf-8").splitlines())
+        epochs = [found for found in lines if found["kind"] == "epoch"]
+        for key in series:
+            curves[key][row.name] = [(e["epoch"], 100 * e[key]) for e in epochs if e.get(key) is not None]
+    pictures = []
+    for key, label in series.items():
+        if any(curves[key].values()):
+            figure = plot(curves[key], title=item.title, x="epoch", y=label)
+            pictures.append(_saved(figure, folder / _file(item, key), {"curves": curves[key]}))
+        else:
+            failures.append(f"{label}: nothing was logged at this scale")
+    if (name := item.options.get("diagnostic")) is not None:
+        looked = {row.name: attempt(_look, name, {}, bench, row.system) for row in item.rows}
+        shown = {row: found[name] for row, found in looked.items() if not isinstance(found, str)}
+        for _, figure in _figures(shown) if shown else ():
+            data = {row: found.to_dict() for row, found in shown.items()}
+            pictures.append(_saved(figure, folder / _file(item, name), data))
+    return pictures, failures
+
+
+def _toy(item: Item, bench: Bench, folder: Path) -> list[Picture]:
+    """The decision boundaries of the two-layer network on points of the plane, trained right here: they take seconds.
+
+    The points are brought to [0, 1], where input perturbations are defined, by one scale for both features; so are the radii.
+    """
+    split = load("gaussians").train
+    x, y = next(batches(split, len(split)))
+    low, high = x.min(), x.max()
+    points, unit = (x - low) / (high - low), float(high - low)
+    made: list[Picture] = []
+    for name, options in item.options["methods"].items():
+        kind = METHODS["Standard" if name == "standard" else name]
+        radii = {key: value / unit for key, value in options.items() if isinstance(value, float)}
+        method = kind(**{**options, **radii})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(bench.seed)
+            model = models.build("toy", num_classes=2, shape=(2, 1, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(TOY_STEPS):
+            for loss in method.losses(model, points, y):
+                assert isinstance(loss, Tensor)
+                optimizer.zero_grad()
+                AUTOGRAD(loss)
+                optimizer.step()
+        method.detach()
+        found: Found = {name: look.decision_boundary(model.eval(), points, y, points=80)}
+        for _, figure in _figures(found):
+            made.append(_saved(figure, folder / _file(item, name), {name: found[name].to_dict()}))
+    return made
+
+
+def draw_sweep(item: Item, rows: Sequence[RowRecord], folder: Path) -> Picture:
+    """The columns of a table as curves over the rows' places; rows without a place are lines across, or bars where no row has one."""
+    with styled():
+        figure, panels = canvas(1, len(item.columns), width=max(5.2, 3.4 * len(item.columns)))
+        for axes, column in zip(panels, item.columns, strict=True):
+            _sweep_panel(axes, column.name, column.unit, item.axis, rows)
+        if panels[0].get_legend_handles_labels()[1]:
+            legend_below(figure, panels[0])
+    words = "; ".join(f"{c.name} of {len(rows)} rows" for c in item.columns)
+    describe(figure, f"{item.title}, over {item.axis}: {words}. The numbers are in the table.")
+    return _saved(figure, folder / _file(item), {})
+
+
+def _sweep_panel(axes: Any, name: str, unit: str, axis: str, rows: Sequence[RowRecord]) -> None:
+    found = [(row, row.cells[name].measured(unit)) for row in rows]
+    kept = [(row, number) for row, number in found if number is not None]
+    for index, series in enumerate(dict.fromkeys(row.series for row, _ in kept)):
+        points = [(row.at, n) for row, n in kept if row.series == series and row.at is not None]
+        if points:
+            xs, values = [x for x, _ in points], [n.value for _, n in points]
+            errors = [[n.value - n.low for _, n in points], [n.high - n.value for _, n in points]]
+            axes.errorbar(xs, values, yerr=errors, label=series or None, capsize=2, **line(index))
+    if any(row.at is not None for row, _ in kept):
+        for index, (row, number) in enumerate((row, n) for row, n in kept if row.at is None):
+            axes.axhline(number.value, linestyle="--", color=line(index + 4)["color"], label=row.name)
+    else:
+        axes.bar([row.name for row, _ in kept], [n.value for _, n in kept], color=line(0)["color"])
+    axes.set(xlabel=axis, ylabel=f"{name}, {unit}" if unit else name)
+
+
+def plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str) -> Figure:
+    """Named curves in one panel."""
+    with styled():
+        figure, (axes,) = canvas()
+        for index, (name, points) in enumerate(curves.items()):
+            axes.plot([p[0] for p in points], [p[1] for p in points], **{**line(index), "marker": "."}, label=name)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        if len(curves) > 1:
+            legend_below(figure, axes)
+    ends = "; ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in curves.items() if points)
+    return describe(figure, f"{title}: {y} over {x}. {ends}.")

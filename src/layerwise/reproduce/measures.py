@@ -1,0 +1,220 @@
+"""Measures: the numbers in the papers' columns, each a function of a trained system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from layerwise.diagnostics import boundary_distance
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.evaluation import ThreatModel, eps_ref, evaluate, fgsm_accuracies, parse_attack, rho
+from layerwise.evaluation.base import Attack, InputAttack
+from layerwise.evaluation.corruptions import (
+    EXTRA,
+    EXTRA_SEQUENCES,
+    STANDARD,
+    STANDARD_SEQUENCES,
+    CorruptionErrors,
+    FlipProbabilities,
+    Percent,
+    corruption_errors,
+    flip_probabilities,
+    flip_rates,
+    mce,
+)
+from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.transfer import Transfer
+from layerwise.reproduce.bench import MEASURED, Bench, Outcome, Subject
+from layerwise.reproduce.systems import digest
+from layerwise.units import parse_radius
+
+Options: TypeAlias = Mapping[str, Any]
+Measure: TypeAlias = Callable[[Bench, Subject, Options], Outcome]
+
+
+def find_measure(name: str) -> Measure:
+    """The measure of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in MEASURES:
+        raise ConfigError(f"there is no measure {name!r}; {did_you_mean(name, MEASURES)}")
+    return MEASURES[name]
+
+
+def _attack(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Accuracy under `attack` at `eps` (`norm`, by default linf), in percent; with `error` what is wrong instead."""
+    text = bench.scale.attack(options["attack"])
+    return _judged(bench, subject, text, options, bench.scale.judged(text))
+
+
+def _transfer(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """The lowest of the accuracies under `attack` on each of the `sources`, systems that the target was not trained with."""
+    text = bench.scale.attack(options["attack"])
+    sources = {name: bench.system(name).network for name in options["sources"]}
+    images = _fewer(bench)  # every source is attacked
+    found = [
+        _judged(bench, subject, _transferred(text, network, name), options, images) for name, network in sources.items()
+    ]
+    return replace(min(found, key=lambda outcome: outcome.value), what=f"{text} on {', '.join(sources)}, the worst")
+
+
+def _judged_by(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Accuracy of the row `base` on the images that `attack` makes of this row's network: its degree of adversarialness."""
+    attack = _transferred(bench.scale.attack(options["attack"]), subject.network, subject.folder.name)
+    return _judged(bench, bench.row(options["base"]), attack, options, bench.scale.images)
+
+
+def _transferred(text: str, network: nn.Module, name: str) -> Transfer:
+    attack = parse_attack(text)
+    if not isinstance(attack, InputAttack):
+        raise ConfigError(f"attack {text!r} makes no images that could be transferred")
+    return Transfer(attack, (network,), names=(name,))
+
+
+def _fewer(bench: Bench) -> int | None:
+    """How many images what costs more is judged on where not all are judged anyway."""
+    return bench.scale.images and bench.scale.few
+
+
+def _judged(bench: Bench, subject: Subject, attack: Attack | str, options: Options, images: int | None) -> Outcome:
+    threat = ThreatModel(options.get("norm", "linf"), parse_radius(options["eps"]))
+    key = [str(attack), str(threat), subject.manner, images]
+    record = evaluate(
+        subject.network,
+        subject.data,
+        threat=threat,
+        attacks=[attack],
+        num_examples=images,
+        progress=False,
+        journal=subject.folder / MEASURED / f"{digest(key)}.journal",
+    )
+    (result,) = record.results
+    what = str(attack) + ("" if str(attack) == "clean" else f", {threat}")
+    found = _share(result.count, what, error=bool(options.get("error")))
+    return replace(found, findings=tuple(str(finding) for finding in record.findings))
+
+
+def _share(count: Count, what: str, *, error: bool = False) -> Outcome:
+    low, high = count.interval
+    value = 100 * count.accuracy
+    if error:
+        return Outcome(value=100 - value, low=100 - 100 * high, high=100 - 100 * low, images=count.total, what=what)
+    return Outcome(value=value, low=100 * low, high=100 * high, images=count.total, what=what)
+
+
+def _average(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """LAD's Avg: the mean of the columns `of`."""
+    columns = {column.name: column for column in bench.item.columns}
+    row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
+    found = [bench.measure(row, columns[name].measure, columns[name].options) for name in options["of"]]
+    value, low, high = (sum(getattr(o, key) for o in found) / len(found) for key in ("value", "low", "high"))
+    return Outcome(value=value, low=low, high=high, images=found[0].images, what="mean of " + ", ".join(options["of"]))
+
+
+def _rho(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Deep Defense's rho_2, with `steps` of DeepFool."""
+    steps = options.get("steps", 5)
+    # Every step costs a pass a class.
+    found = rho(subject.network, subject.data, num_steps=steps, num_examples=_fewer(bench))
+    what = f"rho_2, {steps} DeepFool steps, {100 * found.unfooled:.2f} % not fooled"
+    return Outcome(value=found.value, low=found.value, high=found.value, images=found.images, what=what)
+
+
+def _fgs_at_eps_ref(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Accuracy under FGS at `fraction` of the reference radius of the row `base`."""
+    base = bench.row(options["base"])
+
+    def reference() -> float:
+        return eps_ref(base.network, base.data, num_examples=bench.scale.images).eps
+
+    eps = options["fraction"] * float(bench.cached(base, "eps_ref", reference))
+    found = fgsm_accuracies(subject.network, subject.data, [eps], num_examples=bench.scale.images)[eps]
+    return _share(found, f"fgsm, linf, eps {eps:.4g} = {options['fraction']} eps_ref")
+
+
+def _corruption(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """CE of `name`, or mCE without a name, against the row `base`; `relative` ones likewise."""
+    scores = mce(_errors(bench, subject), _errors(bench, bench.row(options["base"])))
+    relative, name = options.get("relative", False), options.get("name")
+    mean, each = (scores.relative_mce, scores.relative_ce) if relative else (scores.mce, scores.ce)
+    found = mean if name is None else each[name]
+    kind = "relative CE" if relative else "CE"
+    return _percent(found, bench, f"{name} {kind}" if name else f"{kind}, mean of the fifteen")
+
+
+def _errors(bench: Bench, subject: Subject) -> CorruptionErrors:
+    def make() -> dict[str, Any]:
+        names = (*STANDARD, *EXTRA)
+        return corruption_errors(subject.network, subject.data, names=names, num_examples=bench.scale.few).to_dict()
+
+    return CorruptionErrors.from_dict(bench.cached(subject, "corruption errors", make))
+
+
+def _flips(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """FR of `name`, or mFR without a name, against the row `base`."""
+    rates = flip_rates(_sequences(bench, subject), _sequences(bench, bench.row(options["base"])))
+    name = options.get("name")
+    found = rates.mfr if name is None else rates.fr[name]
+    return _percent(found, bench, f"{name} FR" if name else "FR, mean of the ten")
+
+
+def _sequences(bench: Bench, subject: Subject) -> FlipProbabilities:
+    def make() -> dict[str, Any]:
+        names = (*STANDARD_SEQUENCES, *EXTRA_SEQUENCES)
+        return flip_probabilities(subject.network, subject.data, names=names, num_examples=bench.scale.few).to_dict()
+
+    return FlipProbabilities.from_dict(bench.cached(subject, "flip probabilities", make))
+
+
+def _percent(found: Percent | None, bench: Bench, what: str) -> Outcome:
+    if found is None:
+        raise ConfigError(f"{what}: the base model is no worse than on clean images, so there is no such figure")
+    half = found.half_width or 0.0
+    low, high = found.value - half, found.value + half
+    images = bench.scale.few or 10_000
+    return Outcome(value=found.value, low=low, high=high, images=images, what=f"{what}, generated corruptions")
+
+
+def _boundary(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """ANP's W_f, over 1,000 directions and 100 images; root mean square over pixels in [0, 255], the likeliest reading of its unit."""
+    del options
+    few = bench.scale.few or 1000
+    x, y = subject.images(min(100, few))
+    found = boundary_distance(subject.network, x, y, directions=min(1000, few, x[0].numel()))
+    value = 255 * found.rms
+    what = f"{len(found.per_direction)} directions, both signs, RMS of pixels in [0, 255]"
+    return Outcome(value=value, low=value, high=value, images=len(x), what=what)
+
+
+def _minutes(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Time of training in minutes, or in `unit: seconds`, without evaluation."""
+    del bench
+    value = subject.seconds() / (1 if options.get("in") == "seconds" else 60)
+    return Outcome(value=value, low=value, high=value, images=0, what="training time")
+
+
+def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Time of training divided by that of the row `base`."""
+    value = subject.seconds() / bench.row(options["base"]).seconds()
+    return Outcome(value=value, low=value, high=value, images=0, what=f"training time over that of {options['base']}")
+
+
+MEASURES: dict[str, Measure] = {
+    "attack": _attack,
+    "transfer": _transfer,
+    "judged-by": _judged_by,
+    "average": _average,
+    "rho": _rho,
+    "fgs-at-eps-ref": _fgs_at_eps_ref,
+    "corruption": _corruption,
+    "flips": _flips,
+    "boundary": _boundary,
+    "minutes": _minutes,
+    "times": _times,
+}
+"""The measures by name."""

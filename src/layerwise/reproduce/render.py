@@ -1,0 +1,174 @@
+"""Records as markdown: a page an item, and the index of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from layerwise.errors import ConfigError
+from layerwise.files import write_text
+from layerwise.reproduce.claims import OPEN
+from layerwise.reproduce.definitions import PERCENT
+from layerwise.reproduce.papers import Printed
+from layerwise.reproduce.record import CellRecord, ClaimRecord, Record, failures, findings
+
+INDEX = "index.md"
+
+
+def write(record: Record, output: Path) -> Path:
+    """Write OUTPUT/SCALE/PAPER/ITEM.json and .md."""
+    file = output / record.scale / f"{record.item}.json"
+    write_text(file, record.to_json())
+    write_text(file.with_suffix(".md"), to_markdown(record))
+    return file
+
+
+def render(files: Iterable[Path]) -> list[Record]:
+    """Read records, compute what follows from their numbers, and write them with their pages anew.
+
+    Raises:
+        ConfigError: a file is not there.
+        CheckpointError: a file is damaged.
+    """
+    found = []
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"there is no file {file}; give a record such as results/smoke/slat/table-1.json")
+        record = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
+        write_text(file, record.to_json())
+        write_text(file.with_suffix(".md"), to_markdown(record))
+        found.append(record)
+    return found
+
+
+def to_markdown(record: Record) -> str:
+    """The page of an item: ours with the interval, the paper's number below it, verdicts, failures, and what it was made with."""
+    units = {column.name: column.unit for column in record.columns}
+    lines = [f"# {record.item}: {record.title}", "", f"{record.paper}. Scale *{record.scale}*: {record.scale_title}."]
+    if not record.complete:
+        lines += ["", "> Not finished: type the same command again, and it goes on."]
+    lines += [f"\n{note}" for note in record.notes]
+    for picture in record.pictures:
+        lines += ["", f"![{cell_text(picture.alt)}]({picture.file})"]
+    if record.columns:
+        heads = [f"{c.name}" + (f", {c.unit}" if c.unit else "") for c in record.columns]
+        lines += ["", _line(["", *heads]), "|---|" + "---:|" * len(heads)]
+        for row in record.rows:
+            lines.append(_line([row.name, *(shown(row.cells.get(c.name), units[c.name]) for c in record.columns)]))
+        lines += [
+            "",
+            "Ours with its 95 % interval (images and seeds); in brackets the paper's number and our difference to it.",
+        ]
+        lines += ["", cell_text(written(record))]
+    if record.claims:
+        lines += ["", "| claim | in the paper's numbers | in ours | without intervals |", "|---|---|---|---|"]
+        for claim in record.claims:
+            lines.append(_line([claim.says, printed_of(claim), f"**{claim.verdict}**", points_of(claim)]))
+    for head, told in (("Self-checks warn:", findings(record)), ("Not available:", failures(record))):
+        if told:
+            lines += ["", head, "", *(f"- {cell_text(text)}" for text in told)]
+    seeds = ", ".join(map(str, record.seeds))
+    made = "; ".join(f"{name} {version}" for name, version in record.versions.items())
+    lines += ["", f"Seeds {seeds}; measures took {record.seconds:.0f} s on {record.hardware}; {made}."]
+    return "\n".join(lines) + "\n"
+
+
+def printed_of(claim: ClaimRecord) -> str:
+    """The verdict on the paper's numbers, in words."""
+    return "not printed" if claim.in_paper == OPEN else claim.in_paper
+
+
+def points_of(claim: ClaimRecord) -> str:
+    """The verdict without intervals, in words."""
+    return "a number is missing" if claim.would_be == OPEN else claim.would_be
+
+
+def written(record: Record) -> str:
+    """What was run for each column."""
+    return "Columns: " + "; ".join(f"{c.name}: {c.what}" for c in record.columns if c.what) + "."
+
+
+def shown(cell: CellRecord | None, unit: str) -> str:
+    """A cell: ours with its interval, and in brackets the paper's number and our difference to it."""
+    if cell is None:
+        return ""
+    found = cell.measured(unit)
+    ours = (
+        "not available"
+        if found is None
+        else f"{_number(found.value, unit)} ({_number(found.low, unit)} to {_number(found.high, unit)})"
+    )
+    if found is None and not cell.failures:
+        ours = ""
+    if cell.paper is None:
+        return ours
+    difference = "" if found is None else f", {found.value - Printed.read(cell.paper).value:+.3g}"
+    return f"{ours} [{cell.paper}{difference}]".strip()
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.2f}" if unit == PERCENT else f"{value:.3g}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell_text(cell) if "**" not in cell else cell for cell in cells) + " |"
+
+
+def cell_text(text: str) -> str:
+    """Text that stays inside its cell: no bars, no line breaks, no markup.
+
+    >>> cell_text("a|b_c")
+    'a\\\\|b\\\\_c'
+    """
+    for character in "\\|*_<>`":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def records(folder: Path) -> list[Record]:
+    """Every record below a folder, in the papers' order."""
+    from layerwise.reproduce.definitions import items
+
+    order = {id: number for number, id in enumerate(items())}
+    found = [
+        Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
+        for file in sorted(folder.glob("*/*.json"))
+        if not file.name.startswith(".")
+    ]
+    return sorted(found, key=lambda record: (order.get(record.item, len(order)), record.item))
+
+
+def write_index(folder: Path) -> Path:
+    """Write FOLDER/index.md: every item with its verdicts, and below them every page; and index.html, the same in one file."""
+    from layerwise.reproduce.page import to_html
+
+    found = records(folder)
+    scale = found[0].scale_title if found else "nothing yet"
+    lines = [f"# Reproduction at the scale {folder.name}", "", f"{scale[:1].upper()}{scale[1:]}.", ""]
+    lines += [
+        "| item | what | numbers | claims that hold, of those decided | of all | not available |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for record in found:
+        numbers = sum(bool(cell.ours) for row in record.rows for cell in row.cells.values()) + len(record.pictures)
+        missing = sum(not cell.ours for row in record.rows for cell in row.cells.values()) + len(record.failures)
+        held, decided = record.held
+        name = f"[{record.item}]({record.item}.md)"
+        lines.append(
+            f"| {name} | {cell_text(record.title)} | {numbers} | {held} of {decided} | {len(record.claims)} | {missing} |"
+        )
+    if any(claim.verdict == OPEN for record in found for claim in record.claims):
+        lines += ["", "A claim whose interval does not exclude the contrary is not decided; at *smoke* none is."]
+    for record in found:
+        lines += ["", _below(record)]
+    write_text((folder / INDEX).with_suffix(".html"), to_html(found, folder))
+    write_text(folder / INDEX, "\n".join(lines) + "\n")
+    return folder / INDEX
+
+
+def _below(record: Record) -> str:
+    """A record's page as a section of the index, its pictures found from there."""
+    text = "#" + to_markdown(record)
+    for picture in record.pictures:
+        text = text.replace(f"]({picture.file})", f"]({record.item.partition('/')[0]}/{picture.file})")
+    return text

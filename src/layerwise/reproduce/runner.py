@@ -1,0 +1,172 @@
+"""Run the tables: train what is missing, measure every cell, write the record after every row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise import experiment
+from layerwise.reproduce.bench import Bench, Outcome, attempt
+from layerwise.reproduce.definitions import Column, Item, Row
+from layerwise.reproduce.papers import paper
+from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord
+from layerwise.reproduce.render import write, write_index
+from layerwise.reproduce.scales import Scale
+from layerwise.training.run import versions
+
+logger = logging.getLogger("layerwise")
+
+PLACE = "reproduce"
+"""Folder of the runs, below that of all runs."""
+
+
+def reproduce(
+    chosen: Sequence[Item], scale: Scale, *, output: Path, runs: Path, progress: bool = False
+) -> Iterator[Record]:
+    """Run items one after the other; each record is given when it is complete.
+
+    What was trained or measured before is reused, what was interrupted goes on, what fails is told in the record and stops nothing.
+
+    Args:
+        chosen: tables and figures.
+        scale: how much is done.
+        output: folder of the results.
+        runs: folder of the run folders.
+        progress: show progress where a person watches.
+    """
+    for number, item in enumerate(chosen, start=1):
+        logger.info("%s (%s of %s): %s", item.id, number, len(chosen), item.title)
+        record = run_item(item, scale, output=output, place=runs / PLACE / scale.name, progress=progress)
+        write_index(output / scale.name)
+        yield record
+
+
+def run_item(item: Item, scale: Scale, *, output: Path, place: Path, progress: bool = False) -> Record:
+    """Run one item; its record is written after every row."""
+    seeds = tuple(range(scale.seeds or item.seeds))
+    benches = [Bench(item=item, scale=scale, place=place, seed=seed, progress=progress) for seed in seeds]
+    done: list[RowRecord] = []
+    for row in item.rows:
+        done.append(_row(item, row, benches))
+        write(_record(item, scale, seeds, done, (), ()), output)
+    done += _printed_only(item, {row.name for row in done})
+    pictures, failures = _pictures(item, benches[0], done, output)
+    record = _record(item, scale, seeds, done, pictures, failures, complete=True)
+    write(record, output)
+    return record
+
+
+def _row(item: Item, row: Row, benches: Sequence[Bench]) -> RowRecord:
+    names: list[str] = []
+    found: dict[str, tuple[list[Any], list[str]]] = {column.name: ([], []) for column in item.columns}
+    for bench in benches:
+        logger.info("%s: %s, seed %s", item.id, row.name, bench.seed)
+        subject = attempt(bench.subject, row.system)
+        if not isinstance(subject, str):
+            names.append(subject.folder.name)
+        for column in item.columns:
+            outcomes, failures = found[column.name]
+            outcome: Any = subject
+            if not isinstance(subject, str):
+                outcome = attempt(bench.measure, row, column.measure, column.options)
+            (failures if isinstance(outcome, str) else outcomes).append(outcome)
+    cells = {name: _cell(item, row, name, *parts) for name, parts in found.items()}
+    return RowRecord(name=row.name, runs=tuple(names), cells=cells, at=row.at, series=row.series)
+
+
+def _cell(item: Item, row: Row, column: str, outcomes: list[Outcome], failures: list[str]) -> CellRecord:
+    printed = item.printed.cell(row.name, column) if item.printed else None
+    return CellRecord(
+        paper=None if printed is None else printed.text,
+        ours=tuple(outcomes),
+        failures=tuple(dict.fromkeys(failures)),
+    )
+
+
+def _printed_only(item: Item, ours: set[str]) -> list[RowRecord]:
+    """The rows of the paper that nothing of ours stands beside."""
+    rows = [] if item.printed is None else [row for row in item.printed.rows if row.row not in ours]
+    names = [column.name for column in item.columns]
+    return [
+        RowRecord(
+            name=row.row,
+            runs=(),
+            cells={name: CellRecord(paper=row.cells[name]) for name in names if name in row.cells},
+            at=None,
+            series="",
+        )
+        for row in rows
+    ]
+
+
+def _pictures(
+    item: Item, bench: Bench, rows: Sequence[RowRecord], output: Path
+) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    if not (item.draw or item.axis):
+        return (), ()
+    from layerwise.reproduce.figures import draw, draw_sweep
+
+    folder = output / bench.scale.name / item.paper
+    if item.axis:
+        picture = attempt(draw_sweep, item, rows, folder)
+        return ((), (picture,)) if isinstance(picture, str) else ((picture,), ())
+    found = attempt(draw, item, bench, folder)
+    return ((), (found,)) if isinstance(found, str) else (tuple(found[0]), tuple(found[1]))
+
+
+def _record(
+    item: Item,
+    scale: Scale,
+    seeds: tuple[int, ...],
+    rows: Sequence[RowRecord],
+    pictures: tuple[Picture, ...],
+    failures: tuple[str, ...],
+    *,
+    complete: bool = False,
+) -> Record:
+    printed, figure = item.printed, item.figure
+    notes = [item.note, *(printed.notes if printed else ()), (figure.note or "") if figure else ""]
+    units = "" if printed is None else f"Units: {printed.units}."
+    lost = "" if printed is None or printed.lost is None else f"No paper column: {printed.lost}."
+    known = versions()
+    record = Record(
+        item=item.id,
+        title=item.title,
+        paper=paper(item.paper).title,
+        scale=scale.name,
+        scale_title=scale.title,
+        decides=scale.decides,
+        seeds=seeds,
+        columns=tuple(_column(column, rows) for column in item.columns),
+        rows=tuple(rows),
+        claims=tuple(ClaimRecord(id=c.id, says=c.says, predicate=c.predicate) for c in item.claims),
+        pictures=pictures,
+        axis=item.axis,
+        notes=tuple(dict.fromkeys(note for note in (*notes, units, lost) if note)),
+        failures=failures,
+        hardware=_hardware(known),
+        versions={
+            "layerwise": known["packages"]["layerwise"],
+            "torch": known["packages"]["torch"],
+            "python": known["python"],
+        },
+        complete=complete,
+    )
+    return record.judged()
+
+
+def _column(column: Column, rows: Sequence[RowRecord]) -> ColumnRecord:
+    ours = (outcome for row in rows if column.name in row.cells for outcome in row.cells[column.name].ours)
+    first = next(ours, None)
+    what = "" if first is None else first.what + (f", {first.images} images" if first.images else "")
+    return ColumnRecord(name=column.name, unit=column.unit, what=what)
+
+
+def _hardware(known: dict[str, Any]) -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{known['processor']}, {known['threads']} threads, {experiment.best_device()}"

@@ -1,0 +1,111 @@
+"""Figures: one picture for all rows where a diagnostic holds several, one a row otherwise; sweeps and training curves; small files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerwise.diagnostics import fgsm
+from layerwise.random import Stream
+from layerwise.reproduce import runner
+from layerwise.reproduce.bench import Outcome
+from layerwise.reproduce.figures import NOISES, draw_sweep
+from layerwise.reproduce.record import CellRecord, Record, RowRecord
+from tests.reproduce.cases import TINY, item
+
+ROWS = {"standard": "standard-digits", "SLAT": "slat-digits"}
+LOGGING = replace(TINY, rules=[*TINY.rules, {"set": {"training.eval_every": 1, "training.eval_steps": 1}}])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("figures")
+
+
+def drawn(place: Path, name: str = "figure-x", scale: Any = TINY, **body: Any) -> Record:
+    body = {"rows": ROWS, "columns": {}, **body}
+    (record,) = runner.reproduce([item(name, **body)], scale, output=place / "results", runs=place / "runs")
+    for picture in record.pictures:
+        file = place / "results" / scale.name / "slat" / picture.file
+        assert file.read_bytes()[:4] == b"\x89PNG"
+        assert file.stat().st_size < 100 * 1024
+        assert picture.alt
+    return record
+
+
+def test_a_diagnostic_with_curves_has_one_picture_of_every_row(place: Path) -> None:
+    record = drawn(place, draw="feature-gradients", options={"sites": ["input", "conv1"]})
+    (picture,) = record.pictures
+    assert list(picture.data) == list(ROWS)
+    assert "standard: " in picture.alt
+    assert "SLAT: " in picture.alt
+    assert "![" in (place / "results" / "tiny" / "slat" / "figure-x.md").read_text()
+
+
+def test_other_diagnostics_have_a_picture_a_row_and_failures_stop_nothing(place: Path) -> None:
+    record = drawn(place, "figure-y", draw="input-gradients", options={"images": 2}, rows={"none": "no-recipe", **ROWS})
+    assert [picture.file for picture in record.pictures] == ["figure-y-standard.png", "figure-y-SLAT.png"]
+    assert [text[:25] for text in record.failures] == ["none: there is no recipe "]
+
+
+def test_several_panels_are_several_pictures(place: Path) -> None:
+    record = drawn(place, draw="noise-insensitivity", options={"noises": ["fgsm", "gaussian", "step-ll"]})
+    assert [picture.file for picture in record.pictures] == [
+        f"figure-x-{n}.png" for n in ("fgsm", "gaussian", "step-ll")
+    ]
+
+
+def test_training_curves_come_from_what_was_logged(place: Path) -> None:
+    options = {"series": {"clean": "validation accuracy, %", "nothing": "no such thing"}, "diagnostic": "alignment"}
+    record = drawn(place, scale=replace(LOGGING, name="logging"), draw="curves", options=options)
+    curves, alignment = record.pictures
+    assert {name: len(points) for name, points in curves.data["curves"].items()} == {"standard": 1, "SLAT": 1}
+    assert list(alignment.data) == list(ROWS)
+    assert record.failures == ("no such thing: nothing was logged at this scale",)
+
+
+def test_the_toy_is_trained_and_drawn_for_every_method(place: Path) -> None:
+    methods = {"standard": {}, "FGSM": {"eps": 0.1}, "SLAT": {"eta": 0.1, "sites": ["relu1"]}}
+    record = drawn(place, draw="toy", rows={}, options={"methods": methods})
+    assert record.failures == ()
+    assert [list(picture.data) for picture in record.pictures] == [["standard"], ["FGSM"], ["SLAT"]]
+    assert {d["diagnostic"] for picture in record.pictures for d in picture.data.values()} == {"DecisionBoundary"}
+
+
+def test_an_unknown_drawing_is_told(place: Path) -> None:
+    assert drawn(place, draw="landscap").failures[0].startswith("nothing draws 'landscap'; did you mean 'landscape'")
+
+
+def row(name: str, value: float | None, at: float | None, series: str = "") -> RowRecord:
+    ours = () if value is None else (Outcome(value=value, low=value - 1, high=value + 1, images=9, what=""),)
+    return RowRecord(name=name, runs=(), cells={"clean": CellRecord(ours=ours)}, at=at, series=series)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("a", 1, 1.0, "s"), row("b", 2, 2.0, "s"), row("c", 3, 1.0, "t"), row("NAT", 2, None)],
+        [row("a", 1, None), row("b", None, None)],
+        [row("a", None, 1.0)],
+    ],
+)
+def test_a_sweep_is_drawn_whatever_is_there(rows: list[RowRecord], tmp_path: Path) -> None:
+    picture = draw_sweep(item("figure-z", axis="m", columns={"clean": "clean"}), rows, tmp_path)
+    assert (tmp_path / picture.file).stat().st_size < 100 * 1024
+    assert picture.alt.startswith("Digits, over m: clean")
+
+
+@pytest.mark.parametrize("name", list(NOISES))
+def test_noises_stay_in_the_ball_and_the_pixel_range(name: str) -> None:
+    x, y = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    noisy = NOISES[name](network, x, y, 0.05, Stream(0))
+    assert not torch.equal(noisy, x)
+    assert (noisy - x).abs().max() <= 0.05 + 1e-6
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    assert fgsm is NOISES["fgsm"]
