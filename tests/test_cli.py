@@ -44,8 +44,8 @@ def test_without_a_command_there_is_help(layerwise: Command) -> None:
     assert (said.code, said.err) == (0, "")
     assert said == layerwise("--help")
     assert narrow(said.out)
-    for command in ("demo", "train", "evaluate", "report", "sites", "list", "doctor"):
-        assert re.search(rf"^    {command} +\w", said.out, re.MULTILINE)
+    for command in ("demo", "train", "evaluate", "report", "reproduce", "tune", "bench", "sites", "list", "doctor"):
+        assert re.search(rf"^    {command}\s+\w", said.out, re.MULTILINE)
         own = layerwise(command, "--help")
         assert own.code == 0
         assert own.out.startswith(f"usage: layerwise {command}")
@@ -111,6 +111,11 @@ def test_lists(layerwise: Command, what: str, some: list[str]) -> None:
     # Every line of the table explains.
     _, rows = listing.rows(what)
     assert all(len(row[-1]) > 10 for row in rows)
+
+
+def test_lists_keep_their_lines_in_a_file_or_a_pipe(layerwise: Command) -> None:
+    (line,) = [line for line in layerwise("list", "methods").out.splitlines() if line.startswith("FGSMRS")]
+    assert line.rstrip().endswith("u uniform in the ball.")
 
 
 def test_doctor(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:

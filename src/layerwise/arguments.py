@@ -22,7 +22,7 @@ every layer, and measure whether it worked.
   layerwise evaluate runs/slat-digits --suite standard
                                        judge it again, with AutoAttack
   layerwise report runs/slat-digits runs/pgd-digits
-                                       runs side by side in one table
+                                       runs side by side on one page
   layerwise reproduce list             the papers' tables and figures beside
                                        ours, and what they cost
   layerwise list methods               what there is: methods, models, data,

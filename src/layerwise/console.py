@@ -37,12 +37,14 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(header):
         table.add_column(name, no_wrap=number + 1 < len(header))
     for row in rows:
         table.add_row(*row)
-    console.print(table, markup=False, width=None if console.is_terminal else WIDE)
+    console.print(table, markup=False)
 
 
 def tell_messages(*, quiet: bool = False) -> None:

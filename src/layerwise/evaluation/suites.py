@@ -1,7 +1,6 @@
 """Suites: what to judge a network by, under one name. `layerwise evaluate RUN --suite standard`.
 
-Where a value is not a paper's own, the line says so. The papers' tables are in `papers/` of their authors; line and table numbers are
-those of the printed versions.
+Where a value is not a paper's own, the line says so; tables, figures and sections are numbered as in the printed papers.
 """
 
 from __future__ import annotations
