@@ -10,13 +10,14 @@ from layerwise.errors import ConfigError
 TEXT = """\
 Run the papers' tables and figures, and put ours beside theirs.
 
-  layerwise reproduce list                        every table and figure, and its cost
-  layerwise reproduce slat/table-1                train what is missing, measure, compare
+  layerwise reproduce list                 every table and figure, and its cost
+  layerwise reproduce slat/table-1         train what is missing, and compare
   layerwise reproduce anp deep-defense/table-1 --scale reduced
-  layerwise reproduce all --scale full --plan     what it would cost; nothing is run
-  layerwise reproduce fastat                      the leaderboard of fast adversarial training
+  layerwise reproduce all --scale full --plan
+                                           what it would cost; nothing is run
+  layerwise reproduce fastat               the leaderboard of fast training
   layerwise reproduce render results/smoke/slat/table-1.json
-                                                  verdicts anew from a record's numbers
+                                           verdicts anew from a record's numbers
 
 Scales: smoke (two cores, proves that the machinery runs), reduced (a GPU,
 minutes a system), full (the paper's setting). What was trained or measured is
