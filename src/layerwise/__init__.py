@@ -16,21 +16,32 @@ from layerwise.experiment import load
 from layerwise.export import export
 from layerwise.methods import (
     ANP,
+    AWP,
+    EAT,
     FGSM,
+    FGSMCKPT,
     FGSMRS,
     LAD,
     LAT,
+    MART,
+    NAT,
     NFGSM,
+    PAT,
     PGD,
     SLAT,
     TRADES,
+    YOPO,
+    AdvTrainI,
     DeepDefense,
     FGSInter,
     FGSOrig,
+    FreeAT,
     GaussianNoise,
+    GradAlign,
     InputMethod,
     LayerMethod,
     Method,
+    Parseval,
     Partial,
     Standard,
 )
@@ -38,7 +49,7 @@ from layerwise.models import Normalized
 from layerwise.models import build as build_model
 from layerwise.probe import CrossEntropy, Probe
 from layerwise.sites import Sites
-from layerwise.stochastic import NoisyAverage
+from layerwise.stochastic import NoisyAverage, Rand
 from layerwise.tracing import Site
 from layerwise.training import Phase, Training, fit
 
@@ -46,28 +57,40 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANP",
+    "AWP",
+    "EAT",
     "FGSM",
+    "FGSMCKPT",
     "FGSMRS",
     "LAD",
     "LAT",
+    "MART",
+    "NAT",
     "NFGSM",
+    "PAT",
     "PGD",
     "SLAT",
     "TRADES",
+    "YOPO",
+    "AdvTrainI",
     "CrossEntropy",
     "DeepDefense",
     "FGSInter",
     "FGSOrig",
+    "FreeAT",
     "GaussianNoise",
+    "GradAlign",
     "InputMethod",
     "LayerMethod",
     "LayerwiseError",
     "Method",
     "NoisyAverage",
     "Normalized",
+    "Parseval",
     "Partial",
     "Phase",
     "Probe",
+    "Rand",
     "Site",
     "Sites",
     "Standard",

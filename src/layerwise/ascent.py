@@ -93,6 +93,8 @@ def scale_by_range(factor: Scalar, *, span: Tensor | None = None) -> Rule:
 
 def accumulate(decay: Scalar = 1.0) -> Rule:
     """Add the update to decay times the current perturbation."""
+    if not isinstance(decay, Tensor) and decay == 1:  # a product less on every step of PGD
+        return lambda update, gradient, previous: update if previous is None else previous + update
     return lambda update, gradient, previous: update if previous is None else decay * previous + update
 
 

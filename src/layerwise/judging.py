@@ -48,6 +48,7 @@ from layerwise.evaluation.evaluate import choose
 from layerwise.evaluation.examples import Examples, adversarial_examples
 from layerwise.evaluation.journal import Journal
 from layerwise.evaluation.progress import Board
+from layerwise.evaluation.ranks import rank_and_world
 from layerwise.evaluation.session import judging
 from layerwise.evaluation.transfer import resolve_sources
 from layerwise.judgement import Judgement, plain, typed
@@ -102,8 +103,9 @@ def judge(
         raise ConfigError(f"a record cannot be called {record!r}; type a name such as evaluation-quick")
     if settings.inference is not None:
         model = settings.inference.wrap(model)
+    written = folder if rank_and_world()[0] == 0 else None  # of several processes the first one writes
     journal = Journal(
-        None if folder is None else folder / f"{record}.journal", about={"inference": repr(settings.inference)}
+        None if written is None else written / f"{record}.journal", about={"inference": repr(settings.inference)}
     )
     if fresh:
         journal.remove()
@@ -137,8 +139,8 @@ def judge(
                 value = _measured(measure, journal, board)
                 found[measure.field] = found[measure.field] + value if measure.field in found else value
     judgement = _scored(Judgement(evaluation=evaluation, **found), settings, base)
-    if folder is not None:
-        judgement.write(folder, record)
+    if written is not None:
+        judgement.write(written, record)
         journal.remove()
     return judgement
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from layerwise.data import ImageData, batches, num_batches
 from layerwise.experiment import Experiment, best_device, build_model, load_data, make_phases
 from layerwise.methods import Method, Partial
+from layerwise.methods.sources import with_networks
 from layerwise.probe import AUTOGRAD
 from layerwise.random import Stream
 from layerwise.training.phases import Phases
@@ -37,7 +38,8 @@ def plan(experiment: Experiment, *, trust: bool = True) -> str:
     model = build_model(experiment.model, data, trust=trust).to(device)
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
-    phases = Phases(experiment.method, make_phases(experiment), settings.epochs)
+    # Other networks are taken to cost what this one costs: a plan trains and loads nothing.
+    phases = Phases(with_networks(experiment.method, lambda source: model), make_phases(experiment), settings.epochs)
     steps = _steps(experiment, data, phases)
     lines = [
         f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to judge",

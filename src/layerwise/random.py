@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
+
+from layerwise.errors import CaptureError
+
+
+@final
+class Bank:
+    """Generators that stay the same objects from step to step, for a step that is recorded once and replayed.
+
+    A step takes them in the same order each time. Before a replay `seed` gives each the numbers of that step.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[str, torch.Generator]] = []
+        self._position = 0
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """All of them, in the order in which a step takes them."""
+        return [generator for _, generator in self._taken]
+
+    def seed(self, seed: int, step: int) -> None:
+        """Set every generator to the numbers of one step, and begin with the first."""
+        self._position = 0
+        for key, generator in self._taken:
+            generator.manual_seed(_seed_of(seed, step, key))
+
+    def take(self, seed: int, step: int, key: str, device: torch.device) -> torch.Generator:
+        """The next generator, made if there is none yet.
+
+        Raises:
+            CaptureError: the step asks for another one than the first time.
+        """
+        if self._position == len(self._taken):
+            self._taken.append((key, torch.Generator(device).manual_seed(_seed_of(seed, step, key))))
+        known, generator = self._taken[self._position]
+        if known != key:
+            raise CaptureError(f"it draws random numbers for {key!r} where it drew some for {known!r} before")
+        self._position += 1
+        return generator
+
+
+def _seed_of(seed: int, step: int, key: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}/{key}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
 
 
 @dataclass(frozen=True)
@@ -24,6 +68,7 @@ class Stream:
         total: rows of the global batch; None when this batch is all of it.
         own_start: first row that this process holds, over all its micro-batches.
         own_total: rows that this process holds; None when it holds all.
+        bank: where generators come from in a step that is recorded; None makes a fresh one for each draw.
     """
 
     seed: int
@@ -32,11 +77,13 @@ class Stream:
     total: int | None = None
     own_start: int = 0
     own_total: int | None = None
+    bank: Bank | None = field(default=None, compare=False, repr=False)
 
     def generator(self, key: str, device: torch.device) -> torch.Generator:
         """A fresh generator for one purpose: equal keys give equal numbers."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{key}".encode(), digest_size=7).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+        if self.bank is not None:
+            return self.bank.take(self.seed, self.step, key, device)
+        return torch.Generator(device).manual_seed(_seed_of(self.seed, self.step, key))
 
 
 Source: TypeAlias = Stream | torch.Generator | None
@@ -57,7 +104,12 @@ def for_the_batch(count: int, source: Source = None, *, key: str = "") -> Tensor
     """Independent U(0, 1) numbers that belong to the batch, not to its rows: the same in all its micro-batches and on all ranks.
 
     They are on the generator's device, with a `Stream` on the CPU.
+
+    Raises:
+        CaptureError: in a step that is recorded, which numbers on the CPU are no part of.
     """
+    if isinstance(source, Stream) and source.bank is not None:
+        raise CaptureError("it draws numbers for the whole batch on the CPU")
     generator = source.generator(key, torch.device("cpu")) if isinstance(source, Stream) else source
     return torch.rand(count, generator=generator, device="cpu" if generator is None else generator.device)
 

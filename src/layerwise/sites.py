@@ -146,8 +146,18 @@ class Sites:
             constraint: see `Constraint`.
         """
         self.resolve(x)
-        leaves = [self._leaf(index, x) for index in range(len(self))]
-        return Pass(self, self._indexed(noise or {}), leaves, constraint)
+        indexed = self._indexed(noise or {})
+        if constraint is None and self.monitor is None:
+            # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
+            kinds = [options["dtype"] for options in self._leaf_options]
+            carried = [r is not None and r.dtype == kind for r, kind in zip(indexed, kinds, strict=True)]
+        else:
+            carried = [False] * len(indexed)
+        leaves = [
+            r.detach().requires_grad_() if r is not None and carries else self._leaf(index, x)
+            for index, (r, carries) in enumerate(zip(indexed, carried, strict=True))
+        ]
+        return Pass(self, indexed, leaves, constraint, carried)
 
     def _leaf(self, index: int, x: Tensor) -> Tensor:
         shape = (len(x), *self._shapes[index])
@@ -211,7 +221,7 @@ class Sites:
 
 
 class Pass:
-    """One use of the sites, as a context: what is added where, and what was recorded.
+    """One use of the sites, as a context: what is added where (by a leaf where `carried`), and what was recorded.
 
     Contexts are not a stack: the last entered wins, and leaving an older one changes nothing. (Generators that wait between batches
     would otherwise add their noise to another's pass.)
@@ -223,8 +233,10 @@ class Pass:
         noise: list[Tensor | None],
         leaves: list[Tensor | None] | list[Tensor],
         constraint: Constraint | None,
+        carried: list[bool] | None = None,
     ) -> None:
         self.sites, self.noise, self.constraint = sites, noise, constraint
+        self.carried = carried or [False] * len(noise)
         self.recorded: list[Tensor | None] = list(leaves)
         self.same = sites.dtype == "same"
         self.fired = [False] * len(noise)
@@ -235,7 +247,7 @@ class Pass:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The zero leaves whose gradient is that of their site: what `backward(loss, inputs=...)` takes."""
+        """The leaves whose gradient is that of their site: what `backward(loss, inputs=...)` takes."""
         return [leaf for leaf in self.recorded if leaf is not None]
 
     def __enter__(self) -> Self:
@@ -303,10 +315,11 @@ class Pass:
                     f"site '{self.sites._sites[index]}' has shape {tuple(z.shape)}, its perturbation {tuple(r.shape)}"
                 )
             # Outside the gradient: through a differentiable clamp a saturated entry has gradient 0, and z's range leaks into dL/dz.
-            with torch.no_grad():
-                r = r.detach() if self.constraint is None else self.constraint(r, z)
-            # z first, so that the sum keeps z's memory format.
-            total = z + r
+            if not self.carried[index]:
+                with torch.no_grad():
+                    r = r.detach() if self.constraint is None else self.constraint(r, z)
+                # z first, so that the sum keeps z's memory format.
+                total = z + r
         if leaf is not None:
             if not torch.is_grad_enabled():
                 raise SiteError(

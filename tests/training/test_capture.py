@@ -13,7 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
-from layerwise.methods import ANP, FGSM, FGSMRS, LAT, METHODS, PGD, SLAT, GradAlign, Method, Partial, Passes, Standard
+from layerwise.methods import (
+    ANP,
+    AWP,
+    FGSM,
+    FGSMRS,
+    LAT,
+    METHODS,
+    PGD,
+    SLAT,
+    GradAlign,
+    Method,
+    Parseval,
+    Partial,
+    Passes,
+    Standard,
+)
 from layerwise.probe import AUTOGRAD, Backward, CrossEntropy
 from layerwise.random import Bank, Source, Stream
 from layerwise.training import Adam, Cosine, Phase, capture
@@ -33,10 +48,10 @@ HOST = {
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
     monkeypatch.setattr(capture, "recorder_on", lambda device: made)
-    yield made
+    return made
 
 
 def both(
@@ -193,9 +208,9 @@ def test_what_python_decides_is_found_out(
 
 def test_a_base_that_differentiates_gradients_is_found_inside_another_method() -> None:
     inner = GradAlign(eps=0.1)
-    assert METHODS["Parseval"](base=inner).second_order
-    assert METHODS["AWP"](base=METHODS["Parseval"](base=inner)).second_order
-    assert not METHODS["AWP"](base=PGD()).second_order
+    assert Parseval(base=inner).second_order
+    assert AWP(base=Parseval(base=inner)).second_order
+    assert not AWP(base=PGD()).second_order
 
 
 def test_without_a_cuda_device_it_is_refused_if_asked_for_and_left_out_otherwise() -> None:

@@ -1,4 +1,4 @@
-"""Two gloo processes against one."""
+"""Two and four gloo processes against one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,25 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.methods import AWP, FGSMRS, LAT, SLAT, YOPO, FreeAT, GradAlign, Method
+from layerwise.methods import (
+    ANP,
+    AWP,
+    FGSMCKPT,
+    FGSMRS,
+    LAD,
+    LAT,
+    MART,
+    NAT,
+    PGD,
+    SLAT,
+    TRADES,
+    YOPO,
+    DeepDefense,
+    FreeAT,
+    GradAlign,
+    Method,
+    Parseval,
+)
 from layerwise.training import checkpoint
 from tests.networks import TinyConv
 from tests.training.fakes import apart, cheap, pictures, same, train, weights
@@ -26,7 +44,16 @@ METHODS: dict[str, Callable[[], Method]] = {
     "yopo-parts": lambda: YOPO(eps=0.05, alpha=0.02, m=2, n=2),
     "awp-parts": lambda: AWP(base=SLAT(sites=["conv1"], eta=0.05), gamma=0.1),
     "grad-align": lambda: GradAlign(eps=0.05, base=FGSMRS(eps=0.05)),
+    "anp": lambda: ANP(k=2, layers=2),
+    "lad": lambda: LAD(sites=["conv1", "conv2"], base=TRADES(steps=2), noise_std=0.1),
+    "mart": lambda: MART(steps=2),
+    "nat": lambda: NAT(std=0.05),
+    "ckpt": lambda: FGSMCKPT(eps=0.1),
+    "parseval": lambda: Parseval(base=PGD(steps=2)),
+    "deep-defense": lambda: DeepDefense(num_steps=1, weight=0.1, d=0.1),
 }
+FOUR = ("lat", "free-parts", "awp-parts", "lad", "parseval")
+"""What four processes train: noise that is carried over, weights that move, parts, draws of every kind."""
 
 
 def run(name: str, **options: Any) -> tuple[nn.Module, Any]:
@@ -42,33 +69,46 @@ def run(name: str, **options: Any) -> tuple[nn.Module, Any]:
     return net, result
 
 
-def rank(index: int, port: int, folder: Path) -> None:
+def rank(index: int, port: int, folder: Path, world: int, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "RANK": str(index),
         "LOCAL_RANK": str(index),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": f"{world}",
+        "LOCAL_WORLD_SIZE": f"{world}",
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
     }
-    for name in METHODS:
-        net, result = run(name, strategy="ddp", devices=2, run=folder / name)
+    for name in names:
+        net, result = run(name, strategy="ddp", devices=world, run=folder / name)
         torch.save({"weights": weights(net), "history": result.history}, folder / f"{name}-{index}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ranks")
+def trained(path: Path, world: int, names: tuple[str, ...]) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(rank, args=(port, path), nprocs=2)
+    spawn(rank, args=(port, path, world, names), nprocs=world)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("ranks"), 2, tuple(METHODS))
+
+
+@pytest.mark.slow
+def test_four_ranks_give_the_result_of_one(tmp_path: Path) -> None:
+    trained(tmp_path, 4, FOUR)
+    for name in FOUR:
+        found = [torch.load(tmp_path / f"{name}-{index}.pt", weights_only=True)["weights"] for index in range(4)]
+        net, _ = run(name)
+        assert all(same(found[0], other) for other in found[1:]), name
+        assert apart(found[0], weights(net)) < 1e-6, name
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.data import rank_rows
 from layerwise.errors import ConfigError
 from layerwise.evaluation.at import At
 from layerwise.evaluation.attacks import FGSM, PGD, Clean
@@ -23,6 +24,7 @@ from layerwise.evaluation.examine import examine, examined
 from layerwise.evaluation.journal import Journal
 from layerwise.evaluation.metrics import Count
 from layerwise.evaluation.progress import Board, tracked
+from layerwise.evaluation.ranks import joined, of_the_first, rank_and_world
 from layerwise.evaluation.record import DataRecord, Evaluation, ModelRecord, Result, settings_of
 from layerwise.evaluation.registry import parse_attack
 from layerwise.evaluation.session import Data, Session, digest, judging
@@ -87,7 +89,8 @@ def evaluate(
     True
     """
     chosen = choose(attacks, eot)
-    kept = journal if isinstance(journal, Journal) else Journal(journal)
+    # Of several processes the first one keeps the journal.
+    kept = journal if isinstance(journal, Journal) else Journal(journal if rank_and_world()[0] == 0 else None)
     options = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size, "device": device}
     with judging(model, data, num_workers=num_workers, **options) as session:  # type: ignore[arg-type]
         first = session.batches.example(1)[0]
@@ -152,21 +155,26 @@ def _judge(
 ) -> tuple[Result, Tensor]:
     """One attack on all images; which ones stay right, on the CPU. What the journal knows is not done again."""
     name, item, total = str(attack), _item(attack), len(session.batches)
-    done = _known(journal.found(item), total)
+    done = of_the_first(_known(journal.found(item), total))
     if not attack.resumable and len(done) < total:
         done = []
     if isinstance(progress, Board):
         progress.skip(name, len(done) / total)
     if len(done) < total:
-        steps = _outcomes(session, attack, threat, len(done))
+        first, (rank, world) = len(done), rank_and_world()
+        # Batches that follow one another are every process's own.
+        mine = rank_rows(total - first, (rank, world) if attack.resumable else (0, 1))
+        steps = _outcomes(session, attack, threat, range(first + mine.start, first + mine.stop))
         fresh = []
-        for number, value in enumerate(tracked(steps, total - len(done), name, progress), start=len(done)):
-            fresh.append((item, number, value))
-            if attack.resumable:
-                journal.add(fresh[-1:])
-        if not attack.resumable:
-            journal.add(fresh)
-        done += [value for _, _, value in fresh]
+        for value in tracked(steps, mine.stop - mine.start, name, progress if rank == 0 else False):
+            fresh.append(value)
+            if attack.resumable and world == 1:
+                journal.add([(item, first + len(fresh) - 1, value)])
+        if attack.resumable:
+            fresh = joined(fresh)
+        if not attack.resumable or world > 1:
+            journal.add((item, number, value) for number, value in enumerate(fresh, start=first))
+        done += fresh
     right = torch.tensor([bit == "1" for value in done for bit in value["right"]])
     seconds = sum(value["seconds"] for value in done)
     count = Count(int(right.sum()), len(right))
@@ -186,10 +194,10 @@ def _examined(session: Session, threat: ThreatModel, eot: int, journal: Journal)
     return [Finding(**finding) for finding in journal.found(item)[0]]
 
 
-def _outcomes(session: Session, attack: Attack, threat: ThreatModel, first: int) -> Iterator[dict[str, Any]]:
-    """What the journal keeps of each batch, from batch `first` on."""
-    outcomes = attack.outcomes(session.network, session.batches.after(first), threat)
-    for number in range(first, len(session.batches)):
+def _outcomes(session: Session, attack: Attack, threat: ThreatModel, numbers: range) -> Iterator[dict[str, Any]]:
+    """What the journal keeps of each of these batches."""
+    outcomes = attack.outcomes(session.network, session.batches.after(numbers.start), threat)
+    for number in numbers:
         # Each batch begins at a state of PyTorch's generator of its own, so that a random network's results depend neither on the
         # other attacks nor on interruptions.
         session.reseed(number)

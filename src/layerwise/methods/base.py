@@ -71,7 +71,6 @@ class Method(ABC):
     """
 
     reference: ClassVar[str] = ""
-    second_order: ClassVar[bool] = False
 
     @abstractmethod
     def losses(
@@ -100,6 +99,12 @@ class Method(ABC):
         """Whether inputs are moved within [0, 1], which only images take."""
         base = getattr(self, "base", None)
         return base.perturbs_input if isinstance(base, Method) else False
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it differentiates gradients, by itself or in its base; such a step is not captured."""
+        base = getattr(self, "base", None)
+        return base.second_order if isinstance(base, Method) else False
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""

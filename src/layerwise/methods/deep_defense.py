@@ -50,7 +50,6 @@ class DeepDefense(Method):
     """
 
     reference: ClassVar[str] = "Yan et al. 2018, Deep Defense: training DNNs with improved adversarial robustness"
-    second_order: ClassVar[bool] = True
 
     weight: float = 15.0
     c: float = 25.0
@@ -75,6 +74,11 @@ class DeepDefense(Method):
             raise ConfigError(f"p={self.p} has no smooth DeepFool step; type a number above 1, or inf")
         self._clamped: Tensor | None = None
         self._blank: Tensor | None = None
+
+    @property
+    def second_order(self) -> bool:
+        """See `Method.second_order`."""
+        return True
 
     def losses(
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None

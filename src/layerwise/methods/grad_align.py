@@ -43,7 +43,6 @@ class GradAlign(Method):
     reference: ClassVar[str] = (
         "Andriushchenko and Flammarion 2020, Understanding and improving fast adversarial training"
     )
-    second_order: ClassVar[bool] = True
 
     eps: Radius = 8 / 255
     step: float = 1.0
@@ -60,6 +59,11 @@ class GradAlign(Method):
     @property
     def perturbs_input(self) -> bool:
         """See `Method.perturbs_input`."""
+        return True
+
+    @property
+    def second_order(self) -> bool:
+        """See `Method.second_order`."""
         return True
 
     def losses(

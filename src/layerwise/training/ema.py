@@ -30,16 +30,27 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay, self.steps = model, decay, 0
+        self.model, self.decay = model, decay
         self._live = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
         self.values = {k: v.clone() for k, v in self._live.items()}
+        device = next(iter(self.values.values())).device
+        # A tensor on the device, so that a captured step counts too; float32 where there is no float64 (MPS).
+        self.count = torch.zeros((), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; reading it waits for the device."""
+        return int(self.count)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the weights as they are."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.values.values()), list(self._live.values()), 1 - decay)
+        self.count += 1
+        decay = ((1 + self.count) / (10 + self.count)).clamp(max=self.decay)
+        averages = list(self.values.values())
+        moves = torch._foreach_sub(list(self._live.values()), averages)
+        torch._foreach_mul_(moves, 1 - decay)
+        torch._foreach_add_(averages, moves)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -61,6 +72,6 @@ class Average:
 
     def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Take up what `state_dict` gave after so many steps."""
-        self.steps = steps
+        self.count.fill_(steps)
         for name, value in self.values.items():
             value.copy_(state[name])

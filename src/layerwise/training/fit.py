@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from layerwise.methods.base import Method, Partial
 from layerwise.methods.deep_defense import evaluation
 from layerwise.sites import unwrap
 from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
+from layerwise.training.capture import Captured, capturing
 from layerwise.training.checkpoint import pack_tensors
 from layerwise.training.epochs import end_epoch
 from layerwise.training.metrics import Progress
@@ -97,7 +99,7 @@ def fit(
         process=os.getpid(),
     )
     with nothing_half_made(job.run):
-        found = _engine(settings).launch(partial(_train, job=job))
+        found = engine(settings).launch(partial(_train, job=job))
     return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 
 
@@ -126,11 +128,13 @@ class Loop:
     session: Session
     model: Any
     optimizer: Any
+    captured: Captured | None = None
 
     @property
     def sees(self) -> bool:
-        """Whether looking at a number costs nothing: on the CPU, where no other rank has to look too."""
-        return self.session.place.device.type == "cpu" and self.session.place.world == 1
+        """Whether looking at a number costs nothing: on the CPU, where no other rank has to look too and no step is recorded."""
+        place = self.session.place
+        return place.device.type == "cpu" and place.world == 1 and self.captured is None
 
 
 def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes, bytes | None]:
@@ -140,7 +144,7 @@ def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes,
         for tensor in (*job.raw.parameters(), *job.raw.buffers()):
             tensor.data = tensor.data.clone()  # processes that were spawned share the memory of what they were given
     with ExitStack() as stack:
-        loop = _prepared(fabric, job, stack)
+        loop = prepared(fabric, job, stack)
         try:
             _run(loop)
         except NotFinite as bad:
@@ -171,17 +175,25 @@ def _run(loop: Loop) -> None:
     while not session.done:
         method = session.begin_epoch()
         for x, y in session.images():
-            session.set_rate()
-            with (
-                eagerly(session.settings.compile and session.unusual),
-                measured(method.attached_sites(), wanted=session.measures) as sizes,
-            ):
-                _descend(loop, method, x, y)
-            session.end_batch(x, y, sizes)
+            session.end_batch(x, y, advance(loop, method, x, y))
             if session.inside:
                 keep(session)
         end_epoch(session, method)
         keep(session)
+
+
+def advance(loop: Loop, method: Method, x: Tensor, y: Tensor) -> dict[str, dict[str, Tensor]]:
+    """One batch, replayed or eagerly; gives the sizes of the perturbations where they are measured."""
+    session = loop.session
+    session.set_rate()
+    if loop.captured is not None and loop.captured(partial(_descend, loop, method), method, x, y):
+        return {}
+    with (
+        eagerly(session.settings.compile and session.unusual),
+        measured(method.attached_sites(), wanted=session.measures) as sizes,
+    ):
+        _descend(loop, method, x, y)
+    return sizes
 
 
 def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
@@ -189,7 +201,7 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
     fabric, session, model = loop.fabric, loop.session, loop.model
     parts = session.parts(x, y)
     sources = [method.losses(model, p.x, p.y, backward=fabric.backward, generator=p.source) for p in parts]
-    pending = False
+    pending = stepped = False
     try:
         while True:
             round_: set[type] = set()
@@ -201,16 +213,19 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
                         continue
                     loss = item.loss if isinstance(item, Partial) else item
                     session.observe(loss, part)
-                    if loop.sees and session.totals.bad():
+                    if loop.sees and not math.isfinite(session.totals.sums[0]):
                         raise NotFinite(session.step)
                     # Before the next generator moves: a recomputation in this backward has to find this one's noise.
                     fabric.backward(loss * part.share)
             if len(round_) > 1:
                 raise LayerwiseError(f"{type(method).__name__}.losses yields differently for the parts of one batch")
+            if stepped and session.average is not None:
+                # Not right after the step: what a method does to the weights then belongs to them (Parseval's retraction, AWP's way back).
+                session.average.update()
             if round_ == {type(None)}:
                 break
-            pending = round_ == {Partial}
-            if not pending:
+            pending, stepped = round_ == {Partial}, round_ != {Partial}
+            if stepped:
                 _step(loop)
     finally:
         for source in sources:
@@ -220,23 +235,21 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
 
 
 def _step(loop: Loop) -> None:
-    """Clip, step, average."""
+    """Clip and step."""
     fabric, session, limit = loop.fabric, loop.session, loop.session.settings.clip_norm
     if limit is not None:
         norm = fabric.clip_gradients(loop.model, loop.optimizer, max_norm=limit, error_if_nonfinite=False)
         session.grad_norm = session.grad_norm if norm is None else norm
-    elif session.logs:
+    elif session.logs or session.bank is not None:
         session.grad_norm = nn.utils.get_total_norm(p.grad for p in session.raw.parameters() if p.grad is not None)
     if not loop.sees:
         # The fused kernels skip the step where this is 1: the weights then stay as they were before the loss went wrong.
         session.optimizer.found_inf = session.totals.bad()  # type: ignore[attr-defined]
     loop.optimizer.step()
     loop.optimizer.zero_grad(set_to_none=True)
-    if session.average is not None:
-        session.average.update()
 
 
-def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
+def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     """Put everything in its place, in the order that matters: device, sites, compile, wrapping."""
     settings, raw, device = job.settings, job.raw, fabric.device
     if job.data.value_range is None and (clipping := [m for m in job.phases.methods if m.perturbs_input]):
@@ -248,7 +261,8 @@ def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)
     if run is not None:
-        begin = partial(run.open, job.config, resume=job.resume, device=device)
+        begin = partial(run.begin, job.config, resume=job.resume, device=device)
+        stack.callback(run.release)
         failure = together(begin, rank=place.rank, device=device, alone=True)
         if failure is not None:
             raise failure
@@ -278,7 +292,7 @@ def _prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     inner.zero_grad(set_to_none=True)
     session.show(job.progress)
     stack.enter_context(session.interrupt)
-    return Loop(fabric, session, model, optimizer)
+    return Loop(fabric, session, model, optimizer, capturing(session))
 
 
 def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) -> Tensor:
@@ -340,7 +354,7 @@ def _diverged(loop: Loop, step: int) -> DivergedError:
     )
 
 
-def _engine(settings: Training) -> Fabric:
+def engine(settings: Training) -> Fabric:
     """Fabric as the settings say.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import CheckpointError, ConfigError
+from layerwise.training.lock import refusal
 from layerwise.training.ranks import smallest, total
 
 logger = logging.getLogger("layerwise")
@@ -54,9 +56,7 @@ class MetricsFile:
             with self.path.open("a") as file:
                 file.write(json.dumps(finite(record)) + "\n")
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.path}: {error.strerror or error}; free space and resume"
-            ) from error
+            raise CheckpointError(f"cannot write {self.path}: {refusal(error)}") from error
         if self.board is not None and record["kind"] in ("train", "epoch"):
             for name, value in record.items():
                 if isinstance(value, int | float) and name not in ("step", "epoch"):
@@ -67,11 +67,31 @@ class MetricsFile:
         """Bytes written: what a checkpoint remembers, so that a resumed run does not tell twice."""
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
 
-    def truncate(self, size: int) -> None:
-        """Forget what came after a checkpoint."""
-        if self.path is not None and self.size > size:
-            with self.path.open("r+b") as file:
-                file.truncate(size)
+    def truncate(self, size: int) -> str | None:
+        """Forget what came after a checkpoint.
+
+        Args:
+            size: bytes written then.
+
+        Returns:
+            A sentence if fewer are there, as after a power failure; half a line is then removed.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        there = self.size
+        if self.path is None or there == size:
+            return None
+        try:
+            if there:
+                os.truncate(self.path, size if there > size else self.path.read_bytes().rfind(b"\n") + 1)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {refusal(error)}") from error
+        if there > size:
+            return None
+        return (
+            f"{self.path.name} has {there} of the {size} bytes that the checkpoint remembers: lines of metrics are lost"
+        )
 
     def close(self) -> None:
         """Finish TensorBoard's file."""

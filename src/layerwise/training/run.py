@@ -5,6 +5,7 @@ runs/NAME/
     metrics.jsonl         see layerwise.training.metrics   checkpoints/    see layerwise.training.checkpoint
     model.safetensors     the last weights                 best.safetensors   those with the best robust validation accuracy
     ema.safetensors, best-ema.safetensors: the same of the moving average, if there is one
+    .lock                 while a process trains there     see layerwise.training.lock
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.sites import unwrap
+from layerwise.spelling import parse_yaml
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.checkpoint import pack_tensors, replace_file, unpack_tensors
+from layerwise.training.lock import held
 
 CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"
 
@@ -59,6 +62,25 @@ class Run:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self._lock = ExitStack()
+
+    def begin(self, config: Mapping[str, Any], *, resume: bool = False, device: torch.device | None = None) -> None:
+        """`open`, with other processes kept out until `release`, and without what a killed one left half-written.
+
+        Raises:
+            CheckpointError: another process trains here, or as `open`.
+            ConfigError: as `open`.
+        """
+        self._make()
+        self._lock.enter_context(held(self.path))
+        for name in (CONFIG, VERSIONS, *WEIGHTS.values()):
+            for leftover in self.path.glob(f".{name}.*.part"):
+                leftover.unlink(missing_ok=True)
+        self.open(config, resume=resume, device=device)
+
+    def release(self) -> None:
+        """Let others in."""
+        self._lock.close()
 
     def open(self, config: Mapping[str, Any], *, resume: bool = False, device: torch.device | None = None) -> None:
         """Begin the run, or go on with it.
@@ -82,16 +104,21 @@ class Run:
         else:
             self._begin(plain(config), device)
 
-    def _begin(self, config: Any, device: torch.device | None) -> None:
-        import yaml
-
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
+
+    def _begin(self, config: Any, device: torch.device | None) -> None:
+        import yaml
+
+        text = yaml.safe_dump(config, sort_keys=False, width=120)
+        parse_yaml(text, "the configuration")  # what could not be read back could not be resumed
+        self._make()
         replace_file(self.path / VERSIONS, json.dumps(versions(device), indent=1).encode())
         # Last: a folder without it is not a run yet.
-        replace_file(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, width=120).encode())
+        replace_file(self.path / CONFIG, text.encode())
 
     def config(self) -> dict[str, Any]:
         """What the run was asked to do.
@@ -125,7 +152,9 @@ def nothing_half_made(folder: Path | None) -> Iterator[None]:
         yield
     except BaseException:
         if folder is not None and new and not checkpoints_in(folder / CHECKPOINTS):
-            shutil.rmtree(folder, ignore_errors=True)
+            # Not the folder of another process that began its run there meanwhile.
+            with suppress(CheckpointError), held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -135,15 +164,13 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    import yaml
-
     file = Path(path) / CONFIG
     try:
-        config = yaml.safe_load(file.read_text())
+        config = parse_yaml(file.read_text(encoding="utf-8"), "it")
     except FileNotFoundError:
         raise CheckpointError(f"{path} holds no run: {CONFIG} is missing; give the folder that training made") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} is damaged: it holds a {type(config).__name__}, not settings")
     return config

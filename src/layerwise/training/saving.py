@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from layerwise.data import rank_rows
+from layerwise.errors import CheckpointError
 from layerwise.training import checkpoint
 from layerwise.training.randomness import random_states, set_random_states
 from layerwise.training.ranks import any_rank
@@ -71,7 +72,13 @@ def restore(session: Session) -> None:
     if contents is None:
         session.metrics.truncate(0)
     else:
-        _take_up(session, contents)
+        try:
+            _take_up(session, contents)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {contents.step} in {session.run.checkpoints} is whole, but of another kind of run: "
+                f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}; start a new run"
+            ) from error
     for sentence in damaged:
         session.say(sentence)
 
@@ -89,13 +96,15 @@ def _take_up(session: Session, contents: checkpoint.Contents) -> None:
     for name in ("epoch", "batch", "sums", "lr", "history", "flags", "messages", "best"):
         setattr(session, name, state[name])
     session.monitor.load_state_dict(state["monitor"])
-    session.metrics.truncate(state["metrics"])
+    lost = session.metrics.truncate(state["metrics"])
     own = own_share(contents, session.place.rank, session.place.world)
     for method, kept in zip(session.phases.methods, own["methods"], strict=True):
         method.load_state_dict({name: value.to(device) for name, value in kept.items()})
     session.totals.load_state_dict(own["totals"])
     if "random" in own:
         set_random_states(own["random"], device)
+    if lost:
+        session.say(lost)
 
 
 def own_share(contents: checkpoint.Contents, rank: int, world: int) -> dict[str, Any]:

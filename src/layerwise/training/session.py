@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from layerwise.data import ImageData, batches, num_batches, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
-from layerwise.random import Stream
+from layerwise.random import Bank, Stream
 from layerwise.training.ema import Average
 from layerwise.training.interrupt import Interrupt
 from layerwise.training.metrics import Bar, Clock, MetricsFile, Progress, Totals
@@ -132,6 +132,7 @@ class Session:
         self.monitor = OverfitMonitor()
         self.seen: tuple[Tensor, Tensor] | None = None
         self.logits: Tensor | None = None
+        self.bank: Bank | None = None  # while a step is recorded
         self.logged = False
         self.method = phases.method
         folder = run.path if run is not None and run.writes else None
@@ -235,7 +236,7 @@ class Session:
         own = rank_rows(total, (self.place.rank, world)).start
         count = min(settings.accumulate, total // world)
         cuts = [rank_rows(len(x), (i, count)) for i in range(count)]
-        streams = [Stream(settings.seed, self.step, own + cut.start, total, own, len(x)) for cut in cuts]
+        streams = [Stream(settings.seed, self.step, own + c.start, total, own, len(x), self.bank) for c in cuts]
         shares = [(cut.stop - cut.start) * world / total for cut in cuts]
         return [Part(x[c], y[c], stream, share) for c, stream, share in zip(cuts, streams, shares, strict=True)]
 

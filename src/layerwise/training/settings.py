@@ -47,6 +47,8 @@ class Training:
         strategy: Fabric's: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
         compile: run the network through torch.compile.
         compile_backend: torch.compile's backend.
+        capture: record a whole step on a CUDA device and replay it: true, false, or `"auto"`, where it can be. Methods that cannot be
+            recorded are told once and run eagerly.
         channels_last: memory format of images and weights.
         log_every: batches between two lines of metrics; on a GPU also between two looks at whether the loss is finite.
         tensorboard: write the metrics for TensorBoard too.
@@ -84,6 +86,7 @@ class Training:
     strategy: str = "auto"
     compile: bool = False
     compile_backend: str = "inductor"
+    capture: bool | Literal["auto"] = False
     channels_last: bool = False
     log_every: int = 50
     tensorboard: bool = False
@@ -110,6 +113,7 @@ class Training:
         if not self.checkpoint_every > 0:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
         one_of("precision", self.precision, PRECISIONS)
+        one_of("capture", self.capture, (True, False, "auto"))
         check_radius("eval_eps", self.eval_eps)
         check_radius("eval_alpha", self.eval_alpha)
         self.schedule.over(self.epochs)

@@ -1,0 +1,120 @@
+"""`layerwise bench`: steps, other libraries' steps, and the time to robustness."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import ConfigError
+
+TEXT = """\
+Measure on this machine, in one run, what a training step costs.
+
+  layerwise bench step                         every method's step against the
+                                               standard one and plain code
+  layerwise bench step --network preact_resnet18 --shape 3,32,32 --methods SLAT
+      PGD:steps=7 "LAT:sites=first(2)" --precision bf16-mixed --capture auto
+  layerwise bench peers                        the same steps with torchattacks,
+                                               ART and MAIR, if installed
+  layerwise bench robust                       seconds to 45 % under PGD-50 on
+                                               CIFAR-10 (for a GPU)
+
+Contestants take turns; ratios are medians over rounds. `docs/performance.md`
+explains every column.
+"""
+
+PEERS = ("PGD", "PGD:steps=7", "FGSMRS", "TRADES")
+
+
+def add_arguments(parser: Any) -> None:
+    """The command's arguments."""
+    parser.add_argument("what", choices=("step", "peers", "robust"), help="what to measure")
+    parser.add_argument("--network", default="lenet", help="a network's name (default: lenet)")
+    parser.add_argument("--options", default="{}", help="the network's options, as YAML: '{width: 32}'")
+    parser.add_argument("--shape", default="1,28,28", help="of one image, channels,height,width (default: 1,28,28)")
+    parser.add_argument("--classes", type=int, default=10, help="of the labels (default: 10)")
+    parser.add_argument("--batch", type=int, default=128, help="images (default: 128)")
+    parser.add_argument("--methods", nargs="+", default=[], help="such as SLAT PGD:steps=7 ANP:k=2 (default: all)")
+    parser.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 64-true (default: 32-true)")
+    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+    parser.add_argument("--capture", choices=("auto", "true", "false"), default="auto", help="as training.capture")
+    parser.add_argument("--channels-last", action="store_true", help="the memory format of convolutions on GPUs")
+    parser.add_argument("--clip", type=float, help="clip the gradient's norm, as training.clip_norm")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own choice)")
+    parser.add_argument(
+        "--clock", choices=("wall", "process"), default="wall",
+        help="process counts this process's time only, on a busy CPU; sets --threads 1 (default: wall)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one turn (default: 0.5)")
+    parser.add_argument("--recipe", help="of `bench robust` (default: n-fgsm-cifar10)")
+    parser.add_argument("--name", default="bench-robust", help="run folder of `bench robust` (default: bench-robust)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    parser.add_argument("--output", type=Path, help="also write the record there, as JSON")
+
+
+def bench_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise bench`."""
+    from layerwise.console import complain, say, show_table
+    from layerwise.files import write_text
+
+    if settings and arguments.what != "robust":
+        raise ConfigError(f"bench {arguments.what} does not take {settings[0]}; see `layerwise bench --help`")
+    if arguments.what == "robust":
+        from layerwise.bench.robust import RECIPE, bench_robust
+
+        record = bench_robust(
+            arguments.recipe or RECIPE, settings, folder=arguments.runs / arguments.name, progress=True
+        )
+        scores = ", ".join(f"{name} {value:.1%}" for name, value in record["accuracies"].items())
+        verdict = "reached" if record["reached"] else "not reached"
+        say(f"{record['seconds']:.1f} s of training: {scores}; {record['goal']:.0%} {verdict}")
+    else:
+        import torch
+
+        from layerwise.bench.steps import bench_peers, bench_steps, peers_table, step_table
+        from layerwise.bench.timing import hint
+
+        busy = arguments.clock == "process"
+        if busy or arguments.threads is not None:
+            torch.set_num_threads(1 if busy else arguments.threads)
+        setup = setup_of(arguments)
+        options: dict[str, Any] = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+        options["clock"] = time.process_time if busy else time.perf_counter
+        if arguments.what == "step":
+            record = bench_steps(setup, arguments.methods, **options, say=lambda s: complain(s, what=""))
+            show_table(*step_table(record))
+        else:
+            methods = arguments.methods or PEERS
+            record = bench_peers(setup, methods, **options, say=lambda s: complain(s, what=""))
+            show_table(*peers_table(record))
+        say(hint(torch.device(record["machine"]["device"])))
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.output, json.dumps(record, indent=1) + "\n")
+
+
+def setup_of(arguments: Any) -> Any:
+    """What the arguments say is trained."""
+    from layerwise.bench.stepping import Setup, training
+    from layerwise.cli import _options, _shape
+
+    return Setup(
+        model=arguments.network,
+        options=_options(arguments.options),
+        shape=_shape(arguments.shape),
+        classes=arguments.classes,
+        batch=arguments.batch,
+        training=training(
+            batch_size=arguments.batch,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            capture={"true": True, "false": False}.get(arguments.capture, "auto"),
+            channels_last=arguments.channels_last,
+            clip_norm=arguments.clip,
+            accelerator=arguments.accelerator,
+        ),
+    )
