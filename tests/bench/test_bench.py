@@ -153,7 +153,18 @@ def test_a_misspelt_method_is_refused() -> None:
 
 def test_the_command_prints_a_table_and_writes_a_record(layerwise: Command, tmp_path: Path) -> None:
     file = tmp_path / "results" / "step.json"
-    small = ["--network", "digits_cnn", "--shape", "1,8,8", "--options", "{width: 4}", "--batch", "4", "--accelerator", "cpu"]
+    small = [
+        "--network",
+        "digits_cnn",
+        "--shape",
+        "1,8,8",
+        "--options",
+        "{width: 4}",
+        "--batch",
+        "4",
+        "--accelerator",
+        "cpu",
+    ]
     quick = ["--rounds", "1", "--seconds", "0.001", "--methods", "FGSM", "--output", str(file)]
     said = layerwise("bench", "step", *small, *quick)
     assert said.code == 0
