@@ -147,21 +147,24 @@ class Sites:
         """
         self.resolve(x)
         indexed = self._indexed(noise or {})
-        if constraint is None and self.monitor is None:
-            # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
-            kinds = [options["dtype"] for options in self._leaf_options]
-            carried = [r is not None and r.dtype == kind for r, kind in zip(indexed, kinds, strict=True)]
-        else:
-            carried = [False] * len(indexed)
+        # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
+        plain = constraint is None and self.monitor is None
+        carried = [
+            plain and r is not None and r.dtype == options["dtype"] and r.shape[1:] == shape
+            for r, options, shape in zip(indexed, self._leaf_options, self._shapes, strict=True)
+        ]
         leaves = [
-            r.detach().requires_grad_() if r is not None and carries else self._leaf(index, x)
-            for index, (r, carries) in enumerate(zip(indexed, carried, strict=True))
+            self._leaf(i, x, r if carries else None)
+            for i, (r, carries) in enumerate(zip(indexed, carried, strict=True))
         ]
         return Pass(self, indexed, leaves, constraint, carried)
 
-    def _leaf(self, index: int, x: Tensor) -> Tensor:
-        shape = (len(x), *self._shapes[index])
-        return torch.empty(shape, device=x.device, **self._leaf_options[index]).zero_().requires_grad_()
+    def _leaf(self, index: int, x: Tensor, r: Tensor | None) -> Tensor:
+        """Zeros, or the noise, in the layout that the site has."""
+        options = self._leaf_options[index]
+        if r is not None:
+            return r.detach().contiguous(memory_format=options["memory_format"]).requires_grad_()
+        return torch.empty((len(x), *self._shapes[index]), device=x.device, **options).zero_().requires_grad_()
 
     def perturb(self, noise: Mapping[Site, Tensor], *, constraint: Constraint | None = None) -> Pass:
         """A context in which forward passes continue with z + constraint(r, z) at the sites of `noise`.
