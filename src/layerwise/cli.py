@@ -223,6 +223,7 @@ def sites_command(arguments: Any, settings: list[str]) -> None:
     from layerwise.console import say, show_table
     from layerwise.experiment import current_folder_on_path
     from layerwise.sites import Sites
+    from layerwise.spelling import parse_options, parse_shape
     from layerwise.tracing import trace
 
     if arguments.model in recipe.names():
@@ -230,8 +231,8 @@ def sites_command(arguments: Any, settings: list[str]) -> None:
             f"{arguments.model} is a recipe; type `layerwise train {arguments.model} --dry-run` for the sites of its method"
         )
     current_folder_on_path()
-    shape = _shape(arguments.shape)
-    model = models.build(arguments.model, shape=shape, **_options(arguments.options))
+    shape = parse_shape(arguments.shape)
+    model = models.build(arguments.model, shape=shape, **parse_options(arguments.options))
     example = torch.zeros(2, *shape)
     if arguments.select:
         selection = arguments.select[0] if len(arguments.select) == 1 else arguments.select
@@ -243,22 +244,6 @@ def sites_command(arguments: Any, settings: list[str]) -> None:
     say(
         "\nchoose with --select: names (conv1 layer1), a regular expression ('layer[12]'), 'affine outputs', 'first(4)'"
     )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise ConfigError(f"--shape {text} is no shape; type channels,height,width, such as --shape 3,32,32") from None
-
-
-def _options(text: str) -> dict[str, Any]:
-    from layerwise.spelling import parse_yaml
-
-    options = parse_yaml(text, "--options")
-    if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
-        raise ConfigError(f"--options {text} does not fit; type a mapping in quotes, such as --options '{{width: 16}}'")
-    return options
 
 
 def list_command(arguments: Any, settings: list[str]) -> None:

@@ -268,3 +268,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of an image, as `--shape` has it.
+
+    >>> parse_shape("3,32,32"), parse_shape("1x28x28")
+    ((3, 32, 32), (1, 28, 28))
+    """
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ConfigError(f"--shape {text} is no shape; type channels,height,width, such as --shape 3,32,32") from None
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """A network's options, as `--options` has them.
+
+    >>> parse_options("{width: 16}")
+    {'width': 16}
+    """
+    options = parse_yaml(text, "--options")
+    if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
+        raise ConfigError(f"--options {text} does not fit; type a mapping in quotes, such as --options '{{width: 16}}'")
+    return options

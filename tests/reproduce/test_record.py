@@ -15,8 +15,9 @@ from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation.metrics import mean_of
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.claims import FAILS, HOLDS, OPEN
+from layerwise.reproduce.index import records, write_index
 from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord, failures
-from layerwise.reproduce.render import records, render, to_markdown, write, write_index
+from layerwise.reproduce.render import render, to_markdown, write
 
 
 def outcome(value: float, half: float = 1.0) -> Outcome:

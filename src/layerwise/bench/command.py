@@ -100,12 +100,12 @@ def bench_command(arguments: Any, settings: list[str]) -> None:
 def setup_of(arguments: Any) -> Any:
     """What the arguments say is trained."""
     from layerwise.bench.stepping import Setup, training
-    from layerwise.cli import _options, _shape
+    from layerwise.spelling import parse_options, parse_shape
 
     return Setup(
         model=arguments.network,
-        options=_options(arguments.options),
-        shape=_shape(arguments.shape),
+        options=parse_options(arguments.options),
+        shape=parse_shape(arguments.shape),
         classes=arguments.classes,
         batch=arguments.batch,
         training=training(

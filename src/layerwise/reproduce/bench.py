@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, final
 
-import torch
 from torch import Tensor, nn
 
 from layerwise import experiment
 from layerwise.data import ImageData
 from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
-from layerwise.evaluation.decode import decode
 from layerwise.experiment import SCHEMA
 from layerwise.files import write_text
-from layerwise.reproduce.definitions import Item, Row, System
+from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.scales import Scale
 from layerwise.reproduce.systems import Resolved, digest, resolve, trained
 from layerwise.training import WEIGHTS
@@ -244,25 +241,3 @@ class Bench:
         file.parent.mkdir(exist_ok=True)
         write_text(file, json.dumps({"what": what, "found": found}, indent=1) + "\n")
         return json.loads(json.dumps(found))
-
-    def measure(self, row: Row, measure: str, options: Mapping[str, Any]) -> Outcome:
-        """A cell, for this bench's seed.
-
-        Raises:
-            LayerwiseError: it cannot be measured.
-        """
-        from layerwise.reproduce.measures import find_measure
-
-        function = find_measure(measure)
-        chosen = {**options, **row.options}
-        subject = self.subject(row.system)
-
-        def make() -> dict[str, Any]:
-            started = time.perf_counter()
-            found = function(self, subject, chosen)
-            place = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-            return asdict(replace(found, seconds=time.perf_counter() - started, device=place))
-
-        stored = self.cached(subject, [measure, chosen, self.others(chosen)], make)
-        outcome: Outcome = decode(Outcome, stored, source=str(subject.folder))
-        return outcome

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from layerwise.diagnostics import boundary_distance
@@ -25,9 +27,11 @@ from layerwise.evaluation.corruptions import (
     flip_rates,
     mce,
 )
+from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import Count
 from layerwise.evaluation.transfer import Transfer
 from layerwise.reproduce.bench import MEASURED, Bench, Outcome, Subject
+from layerwise.reproduce.definitions import Row
 from layerwise.reproduce.systems import digest
 from layerwise.units import parse_radius
 
@@ -44,6 +48,27 @@ def find_measure(name: str) -> Measure:
     if name not in MEASURES:
         raise ConfigError(f"there is no measure {name!r}; {did_you_mean(name, MEASURES)}")
     return MEASURES[name]
+
+
+def measured(bench: Bench, row: Row, measure: str, options: Mapping[str, Any]) -> Outcome:
+    """A cell, for the bench's seed.
+
+    Raises:
+        LayerwiseError: it cannot be measured.
+    """
+    function = find_measure(measure)
+    chosen = {**options, **row.options}
+    subject = bench.subject(row.system)
+
+    def make() -> dict[str, Any]:
+        started = time.perf_counter()
+        found = function(bench, subject, chosen)
+        place = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        return asdict(replace(found, seconds=time.perf_counter() - started, device=place))
+
+    stored = bench.cached(subject, [measure, chosen, bench.others(chosen)], make)
+    outcome: Outcome = decode(Outcome, stored, source=str(subject.folder))
+    return outcome
 
 
 def _attack(bench: Bench, subject: Subject, options: Options) -> Outcome:
@@ -111,7 +136,7 @@ def _average(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """LAD's Avg: the mean of the columns `of`."""
     columns = {column.name: column for column in bench.item.columns}
     row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
-    found = [bench.measure(row, columns[name].measure, columns[name].options) for name in options["of"]]
+    found = [measured(bench, row, columns[name].measure, columns[name].options) for name in options["of"]]
     value, low, high = (sum(getattr(o, key) for o in found) / len(found) for key in ("value", "low", "high"))
     return Outcome(value=value, low=low, high=high, images=found[0].images, what="mean of " + ", ".join(options["of"]))
 

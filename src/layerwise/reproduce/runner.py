@@ -12,9 +12,11 @@ import torch
 from layerwise import experiment
 from layerwise.reproduce.bench import Bench, Outcome, attempt
 from layerwise.reproduce.definitions import Column, Item, Row
+from layerwise.reproduce.index import write_index
+from layerwise.reproduce.measures import measured
 from layerwise.reproduce.papers import paper
 from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord
-from layerwise.reproduce.render import write, write_index
+from layerwise.reproduce.render import write
 from layerwise.reproduce.scales import Scale
 from layerwise.training.run import versions
 
@@ -72,7 +74,7 @@ def _row(item: Item, row: Row, benches: Sequence[Bench]) -> RowRecord:
             outcomes, failures = found[column.name]
             outcome: Any = subject
             if not isinstance(subject, str):
-                outcome = attempt(bench.measure, row, column.measure, column.options)
+                outcome = attempt(measured, bench, row, column.measure, column.options)
             (failures if isinstance(outcome, str) else outcomes).append(outcome)
     cells = {name: _cell(item, row, name, *parts) for name, parts in found.items()}
     return RowRecord(name=row.name, runs=tuple(names), cells=cells, at=row.at, series=row.series)
