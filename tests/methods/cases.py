@@ -116,3 +116,13 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def hooks_of(model: nn.Module) -> int:
     tables = [name for name in vars(nn.Module()) if "hooks" in name]
     return sum(len(getattr(m, table)) for m in model.modules() for table in tables if hasattr(m, table))
+
+
+def resnet() -> TinyResNet:
+    """A residual network in float64."""
+    return TinyResNet(batch_norm=False).double()
+
+
+def backward(loss: Tensor | Partial) -> None:
+    """Back-propagate what a method yields."""
+    torch.autograd.backward(loss.loss if isinstance(loss, Partial) else loss)
