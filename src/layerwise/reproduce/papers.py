@@ -209,5 +209,21 @@ def _check_unique(source: str, names: list[str]) -> None:
 
 
 def to_json(body: dict[str, Any]) -> str:
-    """JSON text, one line a leaf list, without numbers that JSON does not know."""
-    return json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """JSON text, one line a list of numbers, without numbers that JSON does not know.
+
+    >>> print(to_json({"a": [1, 2.5], "b": {"c": "[1"}}), end="")
+    {
+     "a": [1, 2.5],
+     "b": {
+      "c": "[1"
+     }
+    }
+    """
+    text = json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)
+    # A line break stands in no string.
+    return (
+        re.sub(
+            r"\[\n[\s\d.eE+,-]*\]", lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+        )
+        + "\n"
+    )
