@@ -36,6 +36,7 @@ from layerwise.evaluation.base import is_right
 from layerwise.evaluation.external import package
 from layerwise.evaluation.session import Batches
 from layerwise.random import Stream
+from layerwise.units import parse_radius
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("--data", help="root of the data (default: the run's)")
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
-    parser.add_argument("--eps", type=float, help="radius (default: the run's)")
+    parser.add_argument("--eps", type=parse_radius, help="radius (default: the run's)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--num-examples", type=int, default=500)
     parser.add_argument("--autoattack-examples", type=int, default=100, help="0 leaves AutoAttack out")
