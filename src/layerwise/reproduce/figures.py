@@ -114,12 +114,12 @@ def _saved(figure: Figure, file: Path, data: dict[str, Any]) -> Picture:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with five digits: records stay small, and no picture shows more."""
+    """Numbers with three digits: records stay small, and no picture shows more."""
     if isinstance(value, Mapping):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _few(bench: Bench, subject: Subject, most: int) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ def to_json(body: dict[str, Any]) -> str:
 
     >>> print(to_json({"a": [1, 2.5], "b": {"c": "[1"}}), end="")
     {
-     "a": [1, 2.5],
+     "a": [1,2.5],
      "b": {
       "c": "[1"
      }
@@ -221,9 +221,4 @@ def to_json(body: dict[str, Any]) -> str:
     """
     text = json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)
     # A line break stands in no string.
-    return (
-        re.sub(
-            r"\[\n[\s\d.eE+,-]*\]", lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text
-        )
-        + "\n"
-    )
+    return re.sub(r"\[\n[\s\d.eE+,-]*\]", lambda found: "".join(found[0].split()), text) + "\n"
