@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from layerwise import experiment
+from layerwise.errors import ConfigError
 from layerwise.reproduce import bench as bench_module
 from layerwise.reproduce import measures, runner
 from layerwise.reproduce.bench import Bench
@@ -201,3 +202,27 @@ def test_selected_weights_are_the_better_on_validation(tmp_path: Path) -> None:
     assert bench_module._which(tmp_path, "best") == "best"
     (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "robust": null}\n')
     assert bench_module._which(tmp_path, "selected") == "last"
+
+
+def test_chosen_rows_are_run_and_the_others_stay(
+    finished: tuple[Path, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, record = finished
+    options: Any = {"output": tmp_path / "results", "runs": tmp_path / "runs"}
+    subject = item(rows=ROWS)
+    for pattern, expected in (("SL*", ["SLAT"]), ("standard", ["standard", "SLAT"])):
+        (found,) = runner.reproduce([subject], TINY, **options, rows=[pattern])
+        assert [row.name for row in found.rows] == expected
+    assert values(found) == values(record)
+    monkeypatch.setitem(
+        measures.MEASURES, "attack", lambda *_: pytest.fail("nothing is measured before a wrong row is refused")
+    )
+    with pytest.raises(ConfigError, match=r"slat/table-x has no row 'FGSM'; its rows are standard, SLAT, and \*"):
+        list(runner.reproduce([subject], TINY, **options, rows=["SLAT", "FGSM"]))
+
+
+def test_kept_rows_are_those_of_the_same_columns(tmp_path: Path) -> None:
+    options: Any = {"output": tmp_path / "results", "runs": tmp_path / "runs", "rows": ["SLAT"]}
+    list(runner.reproduce([item(rows=ROWS)], TINY, **{**options, "rows": ["standard"]}))
+    (found,) = runner.reproduce([item(rows=ROWS, columns={"clean": "clean"})], TINY, **options)
+    assert [row.name for row in found.rows] == ["SLAT"]

@@ -15,6 +15,8 @@ Run the papers' tables and figures, and put ours beside theirs.
   layerwise reproduce anp deep-defense/table-1 --scale reduced
   layerwise reproduce all --scale full --plan
                                            what it would cost; nothing is run
+  layerwise reproduce deep-defense/table-1 --scale full --rows "LeNet*"
+                                           these rows; the others stay
   layerwise reproduce fastat               the leaderboard of fast training
   layerwise reproduce render results/smoke/slat/table-1.json
                                            verdicts anew from a record's numbers
@@ -31,6 +33,9 @@ def add_arguments(parser: Any) -> None:
         "what", nargs="+", help="list, all, a paper, PAPER/TABLE ..., or render and the records to render"
     )
     parser.add_argument("--scale", default="smoke", help="smoke, reduced or full (default: smoke)")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="run these rows only; * stands for any text (default: all)"
+    )
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
@@ -68,9 +73,8 @@ def reproduce_command(arguments: Any, settings: list[str]) -> None:
         say(costs.ASSUMED)
         return
     try:
-        for record in runner.reproduce(
-            chosen, size, output=arguments.output, runs=arguments.runs, progress=not arguments.quiet
-        ):
+        places = {"output": arguments.output, "runs": arguments.runs}
+        for record in runner.reproduce(chosen, size, **places, rows=arguments.rows, progress=not arguments.quiet):
             say(to_markdown(record) if len(chosen) == 1 else f"{record.item}: done")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; type the same again, and it goes on where it was") from None

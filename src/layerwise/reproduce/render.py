@@ -15,9 +15,14 @@ from layerwise.reproduce.record import CellRecord, ClaimRecord, Record, failures
 INDEX = "index.md"
 
 
+def record_file(output: Path, scale: str, item: str) -> Path:
+    """OUTPUT/SCALE/PAPER/ITEM.json."""
+    return output / scale / f"{item}.json"
+
+
 def write(record: Record, output: Path) -> Path:
-    """Write OUTPUT/SCALE/PAPER/ITEM.json and .md."""
-    file = output / record.scale / f"{record.item}.json"
+    """Write an item's record, and its page beside it."""
+    file = record_file(output, record.scale, record.item)
     write_text(file, record.to_json())
     write_text(file.with_suffix(".md"), to_markdown(record))
     return file

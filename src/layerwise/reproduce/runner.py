@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from layerwise import experiment
+from layerwise.errors import ConfigError
 from layerwise.reproduce.bench import Bench, Outcome, attempt
 from layerwise.reproduce.definitions import Column, Item, Row
 from layerwise.reproduce.index import write_index
 from layerwise.reproduce.measures import measured
 from layerwise.reproduce.papers import paper
 from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord
-from layerwise.reproduce.render import write
+from layerwise.reproduce.render import record_file, write
 from layerwise.reproduce.scales import Scale
 from layerwise.training.run import versions
 
@@ -27,7 +29,13 @@ PLACE = "reproduce"
 
 
 def reproduce(
-    chosen: Sequence[Item], scale: Scale, *, output: Path, runs: Path, progress: bool = False
+    chosen: Sequence[Item],
+    scale: Scale,
+    *,
+    output: Path,
+    runs: Path,
+    rows: Sequence[str] = (),
+    progress: bool = False,
 ) -> Iterator[Record]:
     """Run items one after the other; each record is given when it is complete.
 
@@ -38,28 +46,65 @@ def reproduce(
         scale: how much is done.
         output: folder of the results.
         runs: folder of the run folders.
+        rows: patterns such as `LeNet*`: only the rows that match one are run, the others stay as an earlier record has them; empty is all.
         progress: show progress where a person watches.
+
+    Raises:
+        ConfigError: no row of an item matches a pattern.
     """
+    for item in chosen:
+        _matching(item, rows)
     for number, item in enumerate(chosen, start=1):
         logger.info("%s (%s of %s): %s", item.id, number, len(chosen), item.title)
-        record = run_item(item, scale, output=output, place=runs / PLACE / scale.name, progress=progress)
+        record = run_item(item, scale, output=output, place=runs / PLACE / scale.name, rows=rows, progress=progress)
         write_index(output / scale.name)
         yield record
 
 
-def run_item(item: Item, scale: Scale, *, output: Path, place: Path, progress: bool = False) -> Record:
+def run_item(
+    item: Item, scale: Scale, *, output: Path, place: Path, rows: Sequence[str] = (), progress: bool = False
+) -> Record:
     """Run one item; its record is written after every row."""
     seeds = tuple(range(scale.seeds or item.seeds))
     benches = [Bench(item=item, scale=scale, place=place, seed=seed, progress=progress) for seed in seeds]
-    done: list[RowRecord] = []
+    chosen = _matching(item, rows)
+    done = _kept(item, scale, output, seeds, chosen) if rows else {}
     for row in item.rows:
-        done.append(_row(item, row, benches))
-        write(_record(item, scale, seeds, done, (), ()), output)
-    done += _printed_only(item, {row.name for row in done})
-    pictures, failures = _pictures(item, benches[0], done, output)
-    record = _record(item, scale, seeds, done, pictures, failures, complete=True)
+        if row.name in chosen:
+            done[row.name] = _row(item, row, benches)
+            write(_record(item, scale, seeds, _ordered(item, done), (), ()), output)
+    found = _ordered(item, done)
+    found += _printed_only(item, set(done))
+    pictures, failures = _pictures(item, benches[0], found, output)
+    record = _record(item, scale, seeds, found, pictures, failures, complete=True)
     write(record, output)
     return record
+
+
+def _matching(item: Item, patterns: Sequence[str]) -> set[str]:
+    """Names of the rows that match any pattern; all without one."""
+    names = [row.name for row in item.rows]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"{item.id} has no row {pattern!r}; its rows are {', '.join(names)}, and * stands for any text"
+            )
+    return {name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+
+
+def _kept(item: Item, scale: Scale, output: Path, seeds: tuple[int, ...], chosen: set[str]) -> dict[str, RowRecord]:
+    """Rows that an earlier record of the same seeds and columns has, other than the chosen ones."""
+    file = record_file(output, scale.name, item.id)
+    if not file.is_file():
+        return {}
+    earlier = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
+    if earlier.seeds != seeds or [c.name for c in earlier.columns] != [c.name for c in item.columns]:
+        return {}
+    return {row.name: row for row in earlier.rows if row.runs and row.name not in chosen}
+
+
+def _ordered(item: Item, done: Mapping[str, RowRecord]) -> list[RowRecord]:
+    return [done[row.name] for row in item.rows if row.name in done]
 
 
 def _row(item: Item, row: Row, benches: Sequence[Bench]) -> RowRecord:
