@@ -17,7 +17,7 @@ from layerwise.experiment import SCHEMA, make_phases
 from layerwise.methods import ANP, FGSMRS, LAD, NFGSM, PGD, SLAT, TRADES, Standard
 from layerwise.methods.lat import LAT
 from layerwise.probe import CrossEntropy
-from layerwise.spelling import check_type, spoken, tokens_to_tree, written
+from layerwise.spelling import check_type, parse_yaml, spoken, tokens_to_tree, written
 from layerwise.training import SGD, Adam, MultiStep
 from layerwise.units import Radius
 
@@ -402,3 +402,10 @@ def test_types_in_words(kind: Any, words: str) -> None:
 )
 def test_what_help_shows_can_be_typed(value: object, kind: Any) -> None:
     assert check_type("key", written(value, kind), kind) == value
+
+
+def test_numbers_with_an_exponent_need_no_point() -> None:
+    assert parse_yaml("[5e-4, 1E3, -2e+1, .5e1, 4.0e-3]", "it") == [5e-4, 1e3, -20.0, 5.0, 4e-3]
+    assert parse_yaml("[8/255, e4, 1e, 5e-4x, '5e-4']", "it") == ["8/255", "e4", "1e", "5e-4x", "5e-4"]
+    text = dump_yaml({"name": "5e-4", "lr": 5e-4})
+    assert parse_yaml(text, "it") == {"name": "5e-4", "lr": 5e-4}

@@ -104,6 +104,7 @@ def without_time(trials: Any) -> list[Trial]:
         ("method.eta=1e-3:0.1:log", "method.eta", Interval(0.001, 0.1, log=True)),
         ("method.num_probes=1:4", "method.num_probes", Interval(1, 4)),
         ("training.optimizer.lr=0.1,0.2", "training.optimizer.lr", Choice((0.1, 0.2))),
+        ("training.optimizer.lr=5e-4,2e-3", "training.optimizer.lr", Choice((0.0005, 0.002))),
         ("method=SLAT,{name: LAT}", "method", Choice(("SLAT", {"name": "LAT"}))),
         ("training.augment=[null, {crop: 1}]", "training.augment", Choice((None, {"crop": 1}))),
     ],

@@ -7,6 +7,7 @@ import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -172,6 +173,18 @@ def explanations(cls: type) -> dict[str, str]:
     return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
 
 
+@cache
+def _safe_yaml() -> tuple[Any, Any]:
+    """PyYAML's safe loader and dumper, for which 5e-4 is a number as in YAML 1.2; YAML 1.1 takes it for a text without a point, 5.0e-4."""
+    import yaml
+
+    kinds: tuple[Any, Any] = type("Loader", (yaml.SafeLoader,), {}), type("Dumper", (yaml.SafeDumper,), {})
+    for kind in kinds:
+        number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+        kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return kinds
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Read YAML with the safe loader, of bounded size: ten short lines of aliases can stand for billions of values.
 
@@ -182,7 +195,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
     _refuse_large(text, where)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _safe_yaml()[0](text)
         try:
             node = loader.get_single_node()
             _refuse_bombs(node, where)
@@ -259,7 +272,7 @@ def dump_yaml(tree: Mapping[str, Any]) -> str:
     """Write a tree as YAML that `load_yaml` reads back."""
     import yaml
 
-    return str(yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(_plain(tree), Dumper=_safe_yaml()[1], sort_keys=False, allow_unicode=True, width=120))
 
 
 def _plain(value: Any) -> Any:
