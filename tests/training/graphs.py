@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -50,8 +51,12 @@ class Recorder:
 
     def record(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
         kernels = Kernels()
-        with kernels:
-            step()
+        handle = register_optimizer_step_pre_hook(_refuse_to_be_recorded)
+        try:
+            with kernels:
+                step()
+        finally:
+            handle.remove()
         self.recorded += 1
 
         def replay() -> None:
@@ -59,3 +64,9 @@ class Recorder:
             kernels.replay()
 
         return replay
+
+
+def _refuse_to_be_recorded(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """What Adam itself does while CUDA records."""
+    if not all(group.get("capturable", True) for group in optimizer.param_groups):
+        raise RuntimeError("Attempting CUDA graph capture of step() but param_groups' capturable is False.")

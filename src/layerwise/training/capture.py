@@ -201,11 +201,25 @@ class Captured:
                 self.recorder.warm_up(whole)
                 restore()
                 bank.seed(session.settings.seed, session.step)
-                replay = self.recorder.record(recorded, bank.generators)
+                with _capturable(session.optimizer):
+                    replay = self.recorder.record(recorded, bank.generators)
                 norm = session.grad_norm
         finally:
             session.bank = None
         return _Recording(key, x, y, bank, registers, norm, rows, replay)
+
+
+@contextmanager
+def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Adam refuses to be recorded without this flag, and complains about eager steps with it; its fused kernels do not need it."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def _put_back(method: Method, registers: Mapping[str, Tensor]) -> bool:
