@@ -182,6 +182,22 @@ def test_what_is_tried_next_depends_on_nothing_but_the_scores_and_the_seed() -> 
     assert sum(late) / 10 > 0.85  # at random 0.71: 1 minus the mean distance of a uniform number from 0.7
 
 
+def test_no_setting_is_tried_twice() -> None:
+    ranges: dict[str, Range] = {"a": Choice((0.1, 0.2, 0.1)), "b": Interval(1, 4)}
+    told: list[tuple[Any, float]] = []
+    for _ in range(8):
+        tried = propose(ranges, told, seed=0, random=4)
+        told.append((tried, tried["b"]))
+    assert {(tried["a"], tried["b"]) for tried, _ in told} == {(a, b) for a in (0.1, 0.2) for b in (1, 2, 3, 4)}
+
+
+def test_there_are_no_more_trials_than_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scripted(monkeypatch, lambda trial, rung, chosen: outcome(0.9, 0.5))
+    ranges: dict[str, Range] = {"method.eta": Choice((0.1, 0.2)), "training.batch_size": Choice((32,))}
+    found = tune(settings(), ranges, Plan(trials=9, budget=3), name="x", folder=tmp_path / "t")
+    assert sorted(t.settings["method.eta"] for t in found.trials if t.rung == 0) == [0.1, 0.2]
+
+
 def test_a_shorter_run_keeps_its_proportions() -> None:
     base, _ = with_settings(settings(), {"training.schedule": {"name": "MultiStep", "milestones": [10, 0.8]}}, where="")
     base = replace(base, phases=[{"epochs": 15, "fields": {"eta": 0.1}}, {"epochs": 5, "method": {"name": "Standard"}}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Interval:
         """A value of it."""
         return self.low
 
+    @property
+    def size(self) -> float:
+        """How many values it has."""
+        return self.high - self.low + 1 if self.whole else math.inf
+
 
 @final
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Choice:
     def first(self) -> Any:
         """A value of it."""
         return self.values[0]
+
+    @property
+    def size(self) -> float:
+        """How many values it has."""
+        return sum(value not in self.values[:i] for i, value in enumerate(self.values))
 
 
 Range: TypeAlias = Interval | Choice
@@ -147,10 +158,12 @@ def parse_range(text: str) -> tuple[str, Range]:
 
 
 def laid(settings: Mapping[str, Any]) -> Tree:
-    """{dotted setting: value} as a tree.
+    """{dotted setting: value} as a tree; a value that is a mapping joins what lies there.
 
     >>> laid({"method.eta.conv1": 0.1, "training.epochs": 5})
     {'method': {'eta': {'conv1': 0.1}}, 'training': {'epochs': 5}}
+    >>> laid({"model.name": "lenet", "model.options": {"a": 1}, "model.options.b": 2})
+    {'model': {'name': 'lenet', 'options': {'a': 1, 'b': 2}}}
     """
     tree: Tree = {}
     for key, value in settings.items():
@@ -158,7 +171,9 @@ def laid(settings: Mapping[str, Any]) -> Tree:
         *path, last = key.split(".")
         for part in path:
             below = branch.get(part, {})
-            branch[part] = dict(below) if isinstance(below, dict) else {"name": below}
+            branch[part] = dict(below) if isinstance(below, Mapping) else {"name": below}
             branch = branch[part]
-        branch[last] = value
+        there = branch.get(last)
+        both = isinstance(value, Mapping) and isinstance(there, Mapping)
+        branch[last] = {**there, **value} if both else value  # type: ignore[dict-item]
     return tree

@@ -10,6 +10,7 @@ Reference: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from layerwise.blueprint import SCHEMA, Experiment, with_settings
 from layerwise.config import Tree, dump_yaml, load_yaml
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
 from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT
-from layerwise.files import atomic, write_text
+from layerwise.files import atomic, write_text, writing
 from layerwise.judging import Judgement, judge
 from layerwise.methods.base import at_least
 from layerwise.ranges import Range
@@ -133,6 +134,9 @@ def tune(
     """
     optuna()
     base = _checked(tree, ranges, plan)
+    if (size := math.prod(each.size for each in ranges.values())) < plan.trials:
+        logger.info("the ranges hold %d settings; each is tried once", size)
+        plan = replace(plan, trials=int(size))
     wanted = {"recipe": tree, "ranges": {key: each.plain() for key, each in ranges.items()}, "plan": asdict(plan)}
     asked = parse_yaml(dump_yaml(wanted), "the search")  # with lists for tuples, as the file will say it
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,7 @@ def tune(
     write_text(folder / BEST, f"# {name} with {told}.\n# {found.sentence()}\n{dump_yaml(winner)}")
     write_text(folder / TABLE, found.to_markdown())
     picture = found.figure()
-    with atomic(folder / PICTURE) as partial:
+    with writing(folder / PICTURE), atomic(folder / PICTURE) as partial:
         picture.savefig(partial, format="png")
     return found
 

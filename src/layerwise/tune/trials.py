@@ -13,6 +13,7 @@ from layerwise.diagnostics.style import canvas, describe, legend_below, line, st
 from layerwise.errors import CheckpointError
 from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import wilson
+from layerwise.files import writing
 from layerwise.ranges import Interval, Range
 from layerwise.spelling import written
 
@@ -182,8 +183,12 @@ def _read(text: bytes, source: str) -> Iterator[Trial]:
 
 
 def add_trial(file: Path, trial: Trial) -> None:
-    """Append a trial; it is on the disk when this returns."""
-    with file.open("a", encoding="utf-8") as out:
+    """Append a trial; it is on the disk when this returns.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    with writing(file), file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(asdict(trial)) + "\n")
         out.flush()
         os.fsync(out.fileno())
