@@ -66,6 +66,15 @@ def test_rho_of_a_linear_network(p: float) -> None:
     assert (found.images, found.blank, found.unfooled, found.num_steps, found.p) == (30, 0, 0.0, 5, p)
 
 
+def test_rho_over_the_norm_of_centered_images() -> None:
+    net, w, b = two_classes()
+    x, center = images(30), images(40)[30:].mean(0)
+    lengths = (x - center).double().flatten(1).norm(dim=1)
+    expected = (1.02 * (x.double().flatten(1) @ w + b).abs() / w.norm() / lengths).mean().item()
+    found = rho(net, (x, torch.zeros(30, dtype=torch.int64)), center=center)
+    assert found.value == pytest.approx(expected, rel=1e-6)
+
+
 def test_rho_leaves_blank_images_out_and_counts_them() -> None:
     net, _, _ = two_classes()
     x, y = images(30), torch.zeros(30, dtype=torch.int64)

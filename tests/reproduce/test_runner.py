@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+import layerwise as lw
 from layerwise import experiment
+from layerwise.data.batching import batches
 from layerwise.errors import ConfigError
+from layerwise.evaluation import rho
 from layerwise.reproduce import bench as bench_module
 from layerwise.reproduce import measures, runner
 from layerwise.reproduce.bench import Bench
@@ -219,6 +222,19 @@ def test_chosen_rows_are_run_and_the_others_stay(
     )
     with pytest.raises(ConfigError, match=r"slat/table-x has no row 'FGSM'; its rows are standard, SLAT, and \*"):
         list(runner.reproduce([subject], TINY, **options, rows=["SLAT", "FGSM"]))
+
+
+def test_centered_rho_is_that_over_images_without_their_mean(finished: tuple[Path, Record]) -> None:
+    folder, _ = finished
+    columns = {name: {"measure": "rho", "centered": name == "centered", "unit": ""} for name in ("plain", "centered")}
+    found = run(folder, columns=columns, rows={"SLAT": "slat-digits"})
+    (plain, centered) = values(found)["SLAT"].values()
+    data = lw.load_data("digits")
+    ((x, _),) = batches(data.train, len(data.train))
+    model = lw.load(folder / "runs" / "reproduce" / "tiny" / found.rows[0].runs[0])
+    expected = rho(model, data, num_examples=20, center=x.mean(0)).value
+    assert centered == [pytest.approx(expected, rel=1e-4)]
+    assert centered[0] > plain[0]
 
 
 def test_kept_rows_are_those_of_the_same_columns(tmp_path: Path) -> None:

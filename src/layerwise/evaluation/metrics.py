@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
 from layerwise.evaluation.attacks import FGSM, run_deepfool
@@ -147,6 +147,7 @@ def rho(
     p: float = 2.0,
     num_classes: int | None = None,
     overshoot: float = 0.02,
+    center: Tensor | None = None,
     **options: Any,
 ) -> Rho:
     """The mean of ||Delta_x||_p / ||x||_p, Delta_x the DeepFool perturbation with overshoot, away from the prediction.
@@ -160,6 +161,8 @@ def rho(
         p: above 1, or inf.
         num_classes: only the likeliest classes; None is all.
         overshoot: share added to the sum of the steps.
+        center: what is taken from x before its norm is, shape (C, H, W): the mean image, for papers whose networks see x minus it. The
+            perturbation is the same; images without that much light are shorter, so the ratio is larger.
         options: those of `layerwise.evaluation.session.judging`.
 
     Raises:
@@ -172,7 +175,7 @@ def rho(
     with judging(model, data, **options) as session:
         for x, _, _ in session.batches:
             found = run_deepfool(session.network, x, **deepfool_options)
-            ratio, relative = found.rho(x, p)
+            ratio, relative = found.rho(x if center is None else x - center.to(x), p)
             ratios.append(ratio.double())
             fooled.append(found.fooled)
             counted.append(relative)

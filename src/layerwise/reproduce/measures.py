@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from layerwise import experiment
+from layerwise.data.batching import batches
 from layerwise.diagnostics import boundary_distance
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import ThreatModel, eps_ref, evaluate, fgsm_accuracies, parse_attack, rho
@@ -142,11 +144,16 @@ def _average(bench: Bench, subject: Subject, options: Options) -> Outcome:
 
 
 def _rho(bench: Bench, subject: Subject, options: Options) -> Outcome:
-    """Deep Defense's rho_2, with `steps` of DeepFool."""
-    steps = options.get("steps", 5)
+    """Deep Defense's rho_2, with `steps` of DeepFool; `centered` takes the norm of x minus the mean training image."""
+    steps, center = options.get("steps", 5), None
+    if options.get("centered"):
+        train = subject.data.train
+        sums = [x.double().sum(0) for x, _ in batches(train, 1000, device=experiment.best_device())]
+        center = torch.stack(sums).sum(0) / len(train)
     # Every step costs a pass a class.
-    found = rho(subject.network, subject.data, num_steps=steps, num_examples=_fewer(bench))
+    found = rho(subject.network, subject.data, num_steps=steps, num_examples=_fewer(bench), center=center)
     what = f"rho_2, {steps} DeepFool steps, {100 * found.unfooled:.2f} % not fooled"
+    what += "" if center is None else ", over the norm of x minus the mean image"
     return Outcome(value=found.value, low=found.value, high=found.value, images=found.images, what=what)
 
 
