@@ -232,7 +232,7 @@ def test_centered_rho_is_that_over_images_without_their_mean(finished: tuple[Pat
     data = lw.load_data("digits")
     ((x, _),) = batches(data.train, len(data.train))
     model = lw.load(folder / "runs" / "reproduce" / "tiny" / found.rows[0].runs[0])
-    expected = rho(model, data, num_examples=20, center=x.mean(0)).value
+    expected = rho(model, data, num_examples=TINY.few, center=x.mean(0)).value
     assert centered == [pytest.approx(expected, rel=1e-4)]
     assert centered[0] > plain[0]
 
