@@ -237,6 +237,16 @@ def test_centered_rho_is_that_over_images_without_their_mean(finished: tuple[Pat
     assert centered[0] > plain[0]
 
 
+def test_what_was_run_is_told_for_all_rows_of_a_column(finished: tuple[Path, Record]) -> None:
+    folder, _ = finished
+    rows = {
+        name: {"recipe": recipe, "with": {"eps": eps}}
+        for (name, recipe), eps in zip(ROWS.items(), (0.1, 0.2), strict=True)
+    }
+    found = run(folder, rows=rows, columns={"FGSM": "fgsm"})
+    assert found.columns[0].what == "fgsm, linf, eps 0.1, 20 images or fgsm, linf, eps 0.2, 20 images"
+
+
 def test_kept_rows_are_those_of_the_same_columns(tmp_path: Path) -> None:
     options: Any = {"output": tmp_path / "results", "runs": tmp_path / "runs", "rows": ["SLAT"]}
     list(runner.reproduce([item(rows=ROWS)], TINY, **{**options, "rows": ["standard"]}))

@@ -27,6 +27,9 @@ logger = logging.getLogger("layerwise")
 PLACE = "reproduce"
 """Folder of the runs, below that of all runs."""
 
+TOLD = 3
+"""So many ways in which a column was measured stand below a table; its rows may differ in radius."""
+
 
 def reproduce(
     chosen: Sequence[Item],
@@ -207,9 +210,9 @@ def _record(
 
 
 def _column(column: Column, rows: Sequence[RowRecord]) -> ColumnRecord:
-    ours = (outcome for row in rows if column.name in row.cells for outcome in row.cells[column.name].ours)
-    first = next(ours, None)
-    what = "" if first is None else first.what + (f", {first.images} images" if first.images else "")
+    cells = [row.cells[column.name] for row in rows if column.name in row.cells]
+    told = dict.fromkeys(o.what + (f", {o.images} images" if o.images else "") for cell in cells for o in cell.ours)
+    what = " or ".join([*told][:TOLD]) + (" or others" if len(told) > TOLD else "")
     return ColumnRecord(name=column.name, unit=column.unit, what=what)
 
 
