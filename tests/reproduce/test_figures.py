@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from layerwise.diagnostics import fgsm
+from layerwise.diagnostics.style import canvas, styled
 from layerwise.random import Stream
 from layerwise.reproduce import runner
 from layerwise.reproduce.bench import Outcome
-from layerwise.reproduce.figures import NOISES, draw_sweep
+from layerwise.reproduce.figures import NOISES, _head, draw_sweep
 from layerwise.reproduce.record import CellRecord, Record, RowRecord
 from tests.reproduce.cases import TINY, item
 
@@ -109,3 +110,15 @@ def test_noises_stay_in_the_ball_and_the_pixel_range(name: str) -> None:
     assert noisy.min() >= 0
     assert noisy.max() <= 1
     assert fgsm is NOISES["fgsm"]
+
+
+@pytest.mark.parametrize(("whole", "first"), [("Gradients", "class 3"), ("", "Landscape")])
+def test_a_picture_of_one_row_begins_with_its_name(whole: str, first: str) -> None:
+    with styled():
+        figure, panels = canvas(columns=2)
+        panels[0].set_title(first, loc="center" if whole else None)
+        if whole:
+            figure.suptitle(whole)
+    _head(figure, "SLAT")
+    texts = {panels[0].get_title("left"), panels[0].get_title("center"), figure.get_suptitle()} - {""}
+    assert texts == ({"SLAT: Gradients", "class 3"} if whole else {"SLAT: Landscape"})

@@ -19,7 +19,7 @@ from layerwise.diagnostics.style import canvas, describe, legend_below, line, st
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import PGD, InputAttack, ThreatModel, parse_attack
 from layerwise.evaluation.corruptions import corrupt
-from layerwise.files import atomic
+from layerwise.files import atomic, writing
 from layerwise.methods import METHODS
 from layerwise.probe import AUTOGRAD
 from layerwise.random import Source, normal
@@ -97,9 +97,18 @@ def _figures(shown: Found) -> Iterator[tuple[str, Figure]]:
         return
     for name, found in shown.items():
         figure = found.figure()
-        for axes in figure.axes[:1]:
-            axes.set_title(f"{name}: {axes.get_title()}")
+        _head(figure, name)
         yield name, figure
+
+
+def _head(figure: Figure, name: str) -> None:
+    """Put a row's name before the title of the figure or, where it has none, of its first panel."""
+    title = figure.get_suptitle()
+    with styled():
+        if title:
+            figure.suptitle(f"{name}: {title}", x=0.01, ha="left", fontsize=9)
+        else:
+            figure.axes[0].set_title(f"{name}: {figure.axes[0].get_title('left')}")
 
 
 def _file(item: Item, *parts: str) -> str:
@@ -108,7 +117,7 @@ def _file(item: Item, *parts: str) -> str:
 
 
 def _saved(figure: Figure, file: Path, data: dict[str, Any]) -> Picture:
-    with atomic(file) as partial:
+    with writing(file), atomic(file) as partial:
         figure.savefig(partial, dpi=DOTS, format="png")
     return Picture(file=file.name, alt=getattr(figure, "alt", ""), data=_rounded(data))
 
