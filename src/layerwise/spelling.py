@@ -7,7 +7,8 @@ import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -90,7 +91,23 @@ def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
     """
     if _is_free(value, kind):
         return value
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
+
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    _refuse_text(text, f"{where}{key}")
+    # A list is easily typed without brackets, which shells want in quotes.
+    spelled = f"[{text}]" if get_origin(kind) is list and isinstance(value, str) and text[:1] != "[" else text
+    try:
+        return deepcopy(_parsed(spelled, kind))
+    except (ArgumentError, ConfigError, ValueError, RecursionError):
+        text = text if len(text) <= 200 else f"{text[:200]}..."
+        raise ConfigError(f"{where}{key}={text} does not fit; type {spoken(kind)}") from None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str, kind: Any) -> Any:
+    """What jsonargparse makes of a text; it takes a millisecond, and a table of the papers asks the same ten thousand times."""
+    from jsonargparse import ArgumentParser
     from jsonargparse.typing import register_type
 
     register_type(
@@ -102,15 +119,7 @@ def check_type(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
     )
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument("--value", type=kind, default=None)
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    _refuse_text(text, f"{where}{key}")
-    # A list is easily typed without brackets, which shells want in quotes.
-    spelled = f"[{text}]" if get_origin(kind) is list and isinstance(value, str) and text[:1] != "[" else text
-    try:
-        return parser.parse_args([f"--value={spelled}"])["value"]
-    except (ArgumentError, ConfigError, ValueError, RecursionError):
-        text = text if len(text) <= 200 else f"{text[:200]}..."
-        raise ConfigError(f"{where}{key}={text} does not fit; type {spoken(kind)}") from None
+    return parser.parse_args([f"--value={text}"])["value"]
 
 
 def _is_free(value: Any, kind: Any) -> bool:
