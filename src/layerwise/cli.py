@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[arguments.command](arguments, settings)
         sys.stdout.flush()
     except LayerwiseError as error:
-        complain(str(error))
+        complain(str(error), own=isinstance(error.__cause__, OSError))
         return 2
     except BrokenPipeError:  # `layerwise list recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,14 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free space" if full else "check the path and its permissions, or choose another folder"
-        complain(f"the system refused{where}: {error.strerror or error}; {advice}, then run the same again")
+        complain(f"the system refused{where}: {error.strerror or error}; {advice}, then run the same again", own=True)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, and torch need not be imported for this
             raise
         complain(
             "the accelerator's memory is full; type a smaller --training.batch_size, --training.accumulate 2 (the same batch in two "
-            "parts), or a smaller --evaluation.batch_size"
+            "parts), or a smaller --evaluation.batch_size",
+            own=True,
         )
         return 2
     except KeyboardInterrupt as interrupt:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 WIDE = 200
 """Columns of what goes into a file or another program."""
+
+PARENT = os.getppid()
+"""Who has started this process; another later, when that one has ended."""
 
 
 def say(text: str) -> None:
@@ -23,11 +28,39 @@ def say(text: str) -> None:
         console.print(body, markup=False, highlight=False, soft_wrap=is_table or not console.is_terminal)
 
 
-def complain(sentence: str, *, what: str = "error: ") -> None:
-    """Show a sentence on standard error."""
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun, Slurm or Fabric has started, the one that speaks for all.
+
+    >>> is_first()
+    True
+    """
+    numbers = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+    return all(number in (None, "", "0") for number in numbers)
+
+
+def complain(sentence: str, *, what: str = "error: ", own: bool = False) -> None:
+    """Show a sentence on standard error.
+
+    Args:
+        sentence: what to show.
+        what: put before it.
+        own: it is about this process; of several processes only the first one tells what is not.
+    """
     from rich.console import Console
 
+    if not is_first():
+        if not own:
+            _wait_for_the_first()
+            return
+        what = f"process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')}: {what}"
     Console(stderr=True).print(f"{what}{sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _wait_for_the_first(seconds: float = 10.0) -> None:
+    """Launchers end all processes as soon as one has ended, and the first one has something to say before."""
+    end = time.monotonic() + seconds
+    while os.getppid() == PARENT and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -53,7 +86,7 @@ def tell_messages(*, quiet: bool = False) -> None:
     for known in [h for h in logger.handlers if isinstance(h, _Messages)]:
         logger.removeHandler(known)
     logger.addHandler(_Messages())
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel((logging.WARNING if quiet else logging.INFO) if is_first() else logging.CRITICAL)
 
 
 class _Messages(logging.Handler):

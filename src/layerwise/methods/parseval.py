@@ -15,6 +15,7 @@ from layerwise.methods.standard import Standard
 from layerwise.methods.wrapper import Wrapper
 from layerwise.probe import AUTOGRAD, Backward
 from layerwise.random import Source, for_the_batch
+from layerwise.shards import divided, local, whole
 from layerwise.sites import unwrap
 
 
@@ -68,6 +69,9 @@ class Parseval(Wrapper):
                 count = max(1, round(self.share * len(weight)))
                 order = for_the_batch(len(weight), generator, key=f"parseval/{step}/{name}").argsort()
                 rows = order[:count].to(weight.device)
-                w = weight[rows].flatten(1)
+                full = whole(weight)
+                w = full[rows].flatten(1)
                 moved = (1 + self.beta) * w - self.beta * (w @ w.T) @ w
-                weight[rows] = moved.view_as(weight[rows])
+                full[rows] = moved.view_as(full[rows])
+                if full is not weight:
+                    local(weight).copy_(local(divided(full, weight)))

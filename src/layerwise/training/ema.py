@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from layerwise.shards import divided, joined, local, weights_of
+
 
 @final
 class Average:
@@ -31,7 +33,8 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self._live = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+        self._like = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+        self._live = {k: local(v) for k, v in self._like.items()}
         self.values = {k: v.clone() for k, v in self._live.items()}
         device = next(iter(self.values.values())).device
         # A tensor on the device, so that a captured step counts too; float32 where there is no float64 (MPS).
@@ -67,11 +70,11 @@ class Average:
         torch._foreach_copy_(list(self._live.values()), list(values))  # type: ignore[call-overload]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged network's `state_dict`; what is not a float is the network's own."""
-        return {**self.model.state_dict(), **self.values}
+        """The averaged network's `state_dict`; what is not a float is the network's own. Every process has to ask."""
+        return {**weights_of(self.model), **{k: joined(v, self._like[k]) for k, v in self.values.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Take up what `state_dict` gave after so many steps."""
         self.count.fill_(steps)
         for name, value in self.values.items():
-            value.copy_(state[name])
+            value.copy_(local(divided(state[name], self._like[name])))

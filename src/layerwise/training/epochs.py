@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from layerwise.methods.base import Method
+from layerwise.shards import weights_of
 from layerwise.training.monitor import OVERFITTING
 from layerwise.training.randomness import kept_random_states
+from layerwise.training.ranks import from_the_first
 from layerwise.training.session import Session
 from layerwise.training.validation import score
 
@@ -16,6 +18,7 @@ def end_epoch(session: Session, method: Method) -> None:
     """Evaluate where it is due, watch for a collapse, keep the best weights, write the epoch's line, and move on to the next."""
     loss, correct, rows = session.sums
     values: dict[str, Any] = {"loss": loss / rows, "accuracy": correct / rows, "lr": session.lr}
+    from_the_first(session.raw.buffers())  # each process may have running statistics of its own rows
     every = session.settings.eval_every
     if every and (session.done or (session.epoch + 1) % every == 0):
         values |= _evaluate(session)
@@ -59,7 +62,7 @@ def _scored(session: Session, which: str) -> dict[str, Any]:
     if which not in session.best or value > session.best[which]["score"]:
         session.best[which] = {"epoch": session.epoch + 1, "score": value, **found}
         if session.run is not None:
-            session.run.save_weights(which, session.raw.state_dict())
+            session.run.save_weights(which, weights_of(session.raw))
     return dict(found)
 
 

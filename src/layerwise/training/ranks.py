@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,20 @@ def smallest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MIN)
     return int(found)
+
+
+def from_the_first(tensors: Iterable[Tensor]) -> None:
+    """Give all ranks the values of rank 0, in place and in one message a type."""
+    if not grouped():
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor.detach())
+    for found in by_type.values():
+        flat = torch.cat([tensor.flatten() for tensor in found])
+        dist.broadcast(flat, 0)
+        for tensor, value in zip(found, torch.split(flat, [tensor.numel() for tensor in found]), strict=True):
+            tensor.copy_(value.view_as(tensor))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -8,9 +8,10 @@ import torch
 
 from layerwise.data import rank_rows
 from layerwise.errors import CheckpointError
+from layerwise.shards import weights_of
 from layerwise.training import checkpoint
 from layerwise.training.randomness import random_states, set_random_states
-from layerwise.training.ranks import any_rank
+from layerwise.training.ranks import any_rank, from_the_first
 from layerwise.training.run import put_weights
 from layerwise.training.session import Session
 
@@ -19,12 +20,13 @@ def save(session: Session) -> None:
     """Write a checkpoint, if the run has a folder; every rank has to call."""
     if session.run is None:
         return
+    from_the_first(session.raw.buffers())  # what a resumed run begins with
     shared = {
         name: getattr(session, name)
         for name in ("epoch", "batch", "sums", "lr", "history", "flags", "messages", "best")
     }
     shared |= {"monitor": session.monitor.state_dict(), "metrics": session.metrics.size}
-    shared |= {"optimizer": session.optimizer.state_dict()}
+    shared |= {"optimizer": session.shards.joined(session.optimizer)}
     shared |= {"ema_steps": 0 if session.average is None else session.average.steps}
     own = {
         "random": random_states(session.place.device),
@@ -34,7 +36,7 @@ def save(session: Session) -> None:
     checkpoint.save(
         session.run.checkpoints,
         step=session.step,
-        weights=session.raw.state_dict(),
+        weights=weights_of(session.raw),
         average=None if session.average is None else session.average.state_dict(),
         state=shared,
         own=own,
@@ -87,7 +89,7 @@ def _take_up(session: Session, contents: checkpoint.Contents) -> None:
     assert session.run is not None
     state, device = contents.state, session.place.device
     put_weights(session.raw, contents.weights, where=f"the checkpoint of {session.run.path}")
-    session.optimizer.load_state_dict(state["optimizer"])
+    session.optimizer.load_state_dict(session.shards.divided(session.optimizer, state["optimizer"]))
     for group in session.optimizer.param_groups:
         # It was loaded on the CPU; the fused kernels want it beside the weights.
         group["lr"] = group["lr"].to(device)

@@ -44,7 +44,8 @@ class Training:
         accelerator: `"auto"`, `"cpu"`, `"cuda"`, ...: Fabric's names.
         devices: how many a node, or `"auto"`.
         num_nodes: machines.
-        strategy: Fabric's: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
+        strategy: `"fsdp2"`, which shards parameters and optimiser over the processes, or Fabric's: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
+        batch_norm: with several processes, batch statistics `"per-rank"`, of a process's own rows, or `"synchronised"`, of all of them.
         compile: run the network through torch.compile.
         compile_backend: torch.compile's backend.
         capture: record a whole step on a CUDA device and replay it: true, false, or `"auto"`, where it can be. Methods that cannot be
@@ -84,6 +85,7 @@ class Training:
     devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    batch_norm: Literal["per-rank", "synchronised"] = "per-rank"
     compile: bool = False
     compile_backend: str = "inductor"
     capture: bool | Literal["auto"] = False
@@ -114,6 +116,13 @@ class Training:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
         one_of("precision", self.precision, PRECISIONS)
         one_of("capture", self.capture, (True, False, "auto"))
+        one_of("batch_norm", self.batch_norm, ("per-rank", "synchronised"))
+        if self.strategy != "fsdp2" and self.strategy.startswith(("fsdp", "deepspeed")):
+            raise ConfigError(
+                f"strategy={self.strategy!r} is not supported; type strategy=fsdp2 to shard the parameters, or strategy=ddp"
+            )
+        if self.strategy == "fsdp2" and self.capture is True:
+            raise ConfigError("steps are not captured with strategy=fsdp2; type capture=auto")
         check_radius("eval_eps", self.eval_eps)
         check_radius("eval_alpha", self.eval_alpha)
         self.schedule.over(self.epochs)
