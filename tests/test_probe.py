@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from layerwise.batchnorm import BatchNormMode
 from layerwise.errors import SiteError
-from layerwise.probe import CrossEntropy, Probe, frozen
+from layerwise.methods.pgd import divergence
+from layerwise.probe import Criterion, CrossEntropy, Probe, frozen
 from layerwise.sites import Sites
 from layerwise.tracing import Site
 from tests.networks import Checkpointed, DeadBranch, TinyConv, TinyMLP, batch
@@ -160,3 +162,34 @@ def test_a_probe_under_autocast_gives_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         g_x, g = Probe()(model, x, Y, criterion=CE, sites=Sites(model, ["conv1"], example=x), wrt_input=True)
     assert {g_x.dtype, g[Site("conv1")].dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("mode", ["batch", "eval"])
+def test_probes_inside_one_freezing_find_the_same(mode: BatchNormMode) -> None:
+    model, probe = TinyConv().double(), Probe(batch_norm=mode)
+    model.conv1.weight.requires_grad_(False)
+    alone, _ = probe(model, X, Y, criterion=CE, wrt_input=True)
+    before = state(model)
+    with suppress(KeyError), probe.around(model):
+        found = [probe(model, X, Y, criterion=CE, wrt_input=True)[0] for _ in range(2)]
+        assert not any(p.requires_grad for p in model.parameters())
+        assert model.bn2.training is (mode == "batch")
+        assert bool(model.bn2.track_running_stats) is (mode == "eval")
+        raise KeyError
+    assert all(torch.equal(g, alone) for g in found)
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["conv1.weight"]
+    assert model.bn2.training
+    assert model.bn2.track_running_stats
+    assert all(torch.equal(before[k], v) for k, v in state(model).items())
+
+
+@pytest.mark.parametrize("criterion", [CE, CrossEntropy(label_smoothing=0.1), divergence])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reduced_losses_have_the_gradients_of_each_examples_loss(criterion: Criterion, dtype: torch.dtype) -> None:
+    logits = torch.randn(37, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    y = logits.roll(1, 0).softmax(dim=1) if criterion is divergence else torch.arange(37) % 5
+    for short, reduce in ((criterion.mean, torch.mean), (criterion.sum, torch.sum)):
+        a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        ours, theirs = short(a, y), reduce(criterion(b, y))
+        torch.testing.assert_close(ours, theirs)
+        assert torch.equal(*(torch.autograd.grad(loss, z)[0] for loss, z in ((ours, a), (theirs, b))))

@@ -14,6 +14,7 @@ from layerwise.errors import ConfigError
 
 BatchNormMode: TypeAlias = Literal["batch", "train", "eval"]
 """`"batch"`: batch statistics, running ones untouched; `"train"`: as in training; `"eval"`: running statistics."""
+MODES = get_args(BatchNormMode)
 
 
 @contextmanager
@@ -31,10 +32,8 @@ def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None
     Raises:
         ConfigError: unknown mode.
     """
-    if mode not in get_args(BatchNormMode):
-        raise ConfigError(
-            f"batch-norm mode {mode!r} is unknown; type one of {', '.join(map(repr, get_args(BatchNormMode)))}"
-        )
+    if mode not in MODES:
+        raise ConfigError(f"batch-norm mode {mode!r} is unknown; type one of {', '.join(map(repr, MODES))}")
     if mode == "train":
         yield
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,14 @@ class Criterion(ABC):
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
         """Give the losses, shape (B,), of logits (B, C) and labels (B,)."""
 
+    def mean(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """Their mean, which is descended."""
+        return self(logits, y).mean()
+
+    def sum(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """Their sum, whose gradients a probe takes."""
+        return self(logits, y).sum()
+
 
 class Backward(Protocol):
     """The engine: `torch.Tensor.backward`, `fabric.backward` or `accelerator.backward`."""
@@ -38,6 +47,7 @@ AUTOGRAD: Backward = torch.Tensor.backward
 """The plain engine."""
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Criterion):
     """Cross entropy of each example, -sum_k q_k log p_k.
@@ -54,6 +64,14 @@ class CrossEntropy(Criterion):
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
         """See `Criterion`."""
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
+
+    def mean(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`; a kernel less in each direction, the same gradients (rounded otherwise if smoothed, so not then)."""
+        return super().mean(logits, y) if self.label_smoothing else F.cross_entropy(logits, y)
+
+    def sum(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """See `mean`."""
+        return super().sum(logits, y) if self.label_smoothing else F.cross_entropy(logits, y, reduction="sum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +133,30 @@ class Probe:
         backward: Backward,
     ) -> tuple[Tensor, Gradients]:
         x = x.detach().requires_grad_(wrt_input)
-        with frozen(model), batch_norm(model, self.batch_norm), recorder as active:
+        with self.around(model), recorder as active:
             leaves = [x] * wrt_input + (active.leaves if active is not None else [])
-            loss = (self.criterion or criterion)(model(x), y).sum()
+            loss = (self.criterion or criterion).sum(model(x), y)
             # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
             if loss.requires_grad or active is None:
                 backward(loss, inputs=leaves)
         gradient = x.grad if x.grad is not None else x.detach().new_zeros(()).expand_as(x)
         return gradient.detach(), active.gradients() if active is not None else {}
+
+    @contextmanager
+    def around(self, model: nn.Module) -> Iterator[None]:
+        """Parameters frozen and batch norm as this probe has it, once for all of its passes inside."""
+        if (key := (model, self.batch_norm)) == _around.get():
+            yield
+            return
+        with frozen(model), batch_norm(model, self.batch_norm):
+            token = _around.set(key)
+            try:
+                yield
+            finally:
+                _around.reset(token)
+
+
+_around: ContextVar[tuple[nn.Module, BatchNormMode] | None] = ContextVar("layerwise_around", default=None)
 
 
 @contextmanager
@@ -131,7 +165,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     A compiled backward ignores `inputs=` and would compute the weights' gradients; eager saves a quarter of the pass.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    # Half the time of `model.parameters()`, which names each of them.
+    every = [p for module in model.modules() for p in module._parameters.values()]
+    trainable = [p for p in every if p is not None and p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)
     try:

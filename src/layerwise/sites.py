@@ -28,13 +28,12 @@ Constraint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def unwrap(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers of torch.compile, DDP, DataParallel and Lightning Fabric."""
     while True:
+        parts = model._modules  # not `hasattr`, which is slow where nothing is found, and this is asked for every batch
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner: Any = model.module
-        elif hasattr(model, "_forward_module") and hasattr(
-            model, "_original_module"
-        ):  # Fabric's wrapper, not imported here
+        elif "_forward_module" in parts and "_original_module" in parts:  # Fabric's wrapper, not imported here
             inner = model._original_module or model._forward_module
-        elif hasattr(model, "_orig_mod"):
+        elif "_orig_mod" in parts:
             inner = model._orig_mod
         else:
             return model
@@ -349,6 +348,8 @@ class Pass:
         return self.recomputed[index] > self.forwards[index]
 
     def _check_reached(self) -> None:
+        if all(self.fired):
+            return
         wanted = [r is not None or leaf is not None for r, leaf in zip(self.noise, self.recorded, strict=True)]
         missed = [
             str(site) for site, want, fired in zip(self.sites, wanted, self.fired, strict=True) if want and not fired
@@ -364,17 +365,28 @@ class Pass:
         for site, r, leaf, kept in zip(self.sites, self.noise, self.recorded, self.kept, strict=True):
             if r is None or kept is None:
                 continue
-            z, added = kept[0].double(), kept[1].double()
+            # Sums are of double precision, their terms are not: activations as doubles would set the run's peak memory.
+            z, added = _single(kept[0]), _single(kept[1])
+            square = _sum(added, added)
             sizes = {
-                "rms": added.square().mean().sqrt(),
+                "rms": (square / added.numel()).sqrt(),
                 "max": added.abs().amax(),
-                "relative": added.norm() / z.norm(),
+                "relative": (square / _sum(z, z)).sqrt(),
             }
             if leaf is not None and leaf.grad is not None:
-                g = leaf.grad.double()
-                asked = (r if self.constraint is None else self.constraint(r, kept[0])).double()
-                sizes["survival"] = (added * g).sum() / (asked * g).sum()
+                g = _single(leaf.grad)
+                asked = _single(r if self.constraint is None else self.constraint(r, kept[0]))
+                sizes["survival"] = _sum(added, g) / _sum(asked, g)
             record[str(site)] = sizes
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b>."""
+    return (a * b).sum(dtype=torch.float64)
 
 
 class _Hook:
@@ -426,7 +438,8 @@ class _Hook:
             return None
         for index, site in zip(self.indices, self.sites, strict=True):
             if site.call == call:
-                output = _replaced(output, site.key, active.apply(index, tensors_of(output)[site.key]))
+                z = output if site.key is None else tensors_of(output)[site.key]
+                output = _replaced(output, site.key, active.apply(index, z))
         return output
 
 

@@ -100,6 +100,20 @@ def test_resize_and_crop(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("size", "resize", "crop"), [((61, 47), 32, 24), ((20, 33), 40, 40), ((50, 50), 25, 7)])
+def test_the_square_is_that_of_the_resized_picture(
+    tmp_path: Path, size: tuple[int, int], resize: int, crop: int
+) -> None:
+    path = str(picture(tmp_path / "x.png", size=size))
+    whole = decode(path, resize=resize)
+    top, left = ((side - crop) // 2 for side in whole.shape[1:])
+    expected = whole[:, top : top + crop, left : left + crop].int()
+    # Pillow computes with other roundings where it starts inside the picture.
+    assert (decode(path, resize=resize, crop=crop).int() - expected).abs().max() <= 1
+    with pytest.raises(DataError, match="too few for a square of 99; crop less"):
+        decode(path, resize=resize, crop=99)
+
+
 def test_pictures_of_several_sizes_need_the_option_size(root: Path) -> None:
     odd = picture(root / "train" / "dog" / "9.png", size=(30, 30))
     with pytest.raises(

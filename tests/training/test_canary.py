@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from layerwise.errors import SiteError
 from layerwise.methods import FGSMRS, SLAT
@@ -91,6 +92,7 @@ def test_compiled_training_equals_eager_training() -> None:
 
 def test_nothing_is_compiled_again_after_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
+    counters.clear()
     compiles: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
@@ -110,6 +112,7 @@ def test_nothing_is_compiled_again_after_the_first_epoch(monkeypatch: pytest.Mon
     method = SLAT(sites=["conv1", "bn2"], eta=0.05)
     train(TinyConv(), method, cheap(epochs=3, compile=True, compile_backend="counting", eval_every=1), pictures(28))
     assert counts[0] == counts[1] == counts[2] > 0
+    assert not counters["graph_break"]
 
 
 def test_the_settings_of_the_compiler_hold_for_the_duration() -> None:

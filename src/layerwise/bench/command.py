@@ -51,6 +51,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one turn (default: 0.5)")
     parser.add_argument("--recipe", help="of `bench robust` (default: n-fgsm-cifar10)")
+    parser.add_argument("--goal", type=float, help="accuracy to reach, for other data than CIFAR-10 (default: 0.45)")
+    parser.add_argument("--attack", default="pgd-50", help="what judges `bench robust` (default: pgd-50)")
     parser.add_argument("--name", default="bench-robust", help="run folder of `bench robust` (default: bench-robust)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--output", type=Path, help="also write the record there, as JSON")
@@ -67,11 +69,19 @@ def bench_command(arguments: Any, settings: list[str]) -> None:
         from layerwise.bench.robust import RECIPE, bench_robust
 
         record = bench_robust(
-            arguments.recipe or RECIPE, settings, folder=arguments.runs / arguments.name, progress=True
+            arguments.recipe or RECIPE,
+            settings,
+            folder=arguments.runs / arguments.name,
+            progress=True,
+            goal=arguments.goal,
+            attack=arguments.attack,
         )
         scores = ", ".join(f"{name} {value:.1%}" for name, value in record["accuracies"].items())
         verdict = "reached" if record["reached"] else "not reached"
-        say(f"{record['seconds']:.1f} s of training: {scores}; {record['goal']:.0%} {verdict}")
+        say(
+            f"{record['seconds']:.1f} s of training, {record['steps']:,} batches: {scores}; "
+            f"{record['goal']:.0%} under {record['attack']} {verdict}"
+        )
     else:
         import torch
 

@@ -21,7 +21,8 @@ from layerwise.errors import ConfigError, SiteError, did_you_mean
 from layerwise.methods import METHODS, Method
 from layerwise.spelling import parse_yaml
 from layerwise.training import SGD, Constant, Training
-from layerwise.training.fit import Job, Loop, advance, engine, prepared
+from layerwise.training.engine import engine
+from layerwise.training.fit import Job, Loop, advance, prepared
 from layerwise.training.phases import Phases, changed
 
 WATCHED = 2

@@ -115,7 +115,7 @@ def decode(path: str, *, resize: int | None = None, crop: int | None = None) -> 
         crop: then the middle square of this side is taken; None takes all.
 
     Raises:
-        DataError: the file is missing, corrupt, or has 16 bits a channel.
+        DataError: the file is missing, corrupt, smaller than the crop, or has 16 bits a channel.
     """
     from PIL import Image
 
@@ -135,15 +135,23 @@ def decode(path: str, *, resize: int | None = None, crop: int | None = None) -> 
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow raises all of these for broken files, SyntaxError for PNG headers.
         raise DataError(f"{path} cannot be decoded ({_reason(error)}); replace or remove it") from None
+    width, height = colour.size
     if resize is not None:
-        scale = resize / min(colour.size)
-        width, height = (max(resize, round(side * scale)) for side in colour.size)
+        width, height = (max(resize, round(side * resize / min(colour.size))) for side in colour.size)
         _check_size(path, width, height)
-        colour = colour.resize((width, height), Image.Resampling.BILINEAR)
+    square = (0, 0, width, height)
     if crop is not None:
-        left, top = (colour.width - crop) // 2, (colour.height - crop) // 2
-        colour = colour.crop((left, top, left + crop, top + crop))
-    return pil_tensor(colour, path)
+        if crop > min(width, height):
+            raise DataError(f"{path} is {width} x {height} pixels then, too few for a square of {crop}; crop less")
+        left, top = (width - crop) // 2, (height - crop) // 2
+        square = (left, top, left + crop, top + crop)
+    if resize is None:
+        return pil_tensor(colour.crop(square), path)
+    # Only what is kept is computed: of a picture of 4:3, brought to 256 and cropped to 224, a little over half.
+    across, down = colour.width / width, colour.height / height
+    box = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
+    size = (square[2] - square[0], square[3] - square[1])
+    return pil_tensor(colour.resize(size, Image.Resampling.BILINEAR, box=box), path)
 
 
 def _check_size(path: str, width: int, height: int) -> None:

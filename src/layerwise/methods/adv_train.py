@@ -85,7 +85,7 @@ class AdvTrainI(InputMethod):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The joint loss, or that of the perturbed images alone."""
         if self.alpha == 0:
-            return self.criterion(model(x_adv), y).mean()
+            return self.criterion.mean(model(x_adv), y)
         return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha)
 
     @property

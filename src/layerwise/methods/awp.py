@@ -97,9 +97,8 @@ class AWP(Wrapper):
 
     @property
     def passes(self) -> Passes:
-        """Those of the base, and its descent passes once more."""
-        again = self.base.passes.weights
-        return self.base.passes + Passes(again, again, again, 0)
+        """Those of the base, and of its losses once more."""
+        return self.base.passes + self.base.losses_alone
 
 
 @final

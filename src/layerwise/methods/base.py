@@ -95,6 +95,12 @@ class Method(ABC):
         """Cost of one mini-batch."""
 
     @property
+    def losses_alone(self) -> Passes:
+        """Those of `passes` that the losses themselves need: what a second run on the same batch costs when no probe is made twice."""
+        again = self.passes.weights
+        return Passes(again, again, again, 0)
+
+    @property
     def perturbs_input(self) -> bool:
         """Whether inputs are moved within [0, 1], which only images take."""
         base = getattr(self, "base", None)
@@ -174,7 +180,7 @@ class InputMethod(Method):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean loss that is descended."""
         del x
-        return self.criterion(model(x_adv), y).mean()
+        return self.criterion.mean(model(x_adv), y)
 
     def losses(
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None

@@ -138,8 +138,18 @@ class DeepDefense(Method):
     def passes(self) -> Passes:
         """The loss; per DeepFool step two forwards, one backward a candidate class, and their double backward."""
         base = self.base.passes if self.base is not None else DESCENT
+        return base + self._regulariser
+
+    @property
+    def losses_alone(self) -> Passes:
+        """See `Method.losses_alone`: DeepFool's steps are differentiated, so they are made again."""
+        base = self.base.losses_alone if self.base is not None else Passes(1, 1, 1, 0)
+        return base + self._regulariser
+
+    @property
+    def _regulariser(self) -> Passes:
         classes = self.num_classes or 10
-        return base + Passes(2 * self.num_steps + 1, (classes + 2) * self.num_steps, 2 * self.num_steps, 0)
+        return Passes(2 * self.num_steps + 1, (classes + 2) * self.num_steps, 2 * self.num_steps, 0)
 
 
 def _add(count: Tensor | None, mask: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class FreeAT(Method):
         register = self._register(x, total)
         for _ in range(self.m):
             x_adv = (x + register[rows]).clamp(0, 1).requires_grad_()
-            yield self.criterion(model(x_adv), y).mean()
+            yield self.criterion.mean(model(x_adv), y)
             assert x_adv.grad is not None
             # An overflow under fp16 scaling, whose step is skipped, must not stay in delta.
             move = self.step * self.eps * x_adv.grad.sign().nan_to_num(0)

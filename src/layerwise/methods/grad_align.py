@@ -19,6 +19,9 @@ from layerwise.random import Source, uniform
 from layerwise.sites import unwrap
 from layerwise.units import Radius, check_radius
 
+PENALTY = Passes(1, 3, 2, 0)
+"""A gradient with its double backward, which goes back through a forward and a backward pass."""
+
 
 @final
 @dataclass(kw_only=True)
@@ -94,6 +97,11 @@ class GradAlign(Method):
 
     @property
     def passes(self) -> Passes:
-        """A probe, a descent, and a gradient with its double backward, which goes back through a forward and a backward pass."""
+        """A probe, a descent, and the penalty."""
         base = PROBE + DESCENT if self.base is None else PROBE + self.base.passes
-        return base + Passes(1, 3, 2, 0)
+        return base + PENALTY
+
+    @property
+    def losses_alone(self) -> Passes:
+        """See `Method.losses_alone`."""
+        return (Passes(1, 1, 1, 0) if self.base is None else self.base.losses_alone) + PENALTY

@@ -99,7 +99,7 @@ class LAD(LayerMethod):
             return
         natural, kl = self.base.parts(model, x, x_adv, y)
         with sites.perturb(noise):
-            layerwise = self.base.criterion(model(x_adv), y).mean()
+            layerwise = self.base.criterion.mean(model(x_adv), y)
             yield self.gamma * natural + (1 - self.gamma) * layerwise + self.base.beta * kl
 
     def noise_of(self, g: Gradients) -> Noise:

@@ -212,9 +212,9 @@ class FGSInter(LayerMethod):
         _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, backward=backward)
         noise = scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
         noise = in_pixel_range(noise, x)
-        clean = self.criterion(model(x), y).mean()
+        clean = self.criterion.mean(model(x), y)
         with sites.perturb(noise):
-            yield self.alpha * clean + (1 - self.alpha) * self.criterion(model(x), y).mean()
+            yield self.alpha * clean + (1 - self.alpha) * self.criterion.mean(model(x), y)
 
     @property
     def passes(self) -> Passes:

@@ -40,8 +40,8 @@ def joint_loss(
     if halves == "together":
         clean, adversarial = criterion(model(torch.cat([x, x_adv])), torch.cat([y, y])).chunk(2)
         return alpha * clean.mean() + (1 - alpha) * adversarial.mean()
-    clean = criterion(model(x), y).mean()
-    return alpha * clean + (1 - alpha) * criterion(model(x_adv), y).mean()
+    clean = criterion.mean(model(x), y)
+    return alpha * clean + (1 - alpha) * criterion.mean(model(x_adv), y)
 
 
 @final

@@ -114,7 +114,10 @@ class PGD(InputMethod):
             return g
 
         start = random_start(x, self.eps, self.norm, generator) if self.random_start else x
-        x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm=self.norm, gradient=gradient)
+        with self.probe.around(model):
+            x_adv = iterate(
+                x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm=self.norm, gradient=gradient
+            )
         return x_adv, recorded
 
     @property
@@ -129,6 +132,14 @@ class Divergence(Criterion):
     def __call__(self, logits: Tensor, target: Tensor, /) -> Tensor:
         """See `Criterion`."""
         return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
+
+    def mean(self, logits: Tensor, target: Tensor, /) -> Tensor:
+        """See `Criterion`; two kernels less in each direction, the same gradients."""
+        return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean")
+
+    def sum(self, logits: Tensor, target: Tensor, /) -> Tensor:
+        """See `mean`."""
+        return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum")
 
 
 divergence = Divergence()
@@ -191,7 +202,8 @@ class TRADES(InputMethod):
             return g
 
         start = (x + self.start_noise * normal(x, generator, key="start")).clamp(0, 1)
-        x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
+        with probe.around(model):
+            x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
         return x_adv, recorded
 
     def _natural(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -203,7 +215,7 @@ class TRADES(InputMethod):
     def parts(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean natural loss and the mean KL term; the natural pass comes first."""
         natural = model(x)
-        return self.criterion(natural, y).mean(), divergence(model(x_adv), natural.softmax(dim=1)).mean()
+        return self.criterion.mean(natural, y), divergence.mean(model(x_adv), natural.softmax(dim=1))
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """L(f(x), y) + beta KL."""

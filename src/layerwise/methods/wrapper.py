@@ -18,6 +18,11 @@ class Wrapper(Method):
         """Those of the base."""
         return self.base.passes
 
+    @property
+    def losses_alone(self) -> Passes:
+        """Those of the base."""
+        return self.base.losses_alone
+
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """See `Method.attach`."""
         self.base.attach(model, example)

@@ -65,7 +65,7 @@ def check_hooks(model: nn.Module, raw: nn.Module, sites: Iterable[Sites], x: Ten
             with _untouched(raw, x.device):
                 noise = {s: torch.randn(len(images), *each.shape(s), device=x.device, dtype=x.dtype) for s in each}
             with _untouched(raw, x.device):
-                plain = network(images)
+                plain = network(images).detach()  # two passes' activations at once would be the run's peak memory
             with _untouched(raw, x.device), each.perturb(noise):
                 changed[name] = not torch.equal(plain, network(images))
         if changed["bare"] and not changed["model"]:

@@ -1,14 +1,13 @@
-"""The training loop, on Lightning Fabric; no other file knows Fabric."""
+"""The training loop, on Lightning Fabric."""
 
 from __future__ import annotations
 
-import logging
+import copy
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -20,20 +19,26 @@ from layerwise.data import ImageData, batches, rank_rows
 from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.methods.base import Method, Partial
 from layerwise.methods.deep_defense import evaluation
+from layerwise.probe import AUTOGRAD, Backward
+from layerwise.shards import weights_of, whole
 from layerwise.sites import unwrap
+from layerwise.training import fsdp
+from layerwise.training.bare import Bare, suffices
 from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
 from layerwise.training.capture import Captured, capturing
 from layerwise.training.checkpoint import pack_tensors
+from layerwise.training.engine import engine, quiet
 from layerwise.training.epochs import end_epoch
 from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
 from layerwise.training.phases import Phase, Phases
 from layerwise.training.randomness import kept_random_states, seed_everything
-from layerwise.training.ranks import together
+from layerwise.training.ranks import together, total
 from layerwise.training.run import Run, nothing_half_made, plain
 from layerwise.training.saving import keep, restore
 from layerwise.training.session import FitResult, Place, Session
 from layerwise.training.settings import Training
+from layerwise.training.sync_norm import synchronised
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -98,7 +103,7 @@ def fit(
         config=plain(asked if config is None else config),
         process=os.getpid(),
     )
-    with nothing_half_made(job.run):
+    with nothing_half_made(job.run), quiet():
         found = engine(settings).launch(partial(_train, job=job))
     return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 
@@ -122,12 +127,13 @@ class Job:
 @final
 @dataclass(frozen=True)
 class Loop:
-    """What a step needs: Fabric, the session, and the network and optimiser as Fabric wraps them."""
+    """What a step needs: Fabric, the session, and the network, optimiser and backward pass as Fabric has them."""
 
     fabric: Fabric
     session: Session
     model: Any
     optimizer: Any
+    backward: Backward
     captured: Captured | None = None
 
     @property
@@ -136,6 +142,10 @@ class Loop:
         place = self.session.place
         return place.device.type == "cpu" and place.world == 1 and self.captured is None
 
+    def unsynchronised(self, wanted: bool) -> AbstractContextManager[None]:
+        """Where asked for, gradients are not reduced over ranks yet."""
+        return self.fabric.no_backward_sync(self.model) if wanted and self.session.place.world > 1 else nullcontext()
+
 
 def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes, bytes | None]:
     """Train in one process; gives the result, or what can be carried to the process of the caller: fields, weights, average."""
@@ -143,6 +153,10 @@ def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes,
     if away:
         for tensor in (*job.raw.parameters(), *job.raw.buffers()):
             tensor.data = tensor.data.clone()  # processes that were spawned share the memory of what they were given
+    asked = job.raw
+    if job.settings.strategy == fsdp.NAME:
+        # There is no way back from a sharded network, and the caller's has to come out as one that can be used.
+        job = replace(job, raw=copy.deepcopy(asked))
     with ExitStack() as stack:
         loop = prepared(fabric, job, stack)
         try:
@@ -152,6 +166,8 @@ def _train(fabric: Fabric, job: Job) -> FitResult | tuple[dict[str, Any], bytes,
         result = loop.session.result()
         if (by := loop.session.interrupt.requested) is not None:
             raise KeyboardInterrupt(f"stopped by {by} after the last batch; the training is complete")
+        if job.raw is not asked:
+            _put_back(asked, weights_of(job.raw), fabric.device)
         if not away:
             return result
         # Neither frozen dataclasses nor tensors outlive this process.
@@ -163,10 +179,14 @@ def _brought_home(raw: nn.Module, fields: dict[str, Any], weights: bytes, averag
     """The result and the weights of a network that was trained in other processes."""
     from safetensors.torch import load
 
-    state: dict[str, Tensor] = load(weights)
-    raw.to(next((v.dtype for v in state.values() if v.is_floating_point()), None))
-    raw.load_state_dict(state)
+    _put_back(raw, load(weights))
     return FitResult(**{**fields, "average": None if average is None else load(average)})
+
+
+def _put_back(raw: nn.Module, state: dict[str, Tensor], device: torch.device | None = None) -> None:
+    """The trained weights in the caller's network, which was not trained itself."""
+    raw.to(device=device, dtype=next((v.dtype for v in state.values() if v.is_floating_point()), None))
+    raw.load_state_dict(state)
 
 
 def _run(loop: Loop) -> None:
@@ -198,25 +218,25 @@ def advance(loop: Loop, method: Method, x: Tensor, y: Tensor) -> dict[str, dict[
 
 def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
     """One global batch: its micro-batches' generators advance in lockstep, and a round of plain losses ends with a step."""
-    fabric, session, model = loop.fabric, loop.session, loop.model
+    session, model, backward, sees = loop.session, loop.model, loop.backward, loop.sees
     parts = session.parts(x, y)
-    sources = [method.losses(model, p.x, p.y, backward=fabric.backward, generator=p.source) for p in parts]
+    sources = [method.losses(model, p.x, p.y, backward=backward, generator=p.source) for p in parts]
     pending = stepped = False
     try:
         while True:
             round_: set[type] = set()
             for index, (part, source) in enumerate(zip(parts, sources, strict=True)):
-                with fabric.no_backward_sync(model, enabled=index + 1 < len(parts)):
+                with loop.unsynchronised(index + 1 < len(parts)):
                     item = next(source, None)
                     round_.add(Partial if isinstance(item, Partial) else type(item))
                     if item is None:
                         continue
                     loss = item.loss if isinstance(item, Partial) else item
-                    session.observe(loss, part)
-                    if loop.sees and not math.isfinite(session.totals.sums[0]):
+                    session.observe(loss, part, later=sees)
+                    if sees and not math.isfinite(session.totals.loss):
                         raise NotFinite(session.step)
                     # Before the next generator moves: a recomputation in this backward has to find this one's noise.
-                    fabric.backward(loss * part.share)
+                    backward(loss if part.share == 1 else loss * part.share)
             if len(round_) > 1:
                 raise LayerwiseError(f"{type(method).__name__}.losses yields differently for the parts of one batch")
             if stepped and session.average is not None:
@@ -236,15 +256,19 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
 
 def _step(loop: Loop) -> None:
     """Clip and step."""
-    fabric, session, limit = loop.fabric, loop.session, loop.session.settings.clip_norm
+    session, limit = loop.session, loop.session.settings.clip_norm
     if limit is not None:
-        norm = fabric.clip_gradients(loop.model, loop.optimizer, max_norm=limit, error_if_nonfinite=False)
-        session.grad_norm = session.grad_norm if norm is None else norm
+        session.grad_norm = whole(nn.utils.clip_grad_norm_(session.raw.parameters(), limit))
     elif session.logs or session.bank is not None:
-        session.grad_norm = nn.utils.get_total_norm(p.grad for p in session.raw.parameters() if p.grad is not None)
+        session.grad_norm = whole(
+            nn.utils.get_total_norm(p.grad for p in session.raw.parameters() if p.grad is not None)
+        )
     if not loop.sees:
         # The fused kernels skip the step where this is 1: the weights then stay as they were before the loss went wrong.
-        session.optimizer.found_inf = session.totals.bad()  # type: ignore[attr-defined]
+        bad = session.totals.bad()
+        session.optimizer.found_inf = total(bad) if session.shards.cut else bad  # type: ignore[attr-defined]
+    if session.shards.cut:
+        session.shards.take_gradients()
     loop.optimizer.step()
     loop.optimizer.zero_grad(set_to_none=True)
 
@@ -257,6 +281,8 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
             f"{type(clipping[0]).__name__} moves inputs within [0, 1], and the values of {job.data.name} have no such range; scale "
             "them to [0, 1] first (layerwise.from_tensors), or train with a method that leaves the input alone, such as Standard"
         )
+    if settings.strategy == fsdp.NAME:
+        fsdp.check(job.phases.methods)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)
@@ -270,15 +296,17 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     seed_everything(settings.seed, place.rank)
     stack.enter_context(_training(raw))
     raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
-    if settings.channels_last:
+    if settings.channels_last and settings.strategy != fsdp.NAME:  # shards lie one after the other
         raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = job.data.to(device)
     stack.enter_context(job.phases.attached(raw, _example(raw, data, place, settings)))
+    if settings.batch_norm == "synchronised":
+        stack.enter_context(synchronised(raw))
     stack.enter_context(compiling(settings.compile))
     model: Any = torch.compile(raw, backend=settings.compile_backend) if settings.compile else raw
-    inner = settings.optimizer.build(raw.parameters(), device)
-    model, optimizer = fabric.setup(model, inner)
-    session = Session(raw, job.phases, inner, settings=settings, data=data, place=place, run=run)
+    bare = suffices(fabric, settings)
+    model, inner, optimizer, shards = _wrapped(fabric, Bare(model) if bare else model, raw, settings)
+    session = Session(raw, job.phases, inner, settings=settings, data=data, place=place, run=run, shards=shards)
     stack.callback(session.close)
     model.register_forward_hook(session.note_logits)
     restore(session)
@@ -289,10 +317,31 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
         first = rank_rows(len(x), (0, settings.accumulate)) if settings.compile else slice(0, ENOUGH)
         for sentence in check_hooks(model, raw, sites, x[first], y[first]):
             session.say(sentence)
-    inner.zero_grad(set_to_none=True)
+    raw.zero_grad(set_to_none=True)
     session.show(job.progress)
     stack.enter_context(session.interrupt)
-    return Loop(fabric, session, model, optimizer, capturing(session))
+    return Loop(
+        fabric,
+        session,
+        model,
+        optimizer,
+        AUTOGRAD if bare else fabric.backward,
+        None if shards.cut else capturing(session),
+    )
+
+
+def _wrapped(
+    fabric: Fabric, model: Any, raw: nn.Module, settings: Training
+) -> tuple[Any, torch.optim.Optimizer, Any, fsdp.Shards]:
+    """The network as Fabric wraps it, the optimiser, bare and wrapped, and what it moves."""
+    if settings.strategy == fsdp.NAME:
+        model = fsdp.set_up(fabric, model)
+    shards = fsdp.Shards(raw)
+    inner = settings.optimizer.build(shards.parts, fabric.device)
+    # Fabric's wrapper wants the cut parameters themselves, for which torch has no fused kernels.
+    as_they_are = shards.cut or isinstance(model, Bare)
+    model, optimizer = (model, inner) if as_they_are else fabric.setup(model, inner)
+    return model, inner, optimizer, shards
 
 
 def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) -> Tensor:
@@ -340,55 +389,24 @@ def _diverged(loop: Loop, step: int) -> DivergedError:
         method.load_state_dict({})
     x, y = next(session.images())
 
+    if session.place.world > 1 and (session.shards.cut or session.settings.batch_norm == "synchronised"):
+        return _sentence(
+            loop, "which layer was the first is not looked for where processes share their passes (devices=1 tells)"
+        )
+
     def again() -> Iterator[Tensor]:
         for part in session.parts(x, y):
             for item in method.losses(raw, part.x, part.y, generator=part.source):
                 yield item.loss if isinstance(item, Partial) else item
 
     with fabric.autocast():
-        reason = explain(raw, x, method.attached_sites(), again())
+        return _sentence(loop, explain(raw, x, method.attached_sites(), again()))
+
+
+def _sentence(loop: Loop, reason: str) -> DivergedError:
+    session = loop.session
     where = f"the loss is not finite at batch {session.batch + 1} of epoch {session.epoch + 1}"
     return DivergedError(
         f"{where}: {reason}; lower the learning rate (peak {session.settings.optimizer.lr:g}), set training.clip_norm, or check the "
         "method's step sizes"
     )
-
-
-def engine(settings: Training) -> Fabric:
-    """Fabric as the settings say.
-
-    Raises:
-        ConfigError: this machine does not have what they ask for.
-    """
-    from lightning_fabric import Fabric
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-    talk = logging.getLogger("lightning_fabric.utilities.rank_zero")
-    level = talk.level
-    try:
-        talk.setLevel(logging.WARNING)  # it announces the precision that was asked for
-        with warnings.catch_warnings():
-            # Training on the CPU of a machine with a GPU is the user's choice.
-            warnings.filterwarnings("ignore", message=".*available but not used.*")
-            fabric = Fabric(
-                accelerator=settings.accelerator,
-                devices=settings.devices,
-                num_nodes=settings.num_nodes,
-                strategy=settings.strategy,
-                precision=settings.precision,
-            )
-    except (ImportError, ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
-        raise ConfigError(f"training cannot start as asked: {str(error).splitlines()[0]}") from error
-    finally:
-        talk.setLevel(level)
-    # Fabric rounds the inputs of a mixed-precision model to bf16, whose steps near white are a whole grey level wide, and the outputs of
-    # a double-precision one to float32; ours have the right type already.
-    precision: Any = fabric.strategy.precision
-    precision.convert_input = _unchanged
-    if settings.precision == "64-true":
-        precision.convert_output = _unchanged
-    return fabric
-
-
-def _unchanged(value: Any) -> Any:
-    return value

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,9 @@ from layerwise.data import ImageData, batches, num_batches, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.random import Bank, Stream
+from layerwise.shards import weights_of
 from layerwise.training.ema import Average
+from layerwise.training.fsdp import Shards
 from layerwise.training.interrupt import Interrupt
 from layerwise.training.metrics import Bar, Clock, MetricsFile, Progress, Totals
 from layerwise.training.monitor import NotFinite, OverfitMonitor, lost_noise
@@ -97,6 +99,7 @@ class Session:
         data: on the device.
         place: this process.
         run: the folder, if there is one.
+        shards: what the optimiser moves.
     """
 
     def __init__(
@@ -109,9 +112,10 @@ class Session:
         data: ImageData,
         place: Place,
         run: Run | None,
+        shards: Shards,
     ) -> None:
         self.raw, self.phases, self.optimizer = raw, phases, optimizer
-        self.settings, self.data, self.place, self.run = settings, data, place, run
+        self.settings, self.data, self.place, self.run, self.shards = settings, data, place, run, shards
         # A last batch with fewer images than ranks is left out: a rank without images could not take part.
         self.drop_last = settings.drop_last or 0 < len(data.train) % settings.batch_size < place.world
         self.per_epoch = num_batches(data.train, settings.batch_size, self.drop_last)
@@ -235,8 +239,11 @@ class Session:
         total, world, settings = self.size, self.place.world, self.settings
         own = rank_rows(total, (self.place.rank, world)).start
         count = min(settings.accumulate, total // world)
+        stream = Stream(settings.seed, self.step, own, total, own, len(x), self.bank)
+        if count == 1:
+            return [Part(x, y, stream, len(x) * world / total)]
         cuts = [rank_rows(len(x), (i, count)) for i in range(count)]
-        streams = [Stream(settings.seed, self.step, own + c.start, total, own, len(x), self.bank) for c in cuts]
+        streams = [replace(stream, start=own + cut.start) for cut in cuts]
         shares = [(cut.stop - cut.start) * world / total for cut in cuts]
         return [Part(x[c], y[c], stream, share) for c, stream, share in zip(cuts, streams, shares, strict=True)]
 
@@ -250,11 +257,11 @@ class Session:
         """Forward hook of the wrapped network: training accuracy is that of the last pass before a loss."""
         self.logits = output.detach() if isinstance(output, Tensor) else None
 
-    def observe(self, loss: Tensor, part: Part) -> None:
-        """Add a pass to the sums."""
+    def observe(self, loss: Tensor, part: Part, *, later: bool) -> None:
+        """Add a pass to the sums; see `Totals.add`."""
         logits, y = self.logits, part.y
         counted = logits is not None and logits.ndim == 2 and len(logits) == len(y)
-        self.totals.add(loss, (logits.argmax(dim=1) == y).sum() if logits is not None and counted else 0, len(y))
+        self.totals.add(loss, logits if counted else None, y, later=later)
 
     def end_batch(self, x: Tensor, y: Tensor, sizes: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Count the batch, and log where it is due."""
@@ -296,7 +303,7 @@ class Session:
     def result(self) -> FitResult:
         """Store the last weights and sum up."""
         if self.run is not None:
-            self.run.save_weights("last", self.raw.state_dict())
+            self.run.save_weights("last", weights_of(self.raw))
         average = None if self.average is None else {k: v.clone() for k, v in self.average.state_dict().items()}
         if self.run is not None and average is not None:
             self.run.save_weights("ema", average)
@@ -312,6 +319,5 @@ class Session:
         )
 
     def close(self) -> None:
-        """Let go of the bar and the files."""
+        """Let go of the bar."""
         self.bar.close()
-        self.metrics.close()
