@@ -265,6 +265,52 @@ def test_for_clean_accuracy_overfitting_does_not_matter(monkeypatch: pytest.Monk
     assert tune(settings(), ETA, plan, name="x", folder=tmp_path / "t").best.trial == 1
 
 
+def test_the_best_weights_may_be_from_before_a_collapse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scripted(monkeypatch, lambda trial, rung, chosen: outcome(0.9, 0.5, flags=("catastrophic-overfitting",)))
+    tree = settings("--training.eval_every=1", "--training.ema_decay=0.9")
+    for weights, state in (("last", None), ("ema", None), ("best", "sound"), ("best-ema", "sound")):
+        plan = Plan(trials=1, budget=1, weights=weights)  # type: ignore[arg-type]
+        if state is None:
+            with pytest.raises(LayerwiseError, match="trial 0 overfitted"):
+                tune(tree, ETA, plan, name="x", folder=tmp_path / weights)
+        else:
+            assert tune(tree, ETA, plan, name="x", folder=tmp_path / weights).best.state == state
+
+
+def test_other_weights_are_judged_as_evaluate_judges_them(layerwise: Command, tmp_path: Path) -> None:
+    words = [
+        "tune",
+        "slat-digits",
+        *QUICK,
+        "--range",
+        "method.num_probes=1,2",
+        "--trials=1",
+        "--budget=1",
+        "--weights=ema",
+    ]
+    words += [
+        "--training.ema_decay=0.99",
+        "--training.eval_steps=2",
+        "--training.max_steps=600",
+        "--quiet",
+    ]  # of 30 epochs
+    said = layerwise(*words)
+    assert said.code == 0, said.err
+    assert "trial 0 (ema weights)" in said.out
+    assert "runs/slat-digits-tuned --weights ema" in " ".join(said.out.split())
+    folder = tmp_path / "runs" / "tune" / "slat-digits"
+    (trial,) = read_trials(folder / TRIALS)
+    run = str((folder / trial.run).relative_to(tmp_path))
+    shares = {}
+    for which in ("ema", "last"):
+        judged = layerwise("evaluate", run, "--weights", which, "--record", which, "--quiet")
+        assert judged.code == 0, judged.err
+        record = json.loads((tmp_path / run / f"{which}.json").read_text())
+        shares[which] = [result["count"]["right"] / result["count"]["total"] for result in record["results"]]
+    assert [trial.clean, trial.robust] == [shares["ema"][0], shares["ema"][-1]]
+    assert shares["ema"] != shares["last"]
+
+
 def test_where_no_trial_is_sound_the_search_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def gives(trial: int, rung: int, chosen: Any) -> Any:
         raise ValueError("no")
@@ -300,6 +346,18 @@ def test_a_search_that_is_interrupted_in_every_trial_gives_the_same(
     assert read_trials(tmp_path / "t" / TRIALS) == list(resumed.trials)
 
 
+def test_ctrl_c_while_the_reference_trains_says_how_the_search_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*args: Any, **options: Any) -> Path:
+        raise KeyboardInterrupt("go on with: layerwise train --resume of the reference alone")
+
+    monkeypatch.setattr(experiment, "run_of", stopped)
+    plan = Plan(trials=1, budget=1, max_clean_drop=0.1)
+    with pytest.raises(KeyboardInterrupt, match="typing the same again with --resume"):
+        tune(settings("--model.start=standard-digits"), ETA, plan, name="x", folder=tmp_path / "t")
+
+
 def test_only_the_same_search_is_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     runs = scripted(monkeypatch, lambda trial, rung, chosen: outcome(0.9, 0.5))
     tree, plan = settings(), Plan(trials=1, budget=1)
@@ -330,6 +388,8 @@ def test_only_the_same_search_is_resumed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ({"evaluation.eps": Choice((0.1,))}, Plan(), (), "evaluation.eps cannot be searched"),
         (ETA, Plan(max_clean_drop=0.1), (), "needs a network to compare with"),
         (ETA, Plan(), ("--data.validation=0",), "no validation images"),
+        (ETA, Plan(weights="best"), (), "there are no best weights; type --training.eval_every 1"),
+        (ETA, Plan(weights="ema"), (), "there are no ema ones; type --training.ema_decay 0.999"),
     ],
 )
 def test_a_search_that_cannot_begin_is_told(
@@ -342,7 +402,8 @@ def test_a_search_that_cannot_begin_is_told(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"trials": 0}, {"budget": 0}, {"seed": -1}, {"objective": "robst"}, {"max_clean_drop": 1.0}]
+    "wrong",
+    [{"trials": 0}, {"budget": 0}, {"seed": -1}, {"objective": "robst"}, {"weights": "bset"}, {"max_clean_drop": 1.0}],
 )
 def test_a_plan_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -154,6 +154,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     trust: bool = True,
+    weights: Weights = "last",
 ) -> tuple[FitResult, Judgement]:
     """Train one run and judge it on the test set.
 
@@ -164,9 +165,10 @@ def train(
         resume: go on where the run in the folder stopped.
         progress: show progress.
         trust: see `build_model`.
+        weights: which of the run are judged; the run has to make them.
 
     Returns:
-        What `fit` gives, and the evaluation of the last weights, also written to `evaluation.json` and `evaluation.md`.
+        What `fit` gives, and the evaluation, also written to `evaluation.json` and `evaluation.md` (`evaluation-best.json`, ...).
     """
     if (folder / CONFIG).is_file():  # refused before anything is read, or a reference is trained
         Run(folder).open(tree, resume=resume)
@@ -204,13 +206,16 @@ def train(
         progress=progress,
     )
     write_text(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
+    if weights != "last":
+        load_weights(model, folder, weights)
     try:
         return result, judge(
             model,
             data,
             experiment.evaluation,
-            name=folder.name,
+            name=folder.name if weights == "last" else f"{folder.name} ({weights} weights)",
             folder=folder,
+            record="evaluation" if weights == "last" else f"evaluation-{weights}",
             progress=progress,
             load=partial(load, trust=trust),
         )

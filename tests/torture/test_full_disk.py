@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
 import os
@@ -25,7 +26,7 @@ from tests.torture.outcome import differing, outcome
 from tests.torture.size import TORTURE, sized
 from tests.training.fakes import cheap, pictures, train
 
-SMALL: Training = cheap(epochs=1, checkpoint_every=0.5, log_every=2, eval_every=1, ema_decay=0.9)
+SMALL: Training = cheap(epochs=1, checkpoint_every=0.5, log_every=2, eval_every=1, ema_decay=0.9, tensorboard=True)
 
 
 class Disk:
@@ -46,7 +47,9 @@ class Disk:
     def mounted(self, folder: Path) -> Iterator[None]:
         """What is written in the folder meets this disk."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(io, "open", watching(folder, self.write))
+            watched = watching(folder, self.write)
+            patch.setattr(io, "open", watched)
+            patch.setattr(builtins, "open", watched)  # the same, under the name that NumPy and others use
             yield
 
 

@@ -153,8 +153,36 @@ def test_the_messages_say_which_file_and_how(tmp_path: Path) -> None:
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     for step in (1, 2):
         alter(store(tmp_path, step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*model.safetensors was altered"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"all 2 checkpoints in .* cannot be used: .*model.safetensors was altered; delete .*, and resuming",
+    ):
         checkpoint.load_latest(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(CheckpointError, match=r"the only checkpoint in .* cannot be used"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_a_kill_while_old_ones_are_removed_leaves_none_that_is_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.exists():
+            next(path.glob("*.safetensors")).unlink()
+            raise Killed
+
+    for step in (1, 2, 3):
+        store(tmp_path, step, keep=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            store(tmp_path, 4, keep=1)
+    assert [checkpoint.read(path).step for path in checkpoint.found(tmp_path)] == [2, 3, 4]
+    store(tmp_path, 5, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
 def test_another_format_is_told(tmp_path: Path) -> None:

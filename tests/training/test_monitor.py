@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from layerwise.methods import LAT, SLAT, Standard
 from layerwise.sites import Sites
 from layerwise.training import SGD, DivergedError
-from layerwise.training.metrics import MetricsFile, Totals, finite
+from layerwise.training.metrics import SEVERAL, MetricsFile, Totals, finite
 from layerwise.training.monitor import OverfitMonitor, lost_noise, measured
 from tests.networks import TinyConv, TinyMLP, batch
 from tests.training.fakes import Scripted, cheap, train
@@ -210,17 +211,34 @@ def test_a_run_that_diverged_keeps_its_last_checkpoint(tmp_path: Path) -> None:
 
 def test_totals_count_what_is_finite() -> None:
     totals = Totals(torch.device("cpu"))
+    logits, y = torch.eye(4), torch.tensor([0, 1, 2, 0])
     for loss in (1.0, 2.0, math.nan, 4.0):
-        totals.add(torch.tensor(loss), torch.tensor(1), 2)
+        totals.add(torch.tensor(loss), logits[2:], y[2:], later=loss > 2)
         totals.end_batch()
     assert bool(totals.bad())
     loss, correct, rows, good = totals.read()
     assert math.isnan(loss)
     assert (correct, rows, good) == (4, 8, 2)
     assert not totals.bad()
-    totals.add(torch.tensor(3.0), torch.tensor(2), 4)
+    totals.add(torch.tensor(3.0), logits, y)
+    totals.add(torch.tensor(1.0), None, y)
     totals.end_batch()
-    assert totals.read() == (12.0, 2, 4, 1)
+    assert totals.read() == (16.0, 3, 8, 1)
+
+
+def test_answers_that_are_counted_later_are_the_same() -> None:
+    at_once, later = Totals(torch.device("cpu")), Totals(torch.device("cpu"))
+    stream = torch.Generator().manual_seed(0)
+    for size in [*range(1, 2 * SEVERAL), 7]:
+        logits, y = torch.randn(size, 3, generator=stream), torch.randint(0, 3, (size,), generator=stream)
+        at_once.add(logits.sum(), logits, y)
+        later.add(logits.sum(), logits, y, later=True)
+        if size == 5:
+            kept = later.state_dict()
+            assert all(
+                torch.equal(torch.as_tensor(v), torch.as_tensor(kept[k])) for k, v in at_once.state_dict().items()
+            )
+    assert at_once.read() == later.read()
 
 
 def test_metrics_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
@@ -239,8 +257,19 @@ def test_metrics_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
-    train(TinyMLP(), Standard(), cheap(epochs=1, tensorboard=True), run=tmp_path / "run")
-    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    train(TinyMLP(), Standard(), cheap(epochs=1, tensorboard=True), run=run)
+    shutil.rmtree(run / "checkpoints")  # from the beginning again: what was told before is taken back
+    train(TinyMLP(), Standard(), cheap(epochs=1, tensorboard=True), run=run, resume=True)
+    assert len(list((run / "tensorboard").glob("events.out.*"))) == 2
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    expected = {(line["step"], line["loss"]) for line in lines if line["kind"] == "train"}
+    told = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert told == [(step, pytest.approx(loss)) for step, loss in sorted(expected)]
+    assert set(board.Tags()["scalars"]) >= {"train/grad_norm", "epoch/accuracy"}
 
 
 def test_the_bar_shows_only_where_it_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:

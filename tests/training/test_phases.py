@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from layerwise.errors import ConfigError
-from layerwise.methods import ANP, LAD, LAT, PGD, SLAT, Method, Standard
+from layerwise.methods import ANP, AWP, LAD, LAT, PGD, SLAT, Method, Standard
+from layerwise.sites import Sites
 from layerwise.training import Phase
 from layerwise.training.phases import Phases, changed
+from tests.methods.cases import backward
 from tests.networks import TinyConv, batch
 from tests.training.fakes import Scripted, cheap, train
 
@@ -112,6 +115,41 @@ def test_sites_of_all_methods_are_there_from_the_start_to_the_end() -> None:
     assert not first.attached_sites()
     assert not second.attached_sites()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_the_base_of_a_wrapper_keeps_its_sites_and_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    make = LAT.make_sites
+
+    def counted(self: LAT, model: nn.Module, example: torch.Tensor) -> Sites:
+        made.append(self.eps)
+        return make(self, model, example)
+
+    monkeypatch.setattr(LAT, "make_sites", counted)
+    base = LAT(eps=2.0)
+    method, net, x = AWP(base=base), TinyConv(), batch(2, dtype=torch.float32)[0]
+    phases = Phases(method, [Phase(epochs=1), Phase(epochs=2, fields={"base.eps": 3.0, "gamma": 0.02})], 3)
+    with phases.attached(net, x):
+        assert made == [2.0, 3.0]  # the run's, and the one that phase 2 is compared with
+        for epoch, expected in enumerate([(2.0, 0.01), (3.0, 0.02), (3.0, 0.02), (2.0, 0.01)]):
+            phases.enter(epoch % 3)
+            assert (base.eps, method.gamma, method.base is base) == (*expected, True)
+            assert bool(base.state_dict()) is (epoch > 0)
+            for loss in method.losses(net, x, torch.zeros(2, dtype=torch.int64)):
+                backward(loss)
+        phases.enter(1)
+    assert (base.eps, method.gamma, len(made)) == (2.0, 0.01, 2)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_phase_cannot_move_the_sites_of_a_base(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="phase 1 would perturb conv1, the run perturbs conv1, conv2"):
+        train(
+            TinyConv(),
+            AWP(base=SLAT(sites=["conv1", "conv2"])),
+            cheap(),
+            phases=[Phase(epochs=2, fields={"base.sites": ["conv1"]})],
+        )
 
 
 def test_a_method_that_the_user_attached_stays_attached() -> None:

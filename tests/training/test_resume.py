@@ -4,6 +4,7 @@ import errno
 import json
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert same(weights(net), weights(loaded))
 
 
+def test_what_a_kill_left_of_the_last_rotation_is_removed(tmp_path: Path) -> None:
+    train(TinyMLP(), Standard(), cheap(max_steps=1), run=tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / ".step-00000000.writing"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    train(TinyMLP(), Standard(), cheap(max_steps=1), run=tmp_path / "run", resume=True)
+    assert [path.name for path in left.parent.iterdir()] == ["step-00000001"]
+
+
 def test_resume_begins_a_run_that_never_saved(tmp_path: Path) -> None:
     nets = [TinyMLP(), TinyMLP()]
     train(nets[0], Standard(), cheap(), run=tmp_path / "a")
@@ -226,6 +236,22 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(tmp
     assert any(
         "state.safetensors has 7 of" in said and "going on with the one before" in said for said in result.messages
     )
+    assert same(weights(whole), weights(again))
+
+
+def test_where_all_checkpoints_are_damaged_the_sentence_says_how_to_begin_anew(tmp_path: Path) -> None:
+    whole, settings, folder = TinyMLP(), cheap(checkpoint_every=0.2, keep=2), tmp_path / "run" / "checkpoints"
+    train(whole, Standard(), settings)
+    train(TinyMLP(), Standard(), settings, run=tmp_path / "run")
+    for path in checkpoint.found(folder):
+        (path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(
+        CheckpointError, match=f"all 2 checkpoints .*; delete {folder}, and resuming begins the run anew"
+    ):
+        train(TinyMLP(), Standard(), settings, run=tmp_path / "run", resume=True)
+    shutil.rmtree(folder)
+    again = TinyMLP()
+    train(again, Standard(), settings, run=tmp_path / "run", resume=True)
     assert same(weights(whole), weights(again))
 
 

@@ -95,6 +95,15 @@ def test_differences_are_named() -> None:
     check_config({"training": {"log_every": 1}}, {"training": {"log_every": 2}}, where="runs/x")
 
 
+def test_what_an_older_run_has_not_written_is_what_it_had() -> None:
+    new = {"training": {"epochs": 2, "batch_norm": "per-rank"}}
+    check_config({"training": {"epochs": 2}}, new, where="runs/x")
+    with pytest.raises(ConfigError, match=r"training\.batch_norm: absent before, synchronised now$"):
+        check_config(
+            {"training": {"epochs": 2}}, {"training": {"epochs": 2, "batch_norm": "synchronised"}}, where="runs/x"
+        )
+
+
 def test_many_differences_are_cut_short() -> None:
     with pytest.raises(ConfigError, match=r"; and 3 more$"):
         check_config({}, {str(i): i for i in range(8)}, where="run")

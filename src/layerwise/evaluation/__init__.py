@@ -2,10 +2,11 @@
 
 from layerwise.evaluation.at import At
 from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolAttack, StepLL
+from layerwise.evaluation.autoattack import APGDCE, APGDT, FABT, AutoAttack, Square
 from layerwise.evaluation.base import Attack, InputAttack, loss_gradient
+from layerwise.evaluation.carlini_wagner import CW
 from layerwise.evaluation.checks import CHECKS, Check, Finding
 from layerwise.evaluation.evaluate import evaluate
-from layerwise.evaluation.external import APGDCE, APGDT, CW, FABT, AutoAttack, Square
 from layerwise.evaluation.latent import LatentAttack
 from layerwise.evaluation.metrics import Count, EpsRef, Mean, Rho, eps_ref, fgsm_accuracies, mean_of, rho, wilson
 from layerwise.evaluation.record import Evaluation, Result

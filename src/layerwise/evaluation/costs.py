@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from layerwise.evaluation.attacks import Clean, DeepFoolAttack
+from layerwise.evaluation.autoattack import FABT, AutoAttack, Square
 from layerwise.evaluation.base import Attack
-from layerwise.evaluation.external import CW, FABT, AutoAttack, Square
+from layerwise.evaluation.carlini_wagner import CW
 from layerwise.evaluation.transfer import Transfer
 from layerwise.evaluation.wrappers import EOT
 

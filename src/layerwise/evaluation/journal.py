@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from layerwise.errors import CheckpointError
+from layerwise.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,13 @@ class Journal:
                 others is set aside.
 
         Raises:
-            CheckpointError: another process holds the file.
+            CheckpointError: another process holds the file, or the disk refused.
         """
         if self.path is None:
             yield self
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _held(self.path)
         try:
             self._circumstances |= circumstances or {}
@@ -78,7 +80,11 @@ class Journal:
         return dict(self._found.get(item, {}))
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write entries, and wait until the disk has them."""
+        """Write entries, and wait until the disk has them.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
         if self._file is not None:
             entries = list(entries)
             for item, part, value in entries:
@@ -114,9 +120,12 @@ class Journal:
                 self._found.setdefault(item, {})[part] = value
 
     def _write(self, entries: Iterable[Any]) -> None:
-        self._file.write(b"".join(map(_line, entries)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        assert self.path is not None
+        rest = memoryview(b"".join(map(_line, entries)))
+        with writing(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
 
 
 def _line(entry: Any) -> bytes:
@@ -163,7 +172,9 @@ def _set_aside(path: Path) -> Path:
 
 def _held(path: Path) -> Any:
     """The file, read and appended to by this process alone (where the system knows such locks)."""
-    file = path.open("a+b")
+    # Without a buffer, which on a full disk would be written once more, and refused, when the file is closed.
+    with writing(path):
+        file = path.open("a+b", buffering=0)
     file.seek(0)
     try:
         import fcntl

@@ -10,8 +10,9 @@ from typing import Any
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.at import At
 from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolAttack, StepLL
+from layerwise.evaluation.autoattack import APGDCE, APGDT, FABT, AutoAttack, Square
 from layerwise.evaluation.base import Attack, InputAttack
-from layerwise.evaluation.external import APGDCE, APGDT, CW, FABT, AutoAttack, Square
+from layerwise.evaluation.carlini_wagner import CW
 from layerwise.evaluation.latent import LatentAttack
 from layerwise.evaluation.transfer import Transfer
 from layerwise.evaluation.wrappers import BPDA, EOT

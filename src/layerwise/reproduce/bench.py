@@ -18,7 +18,7 @@ from layerwise.data import ImageData
 from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
 from layerwise.experiment import SCHEMA
-from layerwise.files import write_text
+from layerwise.files import disk_refused, write_text
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.scales import Scale
 from layerwise.reproduce.systems import Resolved, digest, resolve, trained
@@ -39,12 +39,14 @@ P = ParamSpec("P")
 
 
 def attempt(do: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | str:
-    """What a function gives, or a sentence about what went wrong; Ctrl-C goes through."""
+    """What a function gives, or a sentence about what went wrong; Ctrl-C goes through, and a disk that takes nothing more."""
     try:
         return do(*args, **options)
-    except LayerwiseError as error:
-        return told(str(error))
     except Exception as error:  # whatever a network or the machine does: the other rows have to go on
+        if disk_refused(error):
+            raise
+        if isinstance(error, LayerwiseError):
+            return told(str(error))
         logger.warning("%s: %s", type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
         return told(f"{type(error).__name__}: {error}")
 

@@ -17,7 +17,7 @@ from layerwise import models
 from layerwise.config import Tree
 from layerwise.errors import LayerwiseError
 from layerwise.evaluation import Clean, parse_attack
-from layerwise.evaluation.external import AutoAttack
+from layerwise.evaluation.autoattack import AutoAttack
 from layerwise.experiment import SCHEMA, make_phases
 from layerwise.reproduce.definitions import Column, Item
 from layerwise.reproduce.scales import Scale, scales
@@ -98,7 +98,13 @@ def size_of(tree: Tree) -> tuple[float, int]:
 
 
 def training_seconds(tree: Tree, machine: Machine) -> float:
-    """The batches of every phase times their passes."""
+    """The batches of every phase times their passes; the same whatever the seed."""
+    return _training_seconds(json.dumps({**tree, "training": {**tree["training"], "seed": 0}}), machine)
+
+
+@cache
+def _training_seconds(settings: str, machine: Machine) -> float:
+    tree = json.loads(settings)
     chosen = SCHEMA.build(tree)
     flops, layers = size_of(tree)
     images = SIZES[tree["data"]["name"]][2]

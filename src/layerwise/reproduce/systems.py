@@ -15,10 +15,11 @@ from typing import Any, final
 from layerwise import experiment, recipe
 from layerwise.config import Tree
 from layerwise.experiment import SCHEMA
+from layerwise.ranges import laid
 from layerwise.reproduce.definitions import System
 from layerwise.reproduce.scales import Scale
 from layerwise.training import WEIGHTS
-from layerwise.training.run import FREE
+from layerwise.training.run import ADDED, FREE
 
 NEEDS = "system:"
 """Begins, in a resolved tree, a setting that names another system: its recipe before, its run folder when it is trained."""
@@ -51,8 +52,8 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
     Raises:
         ConfigError: the recipe, method or network does not exist, or a setting does not fit.
     """
-    tree = _laid(_settings(system.recipe, json.dumps(system.set)), {"training.seed": seed})
-    tree = _laid(tree, scale.apply(tree))
+    tree = _with_leaves(_settings(system.recipe, json.dumps(system.set)), {"training.seed": seed})
+    tree = _with_leaves(tree, scale.apply(tree))
     options = tree["model"]["options"]
     tree["model"]["options"] = {key: value for key, value in options.items() if value is not None}
     needs: dict[str, Resolved] = {}
@@ -71,11 +72,11 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
 @cache
 def _settings(source: str, changes: str) -> Tree:
     """The settings of a recipe with changes, checked; reading takes a tenth of a second, and tables share systems."""
-    _, tree = SCHEMA.read(SCHEMA.merge(*recipe.load(source), nested(json.loads(changes))), where=source)
+    _, tree = SCHEMA.read(SCHEMA.merge(*recipe.load(source), laid(json.loads(changes))), where=source)
     return tree
 
 
-def _laid(tree: Tree, changes: Mapping[str, Any]) -> Tree:
+def _with_leaves(tree: Tree, changes: Mapping[str, Any]) -> Tree:
     """A copy of a resolved tree with leaves changed, or entries of leaves that are mappings."""
     result = copy.deepcopy(tree)
     for key, value in changes.items():
@@ -103,24 +104,6 @@ def steps_of(system: Resolved, place: Path) -> Iterator[Resolved]:
         yield system
 
 
-def nested(settings: Mapping[str, Any]) -> Tree:
-    """{dotted setting: value} as a tree.
-
-    >>> nested({"model.name": "lenet", "model.options": {"a": 1}, "model.options.b": 2})
-    {'model': {'name': 'lenet', 'options': {'a': 1, 'b': 2}}}
-    """
-    tree: Tree = {}
-    for key, value in settings.items():
-        branch = tree
-        *path, last = key.split(".")
-        for part in path:
-            branch[part] = dict(branch.get(part, {}))
-            branch = branch[part]
-        both = isinstance(value, Mapping) and isinstance(branch.get(last), Mapping)
-        branch[last] = {**branch[last], **value} if both else value
-    return tree
-
-
 def digest(value: Any) -> str:
     """A short hash of JSON values, independent of the order of keys.
 
@@ -136,6 +119,7 @@ def _decisive(tree: Tree) -> Tree:
     kept = {key: value for key, value in tree.items() if key != "evaluation"}
     kept["data"] = {key: value for key, value in tree["data"].items() if key not in ("root", "download")}
     training = {k: v for k, v in tree["training"].items() if not any(fnmatch(f"training.{k}", free) for free in FREE)}
+    training = {k: v for k, v in training.items() if ADDED.get(k) != v}  # older runs keep their names
     return {**kept, "training": training}
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,9 +23,8 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import CheckpointError
-from layerwise.files import atomic
+from layerwise.files import atomic, refusal, writing
 from layerwise.training import nested
-from layerwise.training.lock import refusal
 from layerwise.training.ranks import together
 
 FORMAT = 2
@@ -93,12 +93,10 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         CheckpointError: the disk refused.
     """
-    try:
+    with writing(path):
         with atomic(path) as partial:
             write_file(partial, data)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {refusal(error)}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -193,8 +191,25 @@ def _rotate(folder: Path, keep: int, newest: Path) -> None:
     """Leave `keep` checkpoints up to the newest; later ones are damaged and were passed over, and must not count as kept."""
     there = found(folder)
     kept = [path for path in there if path.name <= newest.name][-keep:]
-    for old in [*(path for path in there if path not in kept), *folder.glob(".step-*.writing")]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in there:
+        if old not in kept:
+            _remove(old)
+    clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a kill left of checkpoints that were being written or removed."""
+    for leftover in folder.glob(".step-*.writing"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that at every moment it is whole or not there; what a kill leaves is cleared later."""
+    aside = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):  # older ones that stay cost room, not the run
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _rendered(manifest: Mapping[str, Any]) -> bytes:
@@ -228,7 +243,10 @@ def load_latest(folder: Path, *, rank: int = 0, world: int = 1) -> tuple[Content
         except CheckpointError as error:
             said.append(f"{error}; going on with the one before")
     if candidates:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: {said[0].rpartition(';')[0]}; start a new run")
+        count = f"all {len(candidates)} checkpoints" if len(candidates) > 1 else "the only checkpoint"
+        raise CheckpointError(
+            f"{count} in {folder} cannot be used: {said[0].rpartition(';')[0]}; delete {folder}, and resuming begins the run anew"
+        )
     return None, []
 
 

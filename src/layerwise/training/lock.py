@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from layerwise.errors import CheckpointError
+from layerwise.files import writing
 
 LOCK = ".lock"
 
@@ -38,11 +39,9 @@ def held(folder: Path) -> Iterator[None]:
 
 def _taken(folder: Path) -> FileIO:
     while True:
-        try:
+        with writing(folder):
             # Without a buffer, which on a full disk would be written once more, and refused, when the file is closed.
             file = (folder / LOCK).open("a+b", buffering=0)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {refusal(error)}") from error
         try:
             _lock(file)
         except OSError as error:
@@ -94,21 +93,3 @@ def _owner(file: FileIO) -> str:
     file.seek(0)
     text = (file.read(200) or b"").decode(errors="replace")
     return text if text.isprintable() and text else "another process"
-
-
-def refusal(error: BaseException) -> str:
-    """Why the system refused, and what helps.
-
-    >>> refusal(OSError(errno.ENOSPC, "No space left on device"))
-    'No space left on device; free space and resume'
-    """
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "; free space and resume"
-    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        advice = "; make it writable and resume"
-    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        advice = "; the folder of the run was moved or removed: put it back and resume"
-    else:
-        advice = ""
-    return f"{getattr(error, 'strerror', None) or error}{advice}"

@@ -62,7 +62,8 @@ class Phases:
             raise ConfigError(f"the phases have {covered} epochs and the run {epochs}; type training.epochs={covered}")
         if not is_dataclass(method):
             raise ConfigError(f"{type(method).__name__} is no dataclass; decorate it with @dataclass(kw_only=True)")
-        self._original: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+        self._given: dict[str, Any] = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+        self._original: Method = _copied(method)
         self.methods: list[Method] = []
         for candidate in (method, *(p.method for p in self.phases)):
             if candidate is not None and not any(candidate is m for m in self.methods):
@@ -81,20 +82,15 @@ class Phases:
     def enter(self, epoch: int) -> Method:
         """Give the method of an epoch, its fields set."""
         index = self.index(epoch)
-        self._set(self._as_in(index))
+        _take_over(self.method, self._as_in(index))
         return self.phases[index].method or self.method
 
     def _as_in(self, index: int) -> Method:
         """A copy of the run's method with the fields of the phases up to this one."""
-        copy: Any = self.method
-        copy = replace(copy, **self._original)
+        copy = self._original
         for phase in self.phases[: index + 1]:
             copy = changed(copy, phase.fields)
-        return copy  # type: ignore[no-any-return]
-
-    def _set(self, like: Method) -> None:
-        for name in self._original:
-            setattr(self.method, name, getattr(like, name))
+        return copy
 
     @contextmanager
     def attached(self, raw: nn.Module, example: Tensor) -> Iterator[None]:
@@ -112,14 +108,15 @@ class Phases:
         finally:
             for method in mine:
                 method.detach()
-            for name, value in self._original.items():
+            for name, value in self._given.items():
                 setattr(self.method, name, value)
+            _take_over(self.method, self._original)
 
     def _check_sites(self, raw: nn.Module, example: Tensor) -> None:
         attached = [str(site) for sites in self.method.attached_sites() for site in sites]
         for index, phase in enumerate(self.phases):
-            copy = self._as_in(index)
-            if not phase.fields or not isinstance(copy, LayerMethod) or not attached:
+            copy = _layered(self._as_in(index))
+            if not phase.fields or copy is None or not attached:
                 continue
             with copy.make_sites(raw, example) as sites:
                 chosen = [str(site) for site in sites]
@@ -128,6 +125,31 @@ class Phases:
                     f"phase {index + 1} would perturb {', '.join(chosen)}, the run perturbs {', '.join(attached)}; the sites of a method "
                     "stay as they are: give the phase a method of its own"
                 )
+
+
+def _copied(method: Method) -> Method:
+    """A copy whose base is a copy too; the networks that it looks at are the same."""
+    owner: Any = method
+    parts = {f.name: getattr(owner, f.name) for f in fields(owner) if f.init}
+    return replace(owner, **{k: _copied(v) for k, v in parts.items() if isinstance(v, Method)})  # type: ignore[no-any-return]
+
+
+def _take_over(method: Method, like: Method) -> None:
+    """Give a method the fields of another one; its base stays the same object, with its sites and what it carries over."""
+    owner: Any = method
+    for name in (f.name for f in fields(owner) if f.init):
+        own, new = getattr(owner, name), getattr(like, name)
+        if isinstance(own, Method) and type(own) is type(new):
+            _take_over(own, new)
+        else:
+            setattr(owner, name, new)
+
+
+def _layered(method: object) -> LayerMethod | None:
+    """The method that has the sites: itself, or the base of a method around another."""
+    while isinstance(method, Method) and not isinstance(method, LayerMethod):
+        method = getattr(method, "base", None)
+    return method if isinstance(method, LayerMethod) else None
 
 
 def changed(method: Method, values: Mapping[str, Any]) -> Method:

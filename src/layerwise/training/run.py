@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
+from layerwise.shards import divided
 from layerwise.sites import unwrap
 from layerwise.spelling import parse_yaml
+from layerwise.training.checkpoint import clear, pack_tensors, replace_file, unpack_tensors
 from layerwise.training.checkpoint import found as checkpoints_in
-from layerwise.training.checkpoint import pack_tensors, replace_file, unpack_tensors
 from layerwise.training.lock import held
 
 CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"
@@ -47,6 +48,9 @@ WEIGHTS: dict[str, str] = {
 _FREE = "accelerator devices num_nodes strategy num_workers log_every tensorboard checkpoint_every keep"
 FREE = tuple(f"training.{name}" for name in _FREE.split())
 """Settings that do not change the result (beyond the order of sums) and may differ when a run is resumed."""
+
+ADDED = {"batch_norm": "per-rank"}
+"""Training settings that older runs have not written down, and what they had."""
 
 PACKAGES = ("layerwise", "torch", "numpy", "lightning-fabric", "safetensors", "jsonargparse", "scikit-learn")
 
@@ -76,6 +80,7 @@ class Run:
         for name in (CONFIG, VERSIONS, *WEIGHTS.values()):
             for leftover in self.path.glob(f".{name}.*.part"):
                 leftover.unlink(missing_ok=True)
+        clear(self.checkpoints)
         self.open(config, resume=resume, device=device)
 
     def release(self) -> None:
@@ -214,7 +219,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: objec
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(f"{where} belongs to another network: {problems[0]}{more}")
-    raw.load_state_dict(dict(weights))
+    raw.load_state_dict({name: divided(value, own[name]) for name, value in weights.items()})
 
 
 def plain(value: Any) -> Any:
@@ -270,7 +275,9 @@ def check_config(old: Any, new: Any, *, where: object, free: Sequence[str] = FRE
     Raises:
         ConfigError: with the differences.
     """
-    lines = [line for line in difference(old, new) if not any(fnmatch(line.split(":")[0], f) for f in free)]
+    silent = tuple(f"training.{name}: absent before, {value} now" for name, value in ADDED.items())
+    lines = [line for line in difference(old, new) if not line.endswith(silent)]
+    lines = [line for line in lines if not any(fnmatch(line.split(":")[0], f) for f in free)]
     if lines:
         more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
         raise ConfigError(

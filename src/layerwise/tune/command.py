@@ -54,6 +54,7 @@ def add_arguments(parser: Any) -> None:
         "--objective", choices=("robust", "clean", "rho"), default="robust",
         help="what is to be high: accuracy under PGD, without attack, or Deep Defense's rho_2 (default: robust)",
     )  # fmt: skip
+    parser.add_argument("--weights", default="last", help="of each trial: last, best, ema or best-ema (default: last)")
     parser.add_argument(
         "--max-clean-drop", type=float, help="clean accuracy that may be lost against model.start, such as 0.01"
     )
@@ -79,7 +80,8 @@ def tune_command(arguments: Any, settings: list[str]) -> None:
         raise ConfigError("tune needs a recipe, for example: layerwise tune slat-digits")
     from layerwise.tune.halving import Plan, tune
 
-    plan = Plan(**{key: getattr(arguments, key) for key in ("trials", "budget", "objective", "max_clean_drop", "seed")})
+    asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
+    plan = Plan(**{key: getattr(arguments, key) for key in asked})
     _, tree = experiment.read(arguments.recipe, settings)
     fixed = {token[2:].partition("=")[0].replace("-", "_") for token in settings if token.startswith("--")}
     own = {key: each for key, each in recipe.ranges(arguments.recipe).items() if key not in fixed}
@@ -96,6 +98,7 @@ def tune_command(arguments: Any, settings: list[str]) -> None:
     )
     say(found.to_markdown())
     folder = arguments.runs / "tune" / name
-    say(
-        f"\nsearch: {folder}\nthe winner on the test images: layerwise train {folder / 'best.yaml'} --name {name}-tuned"
-    )
+    again = f"layerwise train {folder / 'best.yaml'} --name {name}-tuned"
+    if plan.weights != "last":
+        again += f", then layerwise evaluate runs/{name}-tuned --weights {plan.weights}"
+    say(f"\nsearch: {folder}\nthe winner on the test images: {again}")

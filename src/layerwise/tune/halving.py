@@ -32,7 +32,7 @@ from layerwise.spelling import parse_yaml, written
 from layerwise.training import WEIGHTS, FitResult, load_weights
 from layerwise.training.lock import held
 from layerwise.training.monitor import OVERFITTING as COLLAPSED
-from layerwise.training.run import CHECKPOINTS, FREE, check_config
+from layerwise.training.run import CHECKPOINTS, FREE, Weights, check_config
 from layerwise.tune.search import optuna, propose
 from layerwise.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
 
@@ -66,6 +66,7 @@ class Plan:
         budget: epochs of the last rung; None is the recipe's.
         objective: `"robust"` (accuracy under PGD), `"clean"`, or `"rho"` (Deep Defense's rho_2).
         max_clean_drop: largest loss of clean accuracy, in [0, 1], against the network that the recipe starts from; None is any.
+        weights: which weights of a trial are judged: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
         seed: of the settings that are tried; those of training are the recipe's.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     budget: int | None = None
     objective: Objective = "robust"
     max_clean_drop: float | None = None
+    weights: Weights = "last"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,10 +83,9 @@ class Plan:
         at_least("seed", self.seed, 0)
         if self.budget is not None:
             at_least("budget", self.budget, 1)
-        if self.objective not in ("robust", "clean", "rho"):
-            raise ConfigError(
-                f"objective: there is no {self.objective!r}; {did_you_mean(self.objective, ('robust', 'clean', 'rho'))}"
-            )
+        for name, known in (("objective", ("robust", "clean", "rho")), ("weights", tuple(WEIGHTS))):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"{name}: there is no {value!r}; {did_you_mean(value, known)}")
         if self.max_clean_drop is not None and not 0 <= self.max_clean_drop < 1:
             raise ConfigError(f"max_clean_drop={self.max_clean_drop} is no share; type one such as 0.01")
 
@@ -149,9 +150,16 @@ def tune(
             check_config(load_yaml(folder / ASKED), asked, where=folder, free=[f"recipe.{key}" for key in FREE])
         else:
             write_text(folder / ASKED, dump_yaml(asked))
-        search = _Search(base, ranges, plan, folder, runs, progress)
-        trials, best = search.run()
-    found = Tuning(recipe=name, objective=plan.objective, ranges=ranges, trials=tuple(trials), best=best)
+        try:
+            search = _Search(base, ranges, plan, folder, runs, progress)
+            trials, best = search.run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped, what is done is kept; go on by typing the same again with --resume"
+            ) from None
+    found = Tuning(
+        recipe=name, objective=plan.objective, weights=plan.weights, ranges=ranges, trials=tuple(trials), best=best
+    )
     _, winner = shortened(with_settings(tree, best.settings, where="tune")[0], epochs=search.epochs)
     told = ", ".join(f"{key} {written(value)}" for key, value in best.settings.items())
     write_text(folder / BEST, f"# {name} with {told}.\n# {found.sentence()}\n{dump_yaml(winner)}")
@@ -176,9 +184,27 @@ def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan) -> Experiment:
         )
     if plan.max_clean_drop is not None and base.model.start is None:
         raise ConfigError("max_clean_drop needs a network to compare with: a recipe that sets model.start")
+    check_weights(base, plan.weights)
     if not len(experiments.load_data(base.data).validation):
         raise ConfigError("there are no validation images to choose by; type --data.validation 0.1")
     return base
+
+
+def check_weights(chosen: Experiment, weights: Weights) -> None:
+    """Complain about weights that a run would not have.
+
+    Raises:
+        ConfigError: with the setting that makes them.
+    """
+    training = chosen.training
+    if "ema" in weights and training.ema_decay is None:
+        raise ConfigError(
+            f"the recipe averages no weights, so there are no {weights} ones; type --training.ema_decay 0.999"
+        )
+    if "best" in weights and not training.eval_every:
+        raise ConfigError(
+            f"the recipe never looks at the validation images, so there are no {weights} weights; type --training.eval_every 1"
+        )
 
 
 @final
@@ -239,14 +265,18 @@ class _Search:
         try:
             chosen, _ = with_settings(self.tree, settings, where=run)
             chosen, tree = shortened(chosen, epochs=epochs, judged=self._judged(last))
-            trained = experiments.train(chosen, tree, folder=self.folder / run, resume=True, progress=self.progress)
+            check_weights(chosen, self.plan.weights)
+            trained = experiments.train(
+                chosen,
+                tree,
+                folder=self.folder / run,
+                resume=True,
+                progress=self.progress,
+                weights=self.plan.weights,
+            )
             scores: dict[str, Any] = self._scores(*trained)
         except (CheckpointError, OSError):  # the machine's fault, not the setting's
             raise
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "stopped, what is done is kept; go on by typing the same again with --resume"
-            ) from None
         except Exception as error:
             logger.warning("%s failed: %s", run, error)
             scores = {"state": "failed", "message": f"{type(error).__name__}: {error}"[:500]}
@@ -280,7 +310,7 @@ class _Search:
         findings = tuple(dict.fromkeys(finding.name for finding in evaluation.findings))
         state: State = "sound"
         if self.plan.objective == "robust":
-            if COLLAPSED in fitted.flags:
+            if COLLAPSED in fitted.flags and "best" not in self.plan.weights:  # the best ones are from before
                 state = "overfitted"
             elif MASKING & set(findings) or attacked[-1] < attacked[0] - UNDONE:
                 state = "masked"

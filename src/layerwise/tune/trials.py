@@ -16,6 +16,7 @@ from layerwise.evaluation.metrics import wilson
 from layerwise.files import writing
 from layerwise.ranges import Interval, Range
 from layerwise.spelling import written
+from layerwise.training.run import Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +81,7 @@ class Tuning:
     Args:
         recipe: what was tuned.
         objective: what was to be high.
+        weights: which ones of each trial were judged.
         ranges: what was searched.
         trials: every trial at every rung, in order.
         best: the winner.
@@ -87,6 +89,7 @@ class Tuning:
 
     recipe: str
     objective: Objective
+    weights: Weights = "last"
     ranges: Mapping[str, Range]
     trials: tuple[Trial, ...]
     best: Trial
@@ -118,10 +121,11 @@ class Tuning:
         b, count = self.best, len({t.trial for t in self.trials})
         low, high = wilson(round(b.images * (b.robust or 0)), b.images)
         rho = f", rho_2 {b.rho:.4g}" if b.rho is not None else ""
+        of = "" if self.weights == "last" else f" ({self.weights} weights)"
         return (
-            f"Best of {count}: trial {b.trial}, {100 * (b.clean or 0):.1f} % clean, {100 * (b.robust or 0):.1f} % under PGD (95 % interval "
-            f"{100 * low:.1f} to {100 * high:.1f}){rho}, after {b.epochs} epochs, on {b.images} validation images. Being the best of "
-            "several, it will do a little worse on others."
+            f"Best of {count}: trial {b.trial}{of}, {100 * (b.clean or 0):.1f} % clean, {100 * (b.robust or 0):.1f} % under PGD "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}){rho}, after {b.epochs} epochs, on {b.images} validation images. "
+            "Being the best of several, it will do a little worse on others."
         )
 
     def figure(self) -> Figure:
