@@ -369,7 +369,10 @@ def test_a_full_disk_is_told(layerwise: Command, done: Path, monkeypatch: pytest
     told(
         layerwise("evaluate", "runs/done", "--quiet"), r"cannot write runs/done/.*: No space left on device; free space"
     )
-    told(layerwise("report", "runs/done"), r"cannot write report/report.json: No space left on device; free space and resume")
+    told(
+        layerwise("report", "runs/done"),
+        r"cannot write report/report.json: No space left on device; free space and resume",
+    )
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
 
 
