@@ -12,7 +12,7 @@ from layerwise.errors import ConfigError
 from layerwise.evaluation import parse_attack
 from layerwise.reproduce.definitions import System, items
 from layerwise.reproduce.scales import scale, scales
-from layerwise.reproduce.systems import resolve
+from layerwise.reproduce.systems import _decisive, resolve
 
 
 @pytest.mark.parametrize("name", list(scales()))
@@ -70,3 +70,11 @@ def test_wide_networks_become_the_usual_one_at_reduced_and_keep_their_dropout() 
 def test_an_unknown_scale_is_told() -> None:
     with pytest.raises(ConfigError, match="there is no scale 'smok'; did you mean 'smoke'"):
         scale("smok")
+
+
+def test_a_setting_that_older_runs_lack_changes_no_name_at_its_default() -> None:
+    tree: dict[str, Any] = {"data": {}, "training": {"lr": 0.1, "augment": None}}
+    newer = {**tree, "training": {**tree["training"], "batch_norm": "per-rank"}}
+    other = {**tree, "training": {**tree["training"], "batch_norm": "synchronised"}}
+    assert _decisive(newer) == tree == _decisive(tree)
+    assert _decisive(other) == other

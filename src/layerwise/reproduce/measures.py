@@ -92,8 +92,10 @@ def _transfer(bench: Bench, subject: Subject, options: Options) -> Outcome:
 
 def _judged_by(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """Accuracy of the row `base` on the images that `attack` makes of this row's network: its degree of adversarialness."""
-    attack = _transferred(bench.scale.attack(options["attack"]), subject.network, subject.folder.name)
-    return _judged(bench, bench.row(options["base"]), attack, options, bench.scale.images)
+    text = bench.scale.attack(options["attack"])
+    attack = _transferred(text, subject.network, subject.folder.name)
+    found = _judged(bench, bench.row(options["base"]), attack, options, bench.scale.images)
+    return replace(found, what=found.what.replace(str(attack), f"{text} on the row's network"))
 
 
 def _transferred(text: str, network: nn.Module, name: str) -> Transfer:

@@ -119,7 +119,7 @@ def _decisive(tree: Tree) -> Tree:
     kept = {key: value for key, value in tree.items() if key != "evaluation"}
     kept["data"] = {key: value for key, value in tree["data"].items() if key not in ("root", "download")}
     training = {k: v for k, v in tree["training"].items() if not any(fnmatch(f"training.{k}", free) for free in FREE)}
-    training = {k: v for k, v in training.items() if ADDED.get(k) != v}  # older runs keep their names
+    training = {k: v for k, v in training.items() if (k, v) not in ADDED.items()}  # older runs keep their names
     return {**kept, "training": training}
 
 
