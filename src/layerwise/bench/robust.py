@@ -35,8 +35,8 @@ def bench_robust(
 ) -> dict[str, Any]:
     """Train a recipe, judge it on the test set, and tell whether it reached the goal and in what time.
 
-    `seconds` are those of the training loop, from its first batch to its last; `whole_seconds` those from the command to the verdict:
-    data, the first compilation, training and judging.
+    `seconds` are those of `fit`, what it compiles included; `whole_seconds` those from the command to the verdict:
+    data, training and judging.
 
     Args:
         recipe: its name.
