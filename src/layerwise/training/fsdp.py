@@ -102,7 +102,7 @@ def set_up(fabric: Fabric, model: Any) -> Any:
     """
     try:
         return fabric.setup_module(model)
-    except (ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"the network cannot be sharded: {str(error).splitlines()[0]}; type training.strategy=ddp"
         ) from error
