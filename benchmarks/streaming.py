@@ -28,12 +28,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise import methods, models
-from layerwise.bench.stepping import WATCHED, training
+from layerwise.bench.stepping import WATCHED, loop_of, training
 from layerwise.bench.timing import ALLOCATOR, machine
 from layerwise.data import ImageData, batches, load
-from layerwise.training.engine import engine
-from layerwise.training.fit import Job, advance, prepared
-from layerwise.training.phases import Phases
+from layerwise.training.fit import advance
 
 READ = {"batch": 32, "batches": 16}
 TRAINED = {"batch": 8, "batches": 2}
@@ -96,20 +94,9 @@ def train(root: Path, *, network: str, method: str, checkpoints: bool) -> dict[s
         recomputed(net)
     settings = training(batch_size=TRAINED["batch"], accelerator="cpu")
     chosen = methods.METHODS[method](**METHODS[method])
-    job = Job(
-        raw=net,
-        phases=Phases(chosen, (), settings.epochs),
-        data=data,
-        settings=settings,
-        run=None,
-        resume=False,
-        progress=False,
-        config=None,
-        process=os.getpid(),
-    )
     before = peak()
     with ExitStack() as stack:
-        loop = prepared(engine(settings), job, stack)
+        loop = loop_of(net, chosen, data, settings, stack)
         images, times = loop.session.images(), []
         for x, y in islice(images, WATCHED + TRAINED["batches"]):
             began = time.process_time()

@@ -213,9 +213,11 @@ def test_chosen_rows_are_run_and_the_others_stay(
     _, record = finished
     options: Any = {"output": tmp_path / "results", "runs": tmp_path / "runs"}
     subject = item(rows=ROWS)
-    for pattern, expected in (("SL*", ["SLAT"]), ("standard", ["standard", "SLAT"])):
+    for machine, pattern, expected in (("one", "SL*", ["SLAT"]), ("two", "standard", ["standard", "SLAT"])):
+        monkeypatch.setattr(runner, "_hardware", lambda known, machine=machine: machine)
         (found,) = runner.reproduce([subject], TINY, **options, rows=[pattern])
         assert [row.name for row in found.rows] == expected
+    assert found.hardware == "one and two"
     assert values(found) == values(record)
     monkeypatch.setitem(
         measures.MEASURES, "attack", lambda *_: pytest.fail("nothing is measured before a wrong row is refused")

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from layerwise import models
 from layerwise.bench.plain import STEPS, Plain
 from layerwise.bench.timing import Run
-from layerwise.data import from_tensors
+from layerwise.data import ImageData, from_tensors
 from layerwise.errors import ConfigError, SiteError, did_you_mean
 from layerwise.methods import METHODS, Method
 from layerwise.spelling import parse_yaml
@@ -132,17 +132,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-@contextmanager
-def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
-    """The step of a method as `fit` does it, past the batches that it measures.
-
-    Raises:
-        SiteError: the network does not have the method's sites.
-    """
-    net, (x, y) = setup.network(), setup.data()
-    images = torch.cat([x] * (WATCHED + 2))
-    data = from_tensors(images, torch.cat([y] * (WATCHED + 2)), test=(x[:1], y[:1]), validation=0)
-    settings = setup.training
+def loop_of(net: nn.Module, method: Method, data: ImageData, settings: Training, stack: ExitStack) -> Loop:
+    """`fit`'s own loop without a run folder, ready for its first batch; what it opens is closed with `stack`."""
     job = Job(
         raw=net,
         phases=Phases(method, (), settings.epochs),
@@ -154,8 +145,22 @@ def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
         config=None,
         process=os.getpid(),
     )
+    return prepared(engine(settings), job, stack)
+
+
+@contextmanager
+def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
+    """The step of a method as `fit` does it, past the batches that it measures.
+
+    Raises:
+        SiteError: the network does not have the method's sites.
+    """
+    net, (x, y) = setup.network(), setup.data()
+    images = torch.cat([x] * (WATCHED + 2))
+    data = from_tensors(images, torch.cat([y] * (WATCHED + 2)), test=(x[:1], y[:1]), validation=0)
+    settings = setup.training
     with ExitStack() as stack:
-        loop = prepared(engine(settings), job, stack)
+        loop = loop_of(net, method, data, settings, stack)
         session = loop.session
         place, layout = session.place, torch.channels_last if settings.channels_last else torch.contiguous_format
         x, y = x.to(place.device, place.dtype).contiguous(memory_format=layout), y.to(place.device)

@@ -27,6 +27,9 @@ logger = logging.getLogger("layerwise")
 PLACE = "reproduce"
 """Folder of the runs, below that of all runs."""
 
+AND = " and "
+"""Between the machines of a record whose rows are from several."""
+
 TOLD = 3
 """So many ways in which a column was measured stand below a table; its rows may differ in radius."""
 
@@ -71,15 +74,18 @@ def run_item(
     seeds = tuple(range(scale.seeds or item.seeds))
     benches = [Bench(item=item, scale=scale, place=place, seed=seed, progress=progress) for seed in seeds]
     chosen = _matching(item, rows)
-    done = _kept(item, scale, output, seeds, chosen) if rows else {}
+    earlier = _earlier(item, scale, output, seeds) if rows else None
+    done = {row.name: row for row in earlier.rows if row.runs and row.name not in chosen} if earlier else {}
+    # What is kept may be from elsewhere.
+    others = earlier.hardware.split(AND) if earlier and done else []
     for row in item.rows:
         if row.name in chosen:
             done[row.name] = _row(item, row, benches)
-            write(_record(item, scale, seeds, _ordered(item, done), (), ()), output)
+            write(_record(item, scale, seeds, _ordered(item, done), (), (), others), output)
     found = _ordered(item, done)
     found += _printed_only(item, set(done))
     pictures, failures = _pictures(item, benches[0], found, output)
-    record = _record(item, scale, seeds, found, pictures, failures, complete=True)
+    record = _record(item, scale, seeds, found, pictures, failures, others, complete=True)
     write(record, output)
     return record
 
@@ -88,22 +94,21 @@ def _matching(item: Item, patterns: Sequence[str]) -> set[str]:
     """Names of the rows that match any pattern; all without one."""
     names = [row.name for row in item.rows]
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"{item.id} has no row {pattern!r}; its rows are {', '.join(names)}, and * stands for any text"
             )
     return {name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _kept(item: Item, scale: Scale, output: Path, seeds: tuple[int, ...], chosen: set[str]) -> dict[str, RowRecord]:
-    """Rows that an earlier record of the same seeds and columns has, other than the chosen ones."""
+def _earlier(item: Item, scale: Scale, output: Path, seeds: tuple[int, ...]) -> Record | None:
+    """The record that is there, if it has the same seeds and columns."""
     file = record_file(output, scale.name, item.id)
     if not file.is_file():
-        return {}
-    earlier = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
-    if earlier.seeds != seeds or [c.name for c in earlier.columns] != [c.name for c in item.columns]:
-        return {}
-    return {row.name: row for row in earlier.rows if row.runs and row.name not in chosen}
+        return None
+    found = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
+    alike = found.seeds == seeds and [c.name for c in found.columns] == [c.name for c in item.columns]
+    return found if alike else None
 
 
 def _ordered(item: Item, done: Mapping[str, RowRecord]) -> list[RowRecord]:
@@ -175,6 +180,7 @@ def _record(
     rows: Sequence[RowRecord],
     pictures: tuple[Picture, ...],
     failures: tuple[str, ...],
+    others: Sequence[str],
     *,
     complete: bool = False,
 ) -> Record:
@@ -198,7 +204,7 @@ def _record(
         axis=item.axis,
         notes=tuple(dict.fromkeys(note for note in (*notes, units, lost) if note)),
         failures=failures,
-        hardware=_hardware(known),
+        hardware=AND.join(dict.fromkeys((*others, _hardware(known)))),
         versions={
             "layerwise": known["packages"]["layerwise"],
             "torch": known["packages"]["torch"],
