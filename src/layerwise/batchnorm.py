@@ -17,6 +17,17 @@ BatchNormMode: TypeAlias = Literal["batch", "train", "eval"]
 MODES = get_args(BatchNormMode)
 
 
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Every module of the network once; several times faster than `modules()`, which names them, and asked for in every probe."""
+    found, seen = [model], {model}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
+
+
 @contextmanager
 def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None]:
     """Run the batch (and instance) norms of `model` that are in training mode as `mode` says, for the duration.
@@ -37,7 +48,7 @@ def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None
     if mode == "train":
         yield
         return
-    changed = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    changed = [m for m in all_modules(model) if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     kept = [(m, {name: getattr(m, name) for name in _switches(m, mode)}) for m in changed]
     for module in changed:
         _set(module, _switches(module, mode))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.batchnorm import BatchNormMode, batch_norm
+from layerwise.batchnorm import BatchNormMode, all_modules, batch_norm
 from layerwise.sites import Constraint, Gradients, Pass, Sites
 from layerwise.tape import remembered
 from layerwise.tracing import Site
@@ -43,7 +43,17 @@ class Backward(Protocol):
         ...
 
 
-AUTOGRAD: Backward = torch.Tensor.backward
+def _autograd(loss: Tensor, /, *, inputs: Any = None) -> None:
+    if inputs is None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    # `Tensor.backward(inputs=...)` would copy each gradient, since other nodes hold it too; this hands it over.
+    for leaf, g in zip(inputs, torch.autograd.grad(loss, inputs, allow_unused=True), strict=True):
+        if g is not None:
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
+
+
+AUTOGRAD: Backward = _autograd
 """The plain engine."""
 
 
@@ -165,8 +175,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     A compiled backward ignores `inputs=` and would compute the weights' gradients; eager saves a quarter of the pass.
     """
-    # Half the time of `model.parameters()`, which names each of them.
-    every = [p for module in model.modules() for p in module._parameters.values()]
+    # A quarter of the time of `model.parameters()`, which names each of them.
+    every = [p for module in all_modules(model) for p in module._parameters.values()]
     trainable = [p for p in every if p is not None and p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)

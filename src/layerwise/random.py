@@ -122,4 +122,4 @@ def _draw(like: Tensor, source: Source, key: str, fill: object) -> Tensor:
         return drawn
     total = len(like) if source.total is None else source.total
     drawn = fill((total, *like.shape[1:]), generator=source.generator(key, like.device), **options)
-    return drawn[source.start : source.start + len(like)]
+    return drawn if total == len(like) else drawn[source.start : source.start + len(like)]

@@ -36,7 +36,8 @@ class Kernels(TorchDispatchMode):
 
 
 def memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    here: Tensor = getattr(tensor, "here", tensor)  # of a tensor that is elsewhere
+    return here.untyped_storage().data_ptr()
 
 
 class Recorder:

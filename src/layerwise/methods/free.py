@@ -58,15 +58,14 @@ class FreeAT(Method):
         """Algorithm 1, one batch."""
         del backward
         first, total = own_rows(generator, x)
-        rows = slice(first, first + len(x))
-        register = self._register(x, total)
+        delta = self._register(x, total)[first : first + len(x)]
         for _ in range(self.m):
-            x_adv = (x + register[rows]).clamp(0, 1).requires_grad_()
+            x_adv = (x + delta).clamp(0, 1).requires_grad_()
             yield self.criterion.mean(model(x_adv), y)
             assert x_adv.grad is not None
-            # An overflow under fp16 scaling, whose step is skipped, must not stay in delta.
-            move = self.step * self.eps * x_adv.grad.sign().nan_to_num(0)
-            register[rows] = (register[rows] + move).clamp(-self.eps, self.eps)
+            # The sign of NaN is 0: an overflow under fp16 scaling, whose step is skipped, does not stay in delta.
+            move = self.step * self.eps * x_adv.grad.sign()
+            delta.copy_((delta + move).clamp_(-self.eps, self.eps))
 
     def _register(self, x: Tensor, total: int) -> Tensor:
         """Delta of this process, with at least `total` rows; the micro-batches of one batch share it."""

@@ -208,8 +208,11 @@ def advance(loop: Loop, method: Method, x: Tensor, y: Tensor) -> dict[str, dict[
     session.set_rate()
     if loop.captured is not None and loop.captured(partial(_descend, loop, method), method, x, y):
         return {}
+    if not session.unusual:
+        _descend(loop, method, x, y)
+        return {}
     with (
-        eagerly(session.settings.compile and session.unusual),
+        eagerly(session.settings.compile),
         measured(method.attached_sites(), wanted=session.measures) as sizes,
     ):
         _descend(loop, method, x, y)
@@ -233,7 +236,7 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
                         continue
                     loss = item.loss if isinstance(item, Partial) else item
                     session.observe(loss, part, later=sees)
-                    if sees and not math.isfinite(session.totals.loss):
+                    if sees and not math.isfinite(loss.item()):
                         raise NotFinite(session.step)
                     # Before the next generator moves: a recomputation in this backward has to find this one's noise.
                     backward(loss if part.share == 1 else loss * part.share)
@@ -263,14 +266,14 @@ def _step(loop: Loop) -> None:
         session.grad_norm = whole(
             nn.utils.get_total_norm(p.grad for p in session.raw.parameters() if p.grad is not None)
         )
-    if not loop.sees:
+    if not loop.sees and session.optimizer.defaults.get("fused"):
         # The fused kernels skip the step where this is 1: the weights then stay as they were before the loss went wrong.
         bad = session.totals.bad()
         session.optimizer.found_inf = total(bad) if session.shards.cut else bad  # type: ignore[attr-defined]
     if session.shards.cut:
         session.shards.take_gradients()
     loop.optimizer.step()
-    loop.optimizer.zero_grad(set_to_none=True)
+    session.shards.drop_gradients()
 
 
 def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:

@@ -135,6 +135,11 @@ class Shards:
             if part is not p:
                 part.grad, p.grad = None if p.grad is None else local(p.grad), None
 
+    def drop_gradients(self) -> None:
+        """Let go of the gradients: `Optimizer.zero_grad` without its record for profilers, a hundredth of a small network's step."""
+        for _, part in self.pairs:
+            part.grad = None
+
     def joined(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimiser's `state_dict` as one process has it; every process has to ask."""
         return self._mapped(optimizer, optimizer.state_dict(), joined)

@@ -1,0 +1,158 @@
+"""A device that is not the CPU, on the CPU: tensors with numbers that say they are elsewhere, and mind it as a GPU's do.
+
+PyTorch's device "meta" has guards and autograd, but no numbers; here each of its tensors holds one of the CPU. Kernels refuse to
+mix the two devices where a GPU's would, and whatever makes the host wait for a GPU - a value read back, a copy from memory that
+is not pinned - is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+from layerwise.training import optim
+
+ELSEWHERE = torch.device("meta")
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+
+COPIES = {aten.copy_, aten._to_copy}
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+"""With copies, where a GPU takes tensors of the CPU too."""
+READS = {aten._local_scalar_dense, aten.equal, aten.is_nonzero}
+READS |= {aten.nonzero, aten.masked_select, aten._unique2, aten.bincount}
+"""What the host waits for, beside copies and masks as indices: numbers, and shapes that numbers decide."""
+
+
+class Held(Tensor):
+    """A tensor elsewhere.
+
+    Args:
+        here: its numbers.
+    """
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> Held:
+        made: Held = Tensor._make_wrapper_subclass(
+            cls,
+            here.size(),
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            layout=here.layout,
+            device=ELSEWHERE,
+        )
+        made.here = here
+        return made
+
+    def data_ptr(self) -> int:
+        """Where the numbers are."""
+        return self.here.data_ptr()
+
+    def tolist(self) -> Any:
+        """Read the numbers."""
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refuse, as a GPU's tensor does."""
+        if not force:
+            raise TypeError("can't convert a tensor that is elsewhere to numpy; use Tensor.cpu() first")
+        return self.detach().cpu().numpy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Copy the numbers too."""
+        copied: Tensor = self.detach().clone().requires_grad_(self.requires_grad)
+        if isinstance(self, nn.Parameter):
+            copied = nn.Parameter(copied, self.requires_grad)
+        memo[id(self)] = copied
+        return copied
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Outside of `Place`."""
+        raise AssertionError(f"{func} was called outside of the place")
+
+
+class Place(TorchDispatchMode):
+    """Kernels on tensors elsewhere.
+
+    `waits` counts what makes the host wait, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See `TorchDispatchMode`."""
+        kwargs, kind = dict(kwargs or {}), func.overloadpacket
+        tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        held = any(isinstance(v, Held) for v in tensors)
+        asked = kwargs.get("device")
+        goes = asked is not None and torch.device(asked).type == ELSEWHERE.type
+        if not held and not goes:
+            return func(*args, **kwargs)
+        strangers = [v for v in tensors if not isinstance(v, Held) and v.ndim]
+        if held and strangers and kind not in COPIES | INDEXED:
+            raise RuntimeError(f"Expected all tensors to be on the same device: {func} was given one of the CPU")
+        crosses = strangers or (asked is not None and not goes)
+        masked = kind in INDEXED and any(v.dtype == torch.bool for v in tree_leaves(args[1]) if isinstance(v, Tensor))
+        if kind in READS or masked or (kind in COPIES | INDEXED and crosses):
+            self.waits[str(kind)] += 1
+        if asked is not None:
+            kwargs["device"] = CPU
+        inner = tree_map(lambda v: v.here if isinstance(v, Held) else v, (args, kwargs))
+        found = func(*inner[0], **inner[1])
+        if (asked is not None and not goes) or (kind is aten.copy_ and not isinstance(args[0], Held)):
+            return args[0] if kind is aten.copy_ else found
+        wrapped = tree_map(lambda v: Held(v) if isinstance(v, Tensor) else v, found)
+        return return_and_correct_aliasing(func, args, kwargs, wrapped) if held else wrapped  # type: ignore[no-untyped-call]
+
+
+class Generator(torch.Generator):
+    """The CPU's, since "meta" has none."""
+
+    def __new__(cls, device: Any = CPU) -> Self:
+        """Make it."""
+        return super().__new__(cls, CPU if torch.device(device).type == ELSEWHERE.type else device)  # type: ignore[call-arg]
+
+
+@contextmanager
+def elsewhere(patch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The device as long as it is open."""
+    autocast, fused = torch.autocast, (*optim.FUSED, ELSEWHERE.type)
+
+    def copying(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+            # On "meta" PyTorch leaves the numbers out.
+            found = make(data, **options)
+            return found if device is None else found.to(device)
+
+        return made
+
+    def without(kind: str, *arguments: Any, **options: Any) -> Any:
+        return nullcontext() if kind == ELSEWHERE.type else autocast(kind, *arguments, **options)
+
+    with patch.context() as patched, Place() as place:
+        patched.setattr(torch, "Generator", Generator)
+        patched.setattr(torch, "autocast", without)
+        patched.setattr(torch, "tensor", copying(torch.tensor))
+        patched.setattr(torch, "as_tensor", copying(torch.as_tensor))
+        # Not through `.data`, which would leave the old numbers.
+        patched.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+        patched.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: fused)
+        patched.setattr(optim, "FUSED", fused)
+        yield place

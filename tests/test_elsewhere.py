@@ -1,0 +1,195 @@
+"""Everything on a device that is not the CPU: `tests.elsewhere` minds it as a GPU would."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from layerwise import cli, experiment
+from layerwise.diagnostics import DIAGNOSTICS, parse_diagnostic
+from layerwise.evaluation import Square, ThreatModel, evaluate
+from layerwise.methods import METHODS, Method, Passes
+from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
+from layerwise.random import Source
+from layerwise.training import Adam, Cosine, FitResult, capture, optim
+from tests.diagnostics.test_registry import SUBJECT, small
+from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere
+from tests.evaluation.problems import trained
+from tests.methods.cases import make
+from tests.networks import TinyResNet, batch
+from tests.training.fakes import cheap, pictures, same, train, weights
+from tests.training.graphs import Recorder
+
+HOST = ("Parseval", "AdvTrainI", "DeepDefense")
+"""Methods that wait in every batch: one draws its rows on the host, two ask which images are fooled."""
+IMAGES = batch(30, seed=3, dtype=torch.float32)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with elsewhere(monkeypatch) as opened:
+        monkeypatch.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
+        monkeypatch.setattr(experiment, "best_device", lambda: ELSEWHERE)
+        yield opened
+
+
+def run(method: Method, *, images: int = 28, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
+    """What a run gave, and its weights on the CPU."""
+    net = TinyResNet()
+    result = train(net, method, cheap(**options), pictures(images))
+    return result, {k: v.cpu() for k, v in weights(net).items()}
+
+
+def there(monkeypatch: pytest.MonkeyPatch, method: Method, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
+    """The same, elsewhere."""
+    with elsewhere(monkeypatch), monkeypatch.context() as patched:
+        patched.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
+        return run(method, **options)
+
+
+def test_the_place_minds_what_a_gpu_minds(place: Place) -> None:
+    x = torch.ones(2, 3, device=ELSEWHERE)
+    assert isinstance(x, Held)
+    assert (x + 1).device == (x + torch.zeros(())).device == ELSEWHERE
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match="same device"):
+        x.index_select(0, torch.tensor([0]))
+    with pytest.raises(TypeError, match="numpy"):
+        x.numpy()
+    assert not place.waits
+    assert x.sum().item() == 6
+    assert bool(x.cpu().eq(1).all())
+    torch.zeros(3).to(ELSEWHERE)
+    x[x > 1]
+    assert place.waits == {"aten._local_scalar_dense": 1, "aten._to_copy": 2, "aten.index": 1}
+
+
+@dataclass(kw_only=True)
+class Planted(Method):
+    """Does what a GPU suffers from."""
+
+    reads: bool = False
+    mixes: bool = False
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def losses(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+    ) -> Iterator[Tensor]:
+        loss = self.criterion.mean(model(x + torch.zeros(x.shape) if self.mixes else x), y)
+        yield loss * 1.0 if self.reads and loss.item() > 100 else loss
+
+    @property
+    def passes(self) -> Passes:
+        return Passes()
+
+
+def waits(place: Place, method: str | Planted, images: int) -> Counter[str]:
+    place.waits.clear()
+    run(make(method) if isinstance(method, str) else method, images=images, log_every=1000)
+    return place.waits.copy()
+
+
+def test_planted_mistakes_are_found(place: Place) -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        run(Planted(mixes=True))
+    more = waits(place, Planted(reads=True), 60) - waits(place, Planted(reads=True), 28)
+    assert more == {"aten._local_scalar_dense": 2 * 4}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_there_to_the_bits_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, expected = run(make(name))
+    found, ours = there(monkeypatch, make(name))
+    assert same(ours, expected)
+    assert [{**line, "seconds": 0} for line in found.history] == [{**line, "seconds": 0} for line in here.history]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_batch_makes_the_host_wait(name: str, place: Place) -> None:
+    more = waits(place, name, 60) - waits(place, name, 28)  # 16 batches, and 8
+    assert bool(more) == (name in HOST), more
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_decay": 0.9, "clip_norm": 0.1, "eval_every": 1},
+        {"accumulate": 2},
+        # A rate that float32 has too: on other devices than the CPU rates are of that type.
+        {"optimizer": Adam(lr=2**-6)},
+        {"schedule": Cosine(), "channels_last": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("captured", [False, True])
+def test_so_it_does_with_the_settings(options: dict[str, Any], captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(make("SLAT"), **options)
+    recorder = Recorder()
+    monkeypatch.setattr(capture, "recorder_on", lambda device: recorder)
+    found = there(monkeypatch, make("SLAT"), **options, log_every=3, capture=captured)
+    assert recorder.replayed == 3 * captured
+    assert not found[0].messages
+    assert same(found[1], expected[1])
+
+
+def test_an_optimiser_without_fused_kernels_works_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = optim.FUSED
+    with elsewhere(monkeypatch), monkeypatch.context() as patched:
+        patched.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
+        patched.setattr(optim, "FUSED", fused)
+        _, ours = run(make("FGSM"))
+    assert (
+        max(float((v - w).abs().max()) for v, w in zip(ours.values(), run(make("FGSM"))[1].values(), strict=True))
+        < 1e-6
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_attack_counts_the_same_there(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threat = ThreatModel(norm, 0.1 if norm == "linf" else 1.0)
+    plain = ["clean", "fgsm", "bim-5", "pgd-5-3", "mi-fgsm-5", "step-ll", "deepfool-5", "apgd-ce", "apgd-t", "latent"]
+    attacks: list[Any] = [*plain, Square(queries=20), "eot-2:pgd-5", "at:0.2:fgsm"]
+    expected = evaluate(trained(), IMAGES, threat=threat, attacks=attacks, progress=False)
+    with elsewhere(monkeypatch):
+        found = evaluate(trained().to(ELSEWHERE), IMAGES, threat=threat, attacks=attacks, progress=False)
+    assert found.accuracies == expected.accuracies
+    assert found.findings == expected.findings
+    assert len(set(found.accuracies.values())) > 4
+
+
+@pytest.mark.parametrize("name", [name for name in DIAGNOSTICS if name != "decision-boundary"])
+def test_every_diagnostic_sees_the_same_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = parse_diagnostic(small(name))
+    expected = plan(SUBJECT).to_dict()
+    with elsewhere(monkeypatch):
+        others = {"other": TinyResNet(seed=1).to(ELSEWHERE)}
+        found = plan(replace(SUBJECT, model=TinyResNet().to(ELSEWHERE), others=others)).to_dict()
+    assert rounded(found) == rounded(expected)
+
+
+def rounded(value: Any) -> Any:
+    """Without the last bits, which a matrix's layout decides."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def test_the_commands_work_there(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "slat-digits", "--training.max_steps", "4", "--name", "a", "--quiet"]) == 0
+    copies = sum(place.waits.values())
+    assert copies > 100
+    assert cli.main(["evaluate", "runs/a", "--suite", "quick", "--num-examples", "8"]) == 0
+    assert cli.main(["report", "runs/a"]) == 0
+    assert sum(place.waits.values()) > copies
