@@ -16,7 +16,7 @@ from layerwise.bench import peers
 from layerwise.bench.plain import STEPS, Plain, Step
 from layerwise.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.bench.steps import bench_peers, bench_steps, step_table
-from layerwise.bench.timing import interleaved, ratio
+from layerwise.bench.timing import interleaved, medians, ratio, repeated
 from layerwise.errors import ConfigError
 from layerwise.methods import METHODS, PGD, SLAT, TRADES, FreeAT, Method
 from layerwise.random import normal, uniform
@@ -176,6 +176,33 @@ def test_the_command_prints_a_table_and_writes_a_record(layerwise: Command, tmp_
     refused = layerwise("bench", "step", "--training.epochs", "3")
     assert refused.code == 2
     assert "--training.epochs" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("--rounds=0", "--rounds=0 is too small"),
+        ("--threads=0", "--threads=0 is too small"),
+        ("--processes=0", "--processes=0 is too small"),
+        ("--seconds=-1", "--seconds=-1.0 is too small"),
+        ("--network=lenett", "did you mean 'lenet'"),
+        ("--shape=1,28", "(N, C, H, W)"),
+        ("--methods=SLATT", "did you mean 'SLAT'"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(layerwise: Command, asked: str, answer: str) -> None:
+    said = layerwise("bench", "step", "--network=mlp", asked)
+    assert said.code == 2
+    assert answer in said.err
+
+
+def test_rows_are_medians_over_processes() -> None:
+    record = repeated(bench_steps, small(), ["FGSM"], rounds=1, seconds=1e-3, say=print, processes=2, threads=1)
+    assert record["processes"] == 2
+    assert record["machine"]["threads"] == 1
+    assert [(row["method"], row["passes"]) for row in record["rows"]] == [("Standard", 3), ("FGSM", 5)]
+    tables = [[{"method": "FGSM", "passes": 5, "ratio": r, "to_by_hand": None}] for r in (3.0, 1.0, 1.5)]
+    assert medians(tables) == [{"method": "FGSM", "passes": 5, "ratio": 1.5, "to_by_hand": None}]
 
 
 TINY = [

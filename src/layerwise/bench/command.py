@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from layerwise.errors import ConfigError
+from layerwise.methods.base import at_least
 
 TEXT = """\
 Measure on this machine, in one run, what a training step costs.
@@ -50,12 +52,20 @@ def add_arguments(parser: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one turn (default: 0.5)")
+    parser.add_argument(
+        "--processes", type=int, default=1,
+        help="measure in so many processes, one after the other, and give medians: where memory lies moves times by a few "
+        "hundredths (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--recipe", help="of `bench robust` (default: n-fgsm-cifar10)")
     parser.add_argument("--goal", type=float, help="accuracy to reach, for other data than CIFAR-10 (default: 0.45)")
     parser.add_argument("--attack", default="pgd-50", help="what judges `bench robust` (default: pgd-50)")
     parser.add_argument("--name", default="bench-robust", help="run folder of `bench robust` (default: bench-robust)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--output", type=Path, help="also write the record there, as JSON")
+
+
+SMALLEST = {"classes": 2, "batch": 1, "threads": 1, "rounds": 1, "seconds": 0, "processes": 1}
 
 
 def bench_command(arguments: Any, settings: list[str]) -> None:
@@ -65,6 +75,9 @@ def bench_command(arguments: Any, settings: list[str]) -> None:
 
     if settings and arguments.what != "robust":
         raise ConfigError(f"bench {arguments.what} does not take {settings[0]}; see `layerwise bench --help`")
+    for name, smallest in SMALLEST.items():
+        if (value := getattr(arguments, name)) is not None:
+            at_least(f"--{name}", value, smallest)
     if arguments.what == "robust":
         from layerwise.bench.robust import RECIPE, bench_robust
 
@@ -86,21 +99,27 @@ def bench_command(arguments: Any, settings: list[str]) -> None:
         import torch
 
         from layerwise.bench.steps import bench_peers, bench_steps, peers_table, step_table
-        from layerwise.bench.timing import hint
+        from layerwise.bench.timing import hint, repeated
 
         busy = arguments.clock == "process"
-        if busy or arguments.threads is not None:
-            torch.set_num_threads(1 if busy else arguments.threads)
+        threads = 1 if busy else arguments.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
         setup = setup_of(arguments)
-        options: dict[str, Any] = {"rounds": arguments.rounds, "seconds": arguments.seconds}
-        options["clock"] = time.process_time if busy else time.perf_counter
-        if arguments.what == "step":
-            record = bench_steps(setup, arguments.methods, **options, say=lambda s: complain(s, what=""))
-            show_table(*step_table(record))
-        else:
-            methods = arguments.methods or PEERS
-            record = bench_peers(setup, methods, **options, say=lambda s: complain(s, what=""))
-            show_table(*peers_table(record))
+        measure, table = (bench_steps, step_table) if arguments.what == "step" else (bench_peers, peers_table)
+        methods = arguments.methods or (PEERS if arguments.what == "peers" else [])
+        record = repeated(
+            measure,
+            setup,
+            methods,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            clock=time.process_time if busy else time.perf_counter,
+            say=partial(complain, what=""),
+            processes=arguments.processes,
+            threads=threads,
+        )
+        show_table(*table(record))
         say(hint(torch.device(record["machine"]["device"])))
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -158,7 +158,7 @@ def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
     net, (x, y) = setup.network(), setup.data()
     images = torch.cat([x] * (WATCHED + 2))
     data = from_tensors(images, torch.cat([y] * (WATCHED + 2)), test=(x[:1], y[:1]), validation=0)
-    settings = setup.training
+    settings = replace(setup.training, batch_size=setup.batch)
     with ExitStack() as stack:
         loop = loop_of(net, method, data, settings, stack)
         session = loop.session

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from layerwise.bench.peers import PEERS, check_installed
-from layerwise.bench.stepping import Contestant, Setup, by_hand, somewhere
+from layerwise.bench.stepping import Contestant, Setup, by_hand, parse_method, somewhere
 from layerwise.bench.timing import Clock, Run, interleaved, machine, matrix_ceiling, ratio
 from layerwise.errors import LayerwiseError
 from layerwise.methods import METHODS
@@ -37,11 +37,16 @@ def bench_steps(
 
     Returns:
         Plain data: the machine, the settings, and a row a method.
+
+    Raises:
+        ConfigError: a method is misspelt, or the network does not fit the images.
     """
     wanted = list(dict.fromkeys([STANDARD, *(methods or METHODS)]))
+    for text in wanted:
+        parse_method(text, setup)  # what is misspelt is no reason to leave a row out
     with ExitStack() as stack:
-        contestants: dict[str, Contestant] = {}
-        for text in wanted:
+        contestants = {STANDARD: stack.enter_context(somewhere(STANDARD, setup))}
+        for text in wanted[1:]:
             try:
                 contestants[text] = stack.enter_context(somewhere(text, setup))
             except LayerwiseError as error:

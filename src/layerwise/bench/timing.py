@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,49 @@ def ratio(times: list[float], to: list[float]) -> float:
     2.0
     """
     return statistics.median(a / b for a, b in zip(times, to, strict=True))
+
+
+def repeated(
+    measure: Callable[..., dict[str, Any]], *arguments: Any, processes: int, threads: int | None, **options: Any
+) -> dict[str, Any]:
+    """A record measured in so many fresh processes, one after the other: its rows are medians over them.
+
+    Where a network's memory happens to lie moves its times by a few hundredths, which no number of rounds in one process averages out.
+
+    Args:
+        measure: gives a record with "rows", the same ones each time; what is handed over is pickled.
+        arguments: for `measure`.
+        processes: how many; 1 measures here.
+        threads: of each; None is torch's own choice.
+        options: for `measure`.
+    """
+    if processes == 1:
+        return measure(*arguments, **options)
+    records = []
+    for _ in range(processes):
+        with get_context("spawn").Pool(1, initializer=_start, initargs=(threads,)) as pool:
+            records.append(pool.apply(measure, arguments, options))
+    return {**records[0], "processes": processes, "rows": medians([r["rows"] for r in records])}
+
+
+def _start(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def medians(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows whose fractions are medians over the tables; the rest is the first table's.
+
+    >>> medians([[{"method": "PGD", "ratio": 7.5}], [{"method": "PGD", "ratio": 8.5}]])
+    [{'method': 'PGD', 'ratio': 8.0}]
+    """
+    return [
+        {
+            key: statistics.median(row[key] for row in rows) if isinstance(value, float) else value
+            for key, value in rows[0].items()
+        }
+        for rows in zip(*tables, strict=True)
+    ]
 
 
 def matrix_ceiling(
