@@ -353,7 +353,7 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_ends_at_the_same_bits(layerwise: 
         "--training.log_every=1",
         "--training.checkpoint_every=100",
     ]
-    command = [sys.executable, "-m", "layerwise.cli", "train", *argv]
+    command = [sys.executable, "-m", "layerwise", "train", *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     metrics, patience = tmp_path / "runs/slat-digits/metrics.jsonl", time.monotonic() + 60

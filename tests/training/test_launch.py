@@ -27,7 +27,7 @@ TORCHRUN = [
     "2",
     "--standalone",
     "-m",
-    "layerwise.cli",
+    "layerwise",
 ]
 SCRIPT = [str(Path(sys.executable).with_name("layerwise"))]
 

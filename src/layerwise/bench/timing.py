@@ -80,7 +80,12 @@ def ratio(times: list[float], to: list[float]) -> float:
 
 
 def repeated(
-    measure: Callable[..., dict[str, Any]], *arguments: Any, processes: int, threads: int | None, **options: Any
+    measure: Callable[..., dict[str, Any]],
+    *arguments: Any,
+    say: Callable[[str], object],
+    processes: int,
+    threads: int | None,
+    **options: Any,
 ) -> dict[str, Any]:
     """A record measured in so many fresh processes, one after the other: its rows are medians over them.
 
@@ -89,16 +94,20 @@ def repeated(
     Args:
         measure: gives a record with "rows", the same ones each time; what is handed over is pickled.
         arguments: for `measure`.
+        say: is told what does not run, once.
         processes: how many; 1 measures here.
         threads: of each; None is torch's own choice.
         options: for `measure`.
     """
     if processes == 1:
-        return measure(*arguments, **options)
+        return measure(*arguments, say=say, **options)
     records = []
-    for _ in range(processes):
+    for number in range(processes):
+        told = say if number == 0 else _drop
         with get_context("spawn").Pool(1, initializer=_start, initargs=(threads,)) as pool:
-            records.append(pool.apply(measure, arguments, options))
+            records.append(pool.apply(measure, arguments, {"say": told, **options}))
+            pool.close()
+            pool.join()  # so that what other libraries opened is closed
     return {**records[0], "processes": processes, "rows": medians([r["rows"] for r in records])}
 
 
