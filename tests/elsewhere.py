@@ -56,6 +56,18 @@ class Held(Tensor):
         made.here = here
         return made
 
+    @property
+    def data(self) -> Tensor:
+        """As a tensor's; modules are moved by setting it."""
+        found: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        assert isinstance(value, Held)
+        self.here = value.here
+
     def data_ptr(self) -> int:
         """Where the numbers are."""
         return self.here.data_ptr()
@@ -151,8 +163,6 @@ def elsewhere(patch: pytest.MonkeyPatch) -> Iterator[Place]:
         patched.setattr(torch, "autocast", without)
         patched.setattr(torch, "tensor", copying(torch.tensor))
         patched.setattr(torch, "as_tensor", copying(torch.as_tensor))
-        # Not through `.data`, which would leave the old numbers.
-        patched.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         patched.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: fused)
         patched.setattr(optim, "FUSED", fused)
         yield place

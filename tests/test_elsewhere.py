@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.accelerators.cpu import CPUAccelerator
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from layerwise import cli, experiment
@@ -19,7 +22,7 @@ from layerwise.evaluation import Square, ThreatModel, evaluate
 from layerwise.methods import METHODS, Method, Passes
 from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
 from layerwise.random import Source
-from layerwise.training import Adam, Cosine, FitResult, capture, optim
+from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
 from tests.diagnostics.test_registry import SUBJECT, small
 from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere
 from tests.evaluation.problems import trained
@@ -33,11 +36,20 @@ HOST = ("Parseval", "AdvTrainI", "DeepDefense")
 IMAGES = batch(30, seed=3, dtype=torch.float32)
 
 
+@contextmanager
+def training_there(patch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The device, and Fabric on it."""
+    with elsewhere(patch) as place, patch.context() as patched:
+        for kind, name in ((Fabric, "device"), (SingleDeviceStrategy, "root_device")):
+            patched.setattr(kind, name, property(lambda self: ELSEWHERE))
+        patched.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
+        patched.setattr(experiment, "best_device", lambda: ELSEWHERE)
+        yield place
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with elsewhere(monkeypatch) as opened:
-        monkeypatch.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
-        monkeypatch.setattr(experiment, "best_device", lambda: ELSEWHERE)
+    with training_there(monkeypatch) as opened:
         yield opened
 
 
@@ -50,8 +62,7 @@ def run(method: Method, *, images: int = 28, **options: Any) -> tuple[FitResult,
 
 def there(monkeypatch: pytest.MonkeyPatch, method: Method, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
     """The same, elsewhere."""
-    with elsewhere(monkeypatch), monkeypatch.context() as patched:
-        patched.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
+    with training_there(monkeypatch):
         return run(method, **options)
 
 
@@ -124,8 +135,9 @@ def test_no_batch_makes_the_host_wait(name: str, place: Place) -> None:
     [
         {"ema_decay": 0.9, "clip_norm": 0.1, "eval_every": 1},
         {"accumulate": 2},
-        # A rate that float32 has too: on other devices than the CPU rates are of that type.
+        # Rates that float32 has too: on other devices than the CPU they are of that type.
         {"optimizer": Adam(lr=2**-6)},
+        {"precision": "64-true", "optimizer": SGD(lr=2**-4)},
         {"schedule": Cosine(), "channels_last": True},
     ],
     ids=lambda options: next(iter(options)),
