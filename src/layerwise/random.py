@@ -92,7 +92,7 @@ Source: TypeAlias = Stream | torch.Generator | None
 
 def uniform(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:
     """Independent U(-1, 1) entries of the shape, type and device of `like` (B, ...)."""
-    return _draw(like, source, key, torch.rand) * 2 - 1
+    return _draw(like, source, key, torch.rand).mul_(2).sub_(1)
 
 
 def normal(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:

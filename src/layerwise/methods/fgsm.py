@@ -51,7 +51,7 @@ class FGSM(InputMethod):
         """One probe at x."""
         del generator
         g, recorded = self.probe(model, x, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward)
-        return (x + chain(sign(), scale(self.step * self.eps))(g)).clamp(0, 1), recorded
+        return (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
 
     @property
     def passes(self) -> Passes:
@@ -93,12 +93,12 @@ class FGSMRS(InputMethod):
         generator: Source = None,
     ) -> tuple[Tensor, Gradients]:
         """One probe at the random start."""
-        start = (x + self.eps * uniform(x, generator, key="start")).clamp(0, 1)
+        start = (x + self.eps * uniform(x, generator, key="start")).clamp_(0, 1)
         g, recorded = self.probe(
             model, start, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward
         )
-        r = (start - x + chain(sign(), scale(self.step * self.eps))(g)).clamp(-self.eps, self.eps)
-        return (x + r).clamp(0, 1), recorded
+        r = (start - x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(-self.eps, self.eps)
+        return (x + r).clamp_(0, 1), recorded
 
     @property
     def passes(self) -> Passes:
@@ -142,11 +142,11 @@ class NFGSM(InputMethod):
         generator: Source = None,
     ) -> tuple[Tensor, Gradients]:
         """One probe at the noisy start."""
-        start = (x + self.noise * self.eps * uniform(x, generator, key="start")).clamp(0, 1)
+        start = (x + self.noise * self.eps * uniform(x, generator, key="start")).clamp_(0, 1)
         g, recorded = self.probe(
             model, start, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward
         )
-        return (start + chain(sign(), scale(self.step * self.eps))(g)).clamp(0, 1), recorded
+        return (start + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
 
     @property
     def passes(self) -> Passes:

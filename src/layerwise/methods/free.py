@@ -60,7 +60,7 @@ class FreeAT(Method):
         first, total = own_rows(generator, x)
         delta = self._register(x, total)[first : first + len(x)]
         for _ in range(self.m):
-            x_adv = (x + delta).clamp(0, 1).requires_grad_()
+            x_adv = (x + delta).clamp_(0, 1).requires_grad_()
             yield self.criterion.mean(model(x_adv), y)
             assert x_adv.grad is not None
             # The sign of NaN is 0: an overflow under fp16 scaling, whose step is skipped, does not stay in delta.

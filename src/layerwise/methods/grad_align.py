@@ -78,7 +78,7 @@ class GradAlign(Method):
             g, _ = self.probe(raw, x, y, criterion=self.criterion, wrt_input=True)
         if self.base is None:
             base: InputMethod = Standard(criterion=self.criterion)
-            x_adv = (x + chain(sign(), scale(self.step * self.eps))(g)).clamp(0, 1)
+            x_adv = (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1)
         else:
             base = self.base
             x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)

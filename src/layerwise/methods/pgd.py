@@ -46,17 +46,17 @@ def iterate(
     x_adv = start
     for t in range(steps):
         g = gradient(x_adv, t == steps - 1)
-        x_adv = (x + step(g, x_adv - x)).clamp(0, 1)
+        x_adv = (x + step(g, x_adv - x)).clamp_(0, 1)
     return x_adv
 
 
 def random_start(x: Tensor, eps: float, norm: norms.Norm, generator: Source) -> Tensor:
     """A point drawn uniformly from the ball around each example, clipped to [0, 1]."""
     if norm == "linf":
-        return (x + eps * uniform(x, generator, key="start")).clamp(0, 1)
+        return (x + eps * uniform(x, generator, key="start")).clamp_(0, 1)
     direction = norms.normalize(normal(x, generator, key="start"), "l2")
     share = (uniform(x[:, :1].flatten(1)[:, 0], generator, key="radius") + 1) / 2
-    return (x + eps * norms.rows(share ** (1 / x[0].numel()), x) * direction).clamp(0, 1)
+    return (x + eps * norms.rows(share ** (1 / x[0].numel()), x) * direction).clamp_(0, 1)
 
 
 @final
@@ -201,7 +201,7 @@ class TRADES(InputMethod):
             )
             return g
 
-        start = (x + self.start_noise * normal(x, generator, key="start")).clamp(0, 1)
+        start = (x + self.start_noise * normal(x, generator, key="start")).clamp_(0, 1)
         with probe.around(model):
             x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
         return x_adv, recorded

@@ -126,7 +126,7 @@ class SLAT(LayerMethod):
                 backward=backward,
             )
             delta = {k: self._step(k)(g[k], delta[k]) for k in sites}
-            x_adv = (x + self._input_step(base)(g_x, x_adv - x)).clamp(0, 1)
+            x_adv = (x + self._input_step(base)(g_x, x_adv - x)).clamp_(0, 1)
         with sites.perturb(delta, constraint=constraint):
             yield base.loss(model, x, x_adv, y)
 
