@@ -15,10 +15,14 @@ from typing import Any, Self
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators.cpu import CPUAccelerator
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from layerwise import experiment
 from layerwise.training import optim
 
 ELSEWHERE = torch.device("meta")
@@ -165,4 +169,15 @@ def elsewhere(patch: pytest.MonkeyPatch) -> Iterator[Place]:
         patched.setattr(torch, "as_tensor", copying(torch.as_tensor))
         patched.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: fused)
         patched.setattr(optim, "FUSED", fused)
+        yield place
+
+
+@contextmanager
+def training_there(patch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The device, and Fabric on it."""
+    with elsewhere(patch) as place, patch.context() as patched:
+        for kind, name in ((Fabric, "device"), (SingleDeviceStrategy, "root_device")):
+            patched.setattr(kind, name, property(lambda self: ELSEWHERE))
+        patched.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
+        patched.setattr(experiment, "best_device", lambda: ELSEWHERE)
         yield place

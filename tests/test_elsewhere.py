@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.accelerators.cpu import CPUAccelerator
-from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from layerwise import cli, experiment
+from layerwise import cli
 from layerwise.diagnostics import DIAGNOSTICS, parse_diagnostic
 from layerwise.evaluation import Square, ThreatModel, evaluate
 from layerwise.methods import METHODS, Method, Passes
@@ -24,27 +20,16 @@ from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
 from layerwise.random import Source
 from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
 from tests.diagnostics.test_registry import SUBJECT, small
-from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere
+from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere, training_there
 from tests.evaluation.problems import trained
 from tests.methods.cases import make
 from tests.networks import TinyResNet, batch
-from tests.training.fakes import cheap, pictures, same, train, weights
+from tests.training.fakes import apart, cheap, pictures, same, train, weights
 from tests.training.graphs import Recorder
 
 HOST = ("Parseval", "AdvTrainI", "DeepDefense")
 """Methods that wait in every batch: one draws its rows on the host, two ask which images are fooled."""
 IMAGES = batch(30, seed=3, dtype=torch.float32)
-
-
-@contextmanager
-def training_there(patch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """The device, and Fabric on it."""
-    with elsewhere(patch) as place, patch.context() as patched:
-        for kind, name in ((Fabric, "device"), (SingleDeviceStrategy, "root_device")):
-            patched.setattr(kind, name, property(lambda self: ELSEWHERE))
-        patched.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-        patched.setattr(experiment, "best_device", lambda: ELSEWHERE)
-        yield place
 
 
 @pytest.fixture
@@ -155,14 +140,10 @@ def test_so_it_does_with_the_settings(options: dict[str, Any], captured: bool, m
 
 def test_an_optimiser_without_fused_kernels_works_too(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = optim.FUSED
-    with elsewhere(monkeypatch), monkeypatch.context() as patched:
-        patched.setattr(Fabric, "device", property(lambda self: ELSEWHERE))
+    with training_there(monkeypatch), monkeypatch.context() as patched:
         patched.setattr(optim, "FUSED", fused)
         _, ours = run(make("FGSM"))
-    assert (
-        max(float((v - w).abs().max()) for v, w in zip(ours.values(), run(make("FGSM"))[1].values(), strict=True))
-        < 1e-6
-    )
+    assert apart(ours, run(make("FGSM"))[1]) < 1e-6
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
