@@ -219,6 +219,26 @@ def test_gradients_are_taken_once_and_add_up_until_then(mlp: TinyMLP) -> None:
         once.gradients()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_leaf_keeps_the_gradient_and_not_a_copy(layout: torch.memory_format) -> None:
+    net = TinyConv().to(memory_format=layout)  # type: ignore[call-overload]
+    x = X.to(net.conv1.weight.dtype).contiguous(memory_format=layout)
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: object, z: Tensor) -> None:
+        if z.requires_grad:
+            z.register_hook(seen.append)  # type: ignore[no-untyped-call]
+
+    net.conv1.register_forward_hook(watch)
+    sites = Sites(net, ["conv1"], example=x)
+    with sites.record(x) as recorded:
+        net(x).sum().backward()
+    (leaf,) = recorded.leaves
+    assert leaf.grad is not None
+    assert leaf.grad.data_ptr() == seen[0].data_ptr()
+    assert leaf.grad.is_contiguous(memory_format=layout)
+
+
 # Precision
 
 

@@ -43,17 +43,7 @@ class Backward(Protocol):
         ...
 
 
-def _autograd(loss: Tensor, /, *, inputs: Any = None) -> None:
-    if inputs is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        return
-    # `Tensor.backward(inputs=...)` would copy each gradient, since other nodes hold it too; this hands it over.
-    for leaf, g in zip(inputs, torch.autograd.grad(loss, inputs, allow_unused=True), strict=True):
-        if g is not None:
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
-
-
-AUTOGRAD: Backward = _autograd
+AUTOGRAD: Backward = torch.Tensor.backward
 """The plain engine."""
 
 

@@ -328,7 +328,8 @@ class Pass:
                     f"site '{self.sites._sites[index]}' was reached without gradient tracking while its gradient is recorded: "
                     "it lies in torch.no_grad() or in an activation checkpoint; checkpoint with use_reentrant=False"
                 )
-            total = total + leaf
+            # As a view, so that the leaf can keep the gradient: it would copy one that other nodes hold too.
+            total = total + leaf.view_as(leaf)
         if self.same:
             total = total.to(z.dtype)
         if self.sites.monitor is not None and r is not None:
