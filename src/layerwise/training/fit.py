@@ -311,10 +311,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     model, inner, optimizer, shards = _wrapped(fabric, Bare(model) if bare else model, raw, settings)
     session = Session(raw, job.phases, inner, settings=settings, data=data, place=place, run=run, shards=shards)
     stack.callback(session.close)
-    if isinstance(model, Bare):
-        model.witness = session.note_logits
-    else:
-        model.register_forward_hook(session.note_logits)
+    model.register_forward_hook(session.note_logits)
     restore(session)
     sites = [each for method in job.phases.methods for each in method.attached_sites()]
     if sites and not session.done:

@@ -254,7 +254,7 @@ class Session:
             group["lr"].fill_(self.lr)
 
     def note_logits(self, model: nn.Module, args: object, output: object) -> None:
-        """What a forward hook of the wrapped network does: training accuracy is that of the last pass before a loss."""
+        """Forward hook of the wrapped network: training accuracy is that of the last pass before a loss."""
         self.logits = output.detach() if isinstance(output, Tensor) else None
 
     def observe(self, loss: Tensor, part: Part, *, later: bool) -> None:

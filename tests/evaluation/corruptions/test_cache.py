@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -221,7 +220,6 @@ def test_broken_labels_are_one_sentence(tmp_path: Path, content: bytes) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a folder opens as a file on no system but POSIX")
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "fog.npy").mkdir()
     with pytest.raises(DataError, match="cannot be read"):
