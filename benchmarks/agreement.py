@@ -29,14 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise import experiment
-from layerwise.deepfool import deepfool
-from layerwise.evaluation import FGSM, MIFGSM, PGD, AutoAttack, DeepFoolAttack, InputAttack, ThreatModel
-from layerwise.evaluation.base import is_right
-from layerwise.evaluation.external import package
+from layerwise.attacks import FGSM, MIFGSM, PGD, AutoAttack, DeepFoolAttack, InputAttack, ThreatModel
+from layerwise.attacks.base import is_right
+from layerwise.attacks.external import package
+from layerwise.core.checks import parse_radius
+from layerwise.core.deepfool import deepfool
+from layerwise.core.random import Stream
 from layerwise.evaluation.session import Batches
-from layerwise.random import Stream
-from layerwise.units import parse_radius
+from layerwise.experiments import experiment
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0

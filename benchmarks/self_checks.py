@@ -18,9 +18,10 @@ import torch
 from tests.evaluation.planted import defects, images, overfitted, recipe
 from torch import nn
 
-from layerwise.evaluation import CHECKS, ThreatModel, evaluate
+from layerwise.attacks import ThreatModel
+from layerwise.core.random import Stream
+from layerwise.evaluation import CHECKS, evaluate
 from layerwise.evaluation.examine import examine
-from layerwise.random import Stream
 
 HONEST = ("standard-digits", "pgd-digits", "n-fgsm-digits")
 THREATS = (ThreatModel("linf", 0.2), ThreatModel("l2", 1.0))

@@ -28,9 +28,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise import methods, models
-from layerwise.bench.stepping import WATCHED, loop_of, training
-from layerwise.bench.timing import ALLOCATOR, machine
 from layerwise.data import ImageData, batches, load
+from layerwise.experiments.bench.stepping import WATCHED, loop_of, training
+from layerwise.experiments.bench.timing import ALLOCATOR, machine
 from layerwise.training.fit import advance
 
 READ = {"batch": 32, "batches": 16}

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 import layerwise as lw
-from layerwise import norms
-from layerwise.ascent import chain, normalize, scale
+from layerwise.core import norms
+from layerwise.core.ascent import chain, normalize, scale
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import Criterion
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.random import Source
 from layerwise.evaluation import Evaluation
-from layerwise.methods import Passes
-from layerwise.probe import AUTOGRAD, Backward, Criterion
-from layerwise.random import Source
 
 
 @dataclass(kw_only=True)

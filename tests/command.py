@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from layerwise import experiment
-from layerwise.cli import main
+from layerwise.cli.main import main
+from layerwise.experiments import experiment
 
 QUICK = [
     "--training.max_steps=2",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from layerwise import experiment
+from layerwise.experiments import experiment
 from layerwise.training import optim
 
 ELSEWHERE = torch.device("meta")

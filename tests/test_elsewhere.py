@@ -12,15 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise import cli
-from layerwise.diagnostics import DIAGNOSTICS, parse_diagnostic
-from layerwise.evaluation import Square, ThreatModel, evaluate
-from layerwise.methods import METHODS, Method, Passes
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
-from layerwise.random import Source
+from layerwise.attacks import Square, ThreatModel
+from layerwise.cli import main as cli
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.random import Source
+from layerwise.evaluation import evaluate
+from layerwise.evaluation.measures import DIAGNOSTICS, parse_diagnostic
+from layerwise.methods import METHODS, Method
 from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
-from tests.diagnostics.test_registry import SUBJECT, small
 from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere, training_there
+from tests.evaluation.measures.test_registry import SUBJECT, small
 from tests.evaluation.problems import trained
 from tests.methods.cases import make
 from tests.networks import TinyResNet, batch

@@ -10,7 +10,7 @@ import torch
 from examples.own_method import RelativeNoise, train_and_judge
 
 import layerwise as lw
-from layerwise.random import Stream
+from layerwise.core.random import Stream
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import layerwise.random
-from layerwise.bench.stepping import Setup, somewhere, training
-from layerwise.evaluation import ThreatModel, evaluate
+import layerwise.core.random
+from layerwise.attacks import ThreatModel
+from layerwise.evaluation import evaluate
+from layerwise.experiments.bench.stepping import Setup, somewhere, training
 from layerwise.methods import ANP, FGSMRS, METHODS, SLAT, Method
 from layerwise.training import Adam, Cosine, FitResult, Phase, capture
 from tests.elsewhere import ELSEWHERE, training_there
@@ -120,7 +121,7 @@ def test_what_the_host_decides_runs_eagerly(name: str, gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("name", NO_DRAWS)
 def test_training_gives_the_weights_of_the_cpu(name: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(layerwise.random, "_draw")
+    monkeypatch.delattr(layerwise.core.random, "_draw")
     # Double precision: a sign that rounding turns would be a different perturbation.
     _, ours = gpu.run(make(name), precision="64-true")
     net = TinyResNet()

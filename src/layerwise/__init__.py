@@ -8,12 +8,17 @@ lw.fit(model, lw.SLAT(eta={"input": 0.2, "conv1": 0.03, "layer1": 0.03}), data, 
 print(lw.evaluate(model, data, threat=lw.ThreatModel(eps=0.2)).to_markdown())
 """
 
+from layerwise.attacks import ThreatModel
+from layerwise.core.criteria import CrossEntropy
+from layerwise.core.driving import Partial
+from layerwise.core.probe import Probe
+from layerwise.core.sites import Sites
+from layerwise.core.tracing import Site
 from layerwise.data import from_dataset, from_tensors
 from layerwise.data import load as load_data
 from layerwise.errors import LayerwiseError
-from layerwise.evaluation import ThreatModel, evaluate
-from layerwise.experiment import load
-from layerwise.export import export
+from layerwise.evaluation import evaluate
+from layerwise.experiments.experiment import load
 from layerwise.methods import (
     ANP,
     AWP,
@@ -42,15 +47,12 @@ from layerwise.methods import (
     LayerMethod,
     Method,
     Parseval,
-    Partial,
     Standard,
 )
 from layerwise.models import Normalized
 from layerwise.models import build as build_model
-from layerwise.probe import CrossEntropy, Probe
-from layerwise.sites import Sites
-from layerwise.stochastic import NoisyAverage, Rand
-from layerwise.tracing import Site
+from layerwise.models.export import export
+from layerwise.models.stochastic import NoisyAverage, Rand
 from layerwise.training import Phase, Training, fit
 
 __version__ = "0.1.0"

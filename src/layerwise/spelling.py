@@ -12,8 +12,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from layerwise.core.checks import Radius, format_radius, parse_radius
 from layerwise.errors import ConfigError
-from layerwise.units import Radius, format_radius, parse_radius
 
 Tree = dict[str, Any]
 

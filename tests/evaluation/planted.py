@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import data
-from layerwise.experiment import build_model, load_data, read
-from layerwise.probe import AUTOGRAD
+from layerwise.core.driving import AUTOGRAD
+from layerwise.experiments.experiment import build_model, load_data, read
 from layerwise.training import fit
 from tests.evaluation.problems import Quantise, Wrapped
 

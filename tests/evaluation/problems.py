@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.probe import AUTOGRAD
+from layerwise.core.driving import AUTOGRAD
 from tests.networks import TinyMLP, batch
 
 

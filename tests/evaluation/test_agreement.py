@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import data
-from layerwise.deepfool import deepfool
-from layerwise.evaluation import FGSM, MIFGSM, PGD, DeepFoolAttack, ThreatModel
-from layerwise.evaluation.external import package
+from layerwise.attacks import FGSM, MIFGSM, PGD, DeepFoolAttack, ThreatModel
+from layerwise.attacks.external import package
+from layerwise.core.deepfool import deepfool
+from layerwise.core.random import Stream
 from layerwise.evaluation.session import Batches
-from layerwise.random import Stream
 
 foolbox = package("foolbox")
 ATTACKS: Any = foolbox.attacks

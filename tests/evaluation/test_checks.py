@@ -4,21 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerwise.evaluation import (
-    BIM,
-    BPDA,
-    CHECKS,
-    EOT,
-    FGSM,
-    MIFGSM,
-    PGD,
-    At,
-    Attack,
-    Clean,
-    Square,
-    ThreatModel,
-    wilson,
-)
+from layerwise.attacks import BIM, BPDA, EOT, FGSM, MIFGSM, PGD, At, Attack, Clean, Square, ThreatModel
+from layerwise.evaluation import CHECKS, wilson
 from layerwise.evaluation.checks import LEVEL, Check, Finding, compare
 
 THREAT = ThreatModel("linf", 0.1)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.attacks import BIM, FGSM, PGD, Clean, StepLL, ThreatModel
 from layerwise.errors import ConfigError
-from layerwise.evaluation import BIM, FGSM, PGD, Clean, StepLL, ThreatModel, evaluate
+from layerwise.evaluation import evaluate
 from layerwise.evaluation.session import judging
 from tests.evaluation.problems import trained
 from tests.networks import batch

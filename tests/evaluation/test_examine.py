@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
-from layerwise.evaluation import FGSM, PGD, Finding, ThreatModel, evaluate
-from layerwise.evaluation.base import Averaged
+from layerwise.attacks import FGSM, PGD, ThreatModel
+from layerwise.attacks.base import Averaged
+from layerwise.core import norms
+from layerwise.core.random import Stream
+from layerwise.evaluation import Finding, evaluate
 from layerwise.evaluation.examine import Rescaled, _Probe, examine, examined, standing
-from layerwise.random import Stream
 from tests.evaluation.planted import RandomResize, defects, images, labels, learn, mlp, recipe
 from tests.evaluation.problems import Linear, Wrapped, trained
 from tests.networks import batch

@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.attacks import Attack, ThreatModel
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Attack, Evaluation, ThreatModel, evaluate
+from layerwise.evaluation import Evaluation, evaluate
 from layerwise.evaluation.journal import Journal
 from tests.evaluation.problems import trained
 from tests.networks import batch

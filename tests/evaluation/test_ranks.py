@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from layerwise.attacks.threat import ThreatModel
 from layerwise.evaluation import Evaluation, evaluate
-from layerwise.evaluation.threat import ThreatModel
 from tests.networks import TinyConv, batch
 
 ATTACKS = ["clean", "pgd-2", "fgsm"]

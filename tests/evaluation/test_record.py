@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from layerwise.attacks import Attack, LatentAttack, ThreatModel
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Attack, Count, Evaluation, Finding, LatentAttack, Result, ThreatModel, evaluate
+from layerwise.evaluation import Count, Evaluation, Finding, Result, evaluate
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from tests.evaluation.problems import trained
 from tests.networks import batch

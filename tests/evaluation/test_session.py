@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from layerwise.attacks import ThreatModel
 from layerwise.data import TensorSplit, from_dataset, from_tensors, load
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation import ThreatModel, evaluate
+from layerwise.evaluation import evaluate
 from layerwise.evaluation.session import Data, digest, judging
 from tests.evaluation.problems import trained
 from tests.networks import TinyConv, TinyMLP, batch

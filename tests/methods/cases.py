@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.methods import METHODS, PGD, Method, Partial
-from layerwise.random import Stream
+from layerwise.core.driving import Partial
+from layerwise.core.random import Stream
+from layerwise.methods import METHODS, PGD, Method
 from tests.networks import TinyResNet, batch
 
 SETTINGS: dict[str, dict[str, Any]] = {

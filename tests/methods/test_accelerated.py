@@ -10,6 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import Partial
+from layerwise.core.probe import Probe
+from layerwise.core.random import Stream
+from layerwise.core.sites import Sites
+from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError, ConfigError, SiteError
 from layerwise.methods import (
     ANP,
@@ -23,14 +29,9 @@ from layerwise.methods import (
     GradAlign,
     InputMethod,
     Method,
-    Partial,
     Standard,
 )
 from layerwise.methods.yopo import value_at
-from layerwise.probe import Criterion, CrossEntropy, Probe
-from layerwise.random import Stream
-from layerwise.sites import Sites
-from layerwise.tracing import Site
 from layerwise.training import fit
 from tests.methods.cases import backward, data, differing, distance, hooks_of, lockstep, optimizer_of, resnet, train
 from tests.networks import SharedReLU, TinyConv, TinyMLP, TinyResNet, batch

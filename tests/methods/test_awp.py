@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.random import Stream
+from layerwise.core.tape import Tape, remembered
 from layerwise.methods import (
     ANP,
     AWP,
@@ -31,9 +34,6 @@ from layerwise.methods import (
     Method,
     Standard,
 )
-from layerwise.probe import Criterion, CrossEntropy
-from layerwise.random import Stream
-from layerwise.tape import Tape, remembered
 from layerwise.training import fit
 from tests.methods.cases import backward, data, differing, distance, resnet, train
 from tests.networks import TinyConv, TinyMLP, batch

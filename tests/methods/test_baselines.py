@@ -11,27 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.driving import Partial
+from layerwise.core.random import Stream, for_the_batch, uniform
+from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
-from layerwise.methods import (
-    ANP,
-    AWP,
-    EAT,
-    FGSM,
-    LAD,
-    NAT,
-    PAT,
-    SLAT,
-    AdvTrainI,
-    FGSOrig,
-    Method,
-    Parseval,
-    Partial,
-    Standard,
-)
+from layerwise.methods import ANP, AWP, EAT, FGSM, LAD, NAT, PAT, SLAT, AdvTrainI, FGSOrig, Method, Parseval, Standard
 from layerwise.methods.mixed import drawn_radii
 from layerwise.methods.sources import with_networks
-from layerwise.random import Stream, for_the_batch, uniform
-from layerwise.sites import Sites
 from tests.methods.cases import train as train_cases
 from tests.methods.test_references import ATTACK, BATCHES, PROBES, SGD, UNIFORM
 from tests.methods.test_references import train as follow

@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.ascent import random_start
+from layerwise.core.cost import Passes
+from layerwise.core.norms import norm
+from layerwise.core.random import Stream, normal
+from layerwise.core.sites import Sites
 from layerwise.errors import CheckpointError, ConfigError, SiteError
 from layerwise.methods import (
     ANP,
@@ -30,13 +35,8 @@ from layerwise.methods import (
     InputMethod,
     LayerMethod,
     Method,
-    Passes,
     Standard,
 )
-from layerwise.methods.pgd import random_start
-from layerwise.norms import norm
-from layerwise.random import Stream, normal
-from layerwise.sites import Sites
 from tests.methods.cases import data, hooks_of, make, train
 from tests.networks import TinyConv, TinyMLP, TinyResNet, VisionTransformer, batch
 

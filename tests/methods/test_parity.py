@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.core.driving import Partial
+from layerwise.core.random import Stream
 from layerwise.methods import (
     ANP,
     FGSM,
@@ -24,10 +26,8 @@ from layerwise.methods import (
     FGSOrig,
     GaussianNoise,
     Method,
-    Partial,
     Standard,
 )
-from layerwise.random import Stream
 from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 
 EPS = 8 / 255

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.core.driving import Partial
+from layerwise.core.random import Stream
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods import METHODS, TRADES, InputMethod, LayerMethod, Partial
-from layerwise.random import Stream
+from layerwise.methods import METHODS, TRADES, InputMethod, LayerMethod
 from tests.methods.cases import (
     CheckpointedResNet,
     backward_next,

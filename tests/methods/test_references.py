@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.driving import Partial
+from layerwise.core.probe import Probe
+from layerwise.core.random import Stream, normal, uniform
 from layerwise.methods import (
     ANP,
     AWP,
@@ -33,11 +36,8 @@ from layerwise.methods import (
     FreeAT,
     GradAlign,
     Method,
-    Partial,
     Standard,
 )
-from layerwise.probe import Probe
-from layerwise.random import Stream, normal, uniform
 from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 from tests.reference.anp import anp, schedule
 from tests.reference.awp import Loss, awp

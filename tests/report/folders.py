@@ -11,7 +11,13 @@ from typing import Any
 import torch
 import yaml
 
-from layerwise.diagnostics import (
+from layerwise.attacks import ThreatModel
+from layerwise.evaluation import Count, EpsRef, Evaluation, Finding, Result, Rho
+from layerwise.evaluation.corruptions import STANDARD, STANDARD_SEQUENCES, CorruptionErrors, FlipProbabilities, Flips
+from layerwise.evaluation.corruptions.percent import Sums
+from layerwise.evaluation.examples import Example, Examples
+from layerwise.evaluation.judgement import Judgement
+from layerwise.evaluation.measures import (
     Alignment,
     BoundaryDistance,
     Cloud,
@@ -25,12 +31,7 @@ from layerwise.diagnostics import (
     RepresentationInsensitivity,
     Spectrum,
 )
-from layerwise.evaluation import Count, EpsRef, Evaluation, Finding, Result, Rho, ThreatModel
-from layerwise.evaluation.corruptions import STANDARD, STANDARD_SEQUENCES, CorruptionErrors, FlipProbabilities, Flips
-from layerwise.evaluation.corruptions.percent import Sums
-from layerwise.evaluation.examples import Example, Examples
 from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.judgement import Judgement
 
 IMAGES = 100
 DATA = DataRecord("digits", 540, 0, "bb")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from layerwise.attacks import ThreatModel
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Evaluation, Finding, ThreatModel
+from layerwise.evaluation import Evaluation, Finding
 from layerwise.report import compare
 from tests.report.folders import record
 

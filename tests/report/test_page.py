@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from layerwise.diagnostics import FeatureGradients, RadiusCurve
 from layerwise.errors import CheckpointError
-from layerwise.judgement import Judgement
+from layerwise.evaluation.judgement import Judgement
+from layerwise.evaluation.measures import FeatureGradients, RadiusCurve
 from layerwise.report import Report, figures, report
 from layerwise.training.monitor import OVERFITTING
 from tests.report.folders import Words, config, judged, metrics, put, record

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.evaluation import Evaluation, Finding
-from layerwise.judgement import Judgement
+from layerwise.evaluation.judgement import Judgement
 from layerwise.report import report
 from layerwise.report.verdict import Verdict
 from layerwise.training.monitor import OVERFITTING

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from layerwise.errors import ConfigError
-from layerwise.experiment import SCHEMA
+from layerwise.experiments.experiment import SCHEMA
 from layerwise.reproduce.claims import Cells, Measured, truth
 from layerwise.reproduce.costs import size_of
 from layerwise.reproduce.definitions import Item, find, items, read_items

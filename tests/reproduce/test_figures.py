@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from layerwise.diagnostics import fgsm
-from layerwise.diagnostics.style import canvas, styled
-from layerwise.random import Stream
+from layerwise.core.random import Stream
+from layerwise.evaluation.measures import fgsm
+from layerwise.evaluation.measures.style import canvas, styled
 from layerwise.reproduce import runner
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.figures import NOISES, _head, draw_sweep

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import layerwise as lw
-from layerwise import experiment
 from layerwise.data.batching import batches
 from layerwise.errors import ConfigError
 from layerwise.evaluation import rho
+from layerwise.experiments import experiment
 from layerwise.reproduce import bench as bench_module
 from layerwise.reproduce import measures, runner
 from layerwise.reproduce.bench import Bench

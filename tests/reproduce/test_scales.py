@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from layerwise import experiment
+from layerwise.attacks import parse_attack
 from layerwise.errors import ConfigError
-from layerwise.evaluation import parse_attack
+from layerwise.experiments import experiment
 from layerwise.reproduce.definitions import System, items
 from layerwise.reproduce.scales import scale, scales
 from layerwise.reproduce.systems import _decisive, resolve

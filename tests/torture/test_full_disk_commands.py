@@ -14,10 +14,10 @@ import pytest
 
 from layerwise.errors import CheckpointError, DataError
 from layerwise.evaluation.corruptions import store
+from layerwise.experiments.tune.trials import TRIALS, read_trials
 from layerwise.reproduce import runner
 from layerwise.reproduce.record import Record
 from layerwise.training import WEIGHTS
-from layerwise.tune.trials import TRIALS, read_trials
 from tests.command import QUICK, Command, finished, layerwise, told
 from tests.reproduce.cases import TINY, item
 from tests.torture.outcome import untimed

@@ -17,17 +17,20 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from layerwise import blueprint, recipe
+from layerwise.attacks import ThreatModel
 from layerwise.data import TensorSplit, load
 from layerwise.data.folder import decode
-from layerwise.evaluation import Count, Evaluation, Result, Rho, ThreatModel
+from layerwise.evaluation import Count, Evaluation, Result, Rho
 from layerwise.evaluation.corruptions import generate_frost, store
 from layerwise.evaluation.corruptions.cache import Layout, open_stored
 from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.judgement import Judgement
 from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.experiment import DataFacts, _read_facts
-from layerwise.judgement import Judgement
+from layerwise.experiments import recipe
+from layerwise.experiments import settings as blueprint
+from layerwise.experiments.experiment import DataFacts, _read_facts
 from layerwise.methods import LAT, SLAT
+from layerwise.models import weights
 from layerwise.report.runs import read as read_run
 from layerwise.spelling import parse_yaml
 from layerwise.training import checkpoint, load_weights, read_config
@@ -274,13 +277,13 @@ def test_runs_are_not_resumed_from_other_states(place: Path, name: str, place_: 
     files = lat_run(folder)
     path = next(key for key in files if key.endswith(f"{name}.safetensors"))
     replaced(folder, files)
-    tensors = checkpoint.unpack_tensors(folder / path)
+    tensors = weights.unpack_tensors(folder / path)
     text = bytes(tensors["structure"].tolist())
     ends = [i for i, byte in enumerate(text) if byte in b",]}"]
     end = ends[int(place_ * (len(ends) - 1))]
     begin = max(text.rfind(b, 0, end) for b in (b" ", b"[", b"{")) + 1
     tensors["structure"] = torch.frombuffer(bytearray(text[:begin] + value + text[end:]), dtype=torch.uint8)
-    (folder / path).write_bytes(checkpoint.pack_tensors(tensors))
+    (folder / path).write_bytes(weights.pack_tensors(tensors))
     seal((folder / path).parent)
     (folder / "metrics.jsonl").write_text("")
     survives(
@@ -290,7 +293,7 @@ def test_runs_are_not_resumed_from_other_states(place: Path, name: str, place_: 
 
 @cases(count("weights"), edits=EDITS)
 def test_weights(place: Path, edits: Any) -> None:
-    good = checkpoint.pack_tensors(TinyMLP().state_dict())[: 1 << 20]
+    good = weights.pack_tensors(TinyMLP().state_dict())[: 1 << 20]
     (place / "w.safetensors").write_bytes(altered(good, edits))
     survives(lambda: load_weights(TinyMLP(), place / "w.safetensors"))
 

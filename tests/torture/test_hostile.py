@@ -23,12 +23,13 @@ import torch
 import yaml
 from PIL import Image
 
-from layerwise import blueprint, experiment
-from layerwise.cli import main
+from layerwise.cli.main import main
 from layerwise.data import load
 from layerwise.data.folder import decode, scan
 from layerwise.errors import CheckpointError, ConfigError, DataError, LayerwiseError
 from layerwise.evaluation import Evaluation
+from layerwise.experiments import experiment
+from layerwise.experiments import settings as blueprint
 from layerwise.report.runs import read as read_run
 from layerwise.spelling import parse_yaml
 from layerwise.training import checkpoint, load_weights, read_config

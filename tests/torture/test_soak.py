@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.methods import METHODS, Method, Partial, Passes
-from layerwise.probe import AUTOGRAD, Backward, CrossEntropy
-from layerwise.random import Source
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.random import Source
+from layerwise.methods import METHODS, Method
 from tests.methods.cases import make
 from tests.networks import TinyResNet
 from tests.torture.memory import KNOWN, resident

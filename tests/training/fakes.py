@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.random import Source
 from layerwise.data import ImageData, from_tensors
-from layerwise.methods import Method, Partial, Passes
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
-from layerwise.random import Source
+from layerwise.methods import Method
 from layerwise.training import SGD, Constant, FitResult, Training, fit
 from tests.networks import batch
 

@@ -6,8 +6,8 @@ import importlib
 
 import pytest
 
+from layerwise.core.sites import unwrap
 from layerwise.methods import PGD, SLAT
-from layerwise.sites import unwrap
 from layerwise.training.bare import Bare, suffices
 from layerwise.training.engine import engine
 from tests.networks import TinyConv, TinyMLP

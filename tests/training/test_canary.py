@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from layerwise.core.sites import Sites
 from layerwise.errors import SiteError
 from layerwise.methods import FGSMRS, SLAT
-from layerwise.sites import Sites
 from layerwise.training.canary import check_hooks, compiling
 from tests.networks import DeadBranch, TinyConv, TinyMLP, ZeroBranch, batch
 from tests.training.fakes import apart, cheap, pictures, same, train, weights

@@ -12,25 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.random import Bank, Source, Stream
 from layerwise.errors import ConfigError
-from layerwise.methods import (
-    ANP,
-    AWP,
-    FGSM,
-    FGSMRS,
-    LAT,
-    METHODS,
-    PGD,
-    SLAT,
-    GradAlign,
-    Method,
-    Parseval,
-    Partial,
-    Passes,
-    Standard,
-)
-from layerwise.probe import AUTOGRAD, Backward, CrossEntropy
-from layerwise.random import Bank, Source, Stream
+from layerwise.methods import ANP, AWP, FGSM, FGSMRS, LAT, METHODS, PGD, SLAT, GradAlign, Method, Parseval, Standard
 from layerwise.training import Adam, Cosine, Phase, capture
 from tests.methods.cases import CheckpointedResNet, make
 from tests.networks import TinyResNet

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from layerwise.models.weights import unpack_tensors
 from layerwise.training import checkpoint
-from layerwise.training.checkpoint import unpack_tensors
 from tests.command import QUICK, Command, layerwise
 from tests.training.fakes import apart
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from layerwise.core.sites import Sites
 from layerwise.methods import LAT, SLAT, Standard
-from layerwise.sites import Sites
 from layerwise.training import SGD, DivergedError
 from layerwise.training.metrics import SEVERAL, MetricsFile, Totals, finite
 from layerwise.training.monitor import OverfitMonitor, lost_noise, measured

@@ -91,8 +91,8 @@ def test_the_command_line_reads_optimisers_and_schedules() -> None:
     from jsonargparse import ArgumentParser
     from jsonargparse.typing import register_type
 
+    from layerwise.core.checks import Radius, format_radius, parse_radius
     from layerwise.training import Cosine
-    from layerwise.units import Radius, format_radius, parse_radius
 
     number: Any = lambda value, kind: isinstance(value, float)  # noqa: E731
     register_type(Radius, format_radius, parse_radius, type_check=number, fail_already_registered=False)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
 from layerwise.methods import ANP, AWP, LAD, LAT, PGD, SLAT, Method, Standard
-from layerwise.sites import Sites
 from layerwise.training import Phase
 from layerwise.training.phases import Phases, changed
 from tests.methods.cases import backward

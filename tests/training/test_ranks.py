@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise import methods
+from layerwise.core.shards import local, sharded
 from layerwise.methods import (
     ANP,
     AWP,
@@ -47,7 +48,6 @@ from layerwise.methods import (
     Parseval,
     Standard,
 )
-from layerwise.shards import local, sharded
 from layerwise.training import AdamW, FitResult, checkpoint, fsdp
 from tests.networks import TinyConv
 from tests.training.fakes import Scripted, apart, cheap, pictures, same, train, weights

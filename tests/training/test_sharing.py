@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from layerwise.batchnorm import batch_norm
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.modes import batch_norm
 from layerwise.errors import ConfigError
 from layerwise.methods import AWP, DeepDefense, GradAlign, Parseval, Standard
-from layerwise.probe import Criterion, CrossEntropy
 from layerwise.training import DivergedError, Training, fsdp
 from layerwise.training.sync_norm import synchronised
 from tests.networks import TinyConv

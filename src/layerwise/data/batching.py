@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.core.random import Stream
 from layerwise.data.augment import Augment
 from layerwise.data.splits import Split
 from layerwise.errors import ConfigError
-from layerwise.random import Stream
 
 
 def num_batches(split: Split, batch_size: int, drop_last: bool = False) -> int:

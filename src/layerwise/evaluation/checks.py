@@ -15,12 +15,12 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from layerwise.evaluation.at import At
-from layerwise.evaluation.attacks import BIM, FGSM, MIFGSM, PGD, Clean
-from layerwise.evaluation.base import Attack
+from layerwise.attacks.at import At
+from layerwise.attacks.base import Attack
+from layerwise.attacks.gradient import BIM, FGSM, MIFGSM, PGD, Clean
+from layerwise.attacks.threat import ThreatModel
+from layerwise.attacks.wrappers import BPDA, EOT
 from layerwise.evaluation.metrics import wilson
-from layerwise.evaluation.threat import ThreatModel
-from layerwise.evaluation.wrappers import BPDA, EOT
 
 LEVEL = 0.98
 """Coverage of the intervals: an honest network at a threshold exceeds it by chance in one evaluation of a hundred."""

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.attacks.at import At
+from layerwise.attacks.base import Attack, Averaged, InputAttack
+from layerwise.attacks.gradient import FGSM, PGD, Clean
+from layerwise.attacks.registry import parse_attack
+from layerwise.attacks.threat import ThreatModel
+from layerwise.attacks.wrappers import EOT
+from layerwise.core.random import Stream
 from layerwise.data import rank_rows
 from layerwise.errors import ConfigError
-from layerwise.evaluation.at import At
-from layerwise.evaluation.attacks import FGSM, PGD, Clean
-from layerwise.evaluation.base import Attack, Averaged, InputAttack
 from layerwise.evaluation.checks import Finding, compare
 from layerwise.evaluation.examine import examine, examined
 from layerwise.evaluation.journal import Journal
@@ -26,11 +30,7 @@ from layerwise.evaluation.metrics import Count
 from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.ranks import joined, of_the_first, rank_and_world
 from layerwise.evaluation.record import DataRecord, Evaluation, ModelRecord, Result, settings_of
-from layerwise.evaluation.registry import parse_attack
 from layerwise.evaluation.session import Data, Session, digest, judging
-from layerwise.evaluation.threat import ThreatModel
-from layerwise.evaluation.wrappers import EOT
-from layerwise.random import Stream
 
 
 def evaluate(

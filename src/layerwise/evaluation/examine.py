@@ -8,13 +8,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
+from layerwise.attacks.base import ascend, is_right, raw_gradient, starting_points
+from layerwise.attacks.threat import ThreatModel
+from layerwise.core import norms
+from layerwise.core.modes import frozen
+from layerwise.core.random import Source, Stream
 from layerwise.evaluation import checks
-from layerwise.evaluation.base import ascend, is_right, raw_gradient, starting_points
 from layerwise.evaluation.checks import Finding
-from layerwise.evaluation.threat import ThreatModel
-from layerwise.probe import frozen
-from layerwise.random import Source, Stream
 
 SMALL_NETWORK = 1_000_000
 """Parameters below which a network is cheap enough to look at four times as many images."""

@@ -9,12 +9,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
+from layerwise.attacks.base import InputAttack
+from layerwise.attacks.registry import parse_attack
+from layerwise.attacks.threat import ThreatModel
+from layerwise.core import norms
 from layerwise.errors import ConfigError
-from layerwise.evaluation.base import InputAttack
-from layerwise.evaluation.registry import parse_attack
 from layerwise.evaluation.session import Data, judging
-from layerwise.evaluation.threat import ThreatModel
 
 
 @final

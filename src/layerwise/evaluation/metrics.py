@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.attacks.gradient import FGSM, run_deepfool
+from layerwise.attacks.threat import ThreatModel
 from layerwise.errors import ConfigError
-from layerwise.evaluation.attacks import FGSM, run_deepfool
 from layerwise.evaluation.session import Data, Session, judging
-from layerwise.evaluation.threat import ThreatModel
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
+from layerwise.attacks.base import Attack
+from layerwise.attacks.threat import ThreatModel
+from layerwise.attacks.transfer import Transfer
 from layerwise.errors import CheckpointError
-from layerwise.evaluation.base import Attack
 from layerwise.evaluation.checks import Finding
 from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import Count
-from layerwise.evaluation.threat import ThreatModel
 
 Settings: TypeAlias = dict[str, Any]
 """An attack's fields in JSON's types; an inner attack is such a dict with its `name`."""
@@ -208,3 +209,15 @@ def _plain(value: Any, threat: ThreatModel) -> Any:
     if isinstance(value, Attack):
         return settings_of(value, threat)
     return list(value) if isinstance(value, tuple) else value
+
+
+def black_box_worst(evaluation: Evaluation) -> Result | None:
+    """The transfer of lowest accuracy, ANP's worst case over the sets of adversarial images; None if nothing was transferred.
+
+    Reference: Liu et al. 2020 (ANP), "Adversarial robustness" in the evaluation.
+    """
+    return min((r for r in evaluation.results if _transfers(r.settings)), key=lambda r: r.accuracy, default=None)
+
+
+def _transfers(settings: Any) -> bool:
+    return isinstance(settings, dict) and (settings.get("name") == Transfer.name or _transfers(settings.get("attack")))

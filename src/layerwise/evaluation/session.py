@@ -12,14 +12,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from layerwise.attacks.base import Batch
+from layerwise.core.calling import count_classes
+from layerwise.core.modes import evaluation_mode, exact_arithmetic
+from layerwise.core.random import Stream
+from layerwise.core.sites import unwrap
 from layerwise.data.batching import batches, epoch_order, num_batches
 from layerwise.data.checks import check_images, check_labels
 from layerwise.data.custom import tensor_split
 from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.base import Batch
-from layerwise.random import Stream
-from layerwise.sites import unwrap
 
 Data: TypeAlias = ImageData | Split | tuple[Tensor, Tensor]
 """What can be judged on: a data set (its test split), a split, or images (N, C, H, W) in [0, 1] or uint8 with labels (N,)."""
@@ -191,32 +193,6 @@ def checked_split(data: Data) -> tuple[Split, str]:
     return split, name
 
 
-def count_classes(network: nn.Module, example: Tensor) -> int:
-    """How many logits the network gives.
-
-    Raises:
-        ConfigError: what it gives are not finite logits (B, C).
-    """
-    shape = tuple(example.shape[1:])
-    try:
-        with torch.no_grad():
-            logits: Any = network(example)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise ConfigError(f"the network does not take images of shape {shape}: {reason}") from error
-    if not isinstance(logits, Tensor):
-        raise ConfigError(
-            f"the network gives a {type(logits).__name__}, not logits (B, C); wrap it in a module that returns them"
-        )
-    if logits.ndim != 2 or len(logits) != len(example) or logits.shape[1] < 2:
-        raise ConfigError(
-            f"the network gives {tuple(logits.shape)} for {len(example)} images; logits are (B, C), C >= 2"
-        )
-    if not logits.isfinite().all():
-        raise ConfigError("the network's logits are not finite on clean images; its weights have probably diverged")
-    return logits.shape[1]
-
-
 def _check_classes(name: str, split: Split, classes: int) -> None:
     if isinstance(split, StreamSplit) and split.num_classes > classes:
         raise DataError(
@@ -238,38 +214,6 @@ def _home(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     if half := [v.dtype for v in values if v.dtype not in (torch.float32, torch.float64)]:
         raise ConfigError(f"the network holds {half[0]}; robustness is judged in float32: call model.float() first")
     return values[0].device, values[0].dtype
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration; every module's own mode is restored."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Float32 products without TF32 or bfloat16, autocast off, gradients on, for the duration."""
-    backends: tuple[Any, ...] = (
-        torch.backends.cuda.matmul,
-        *(getattr(torch.backends.cudnn, part) for part in ("conv", "rnn")),
-        *(getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")),
-    )
-    # Not `allow_tf32`: that getter is an error for users who have set precision the new way.
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def digest(values: Iterable[Any]) -> str:

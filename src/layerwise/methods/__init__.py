@@ -1,9 +1,11 @@
 """The training methods: the five papers' and their controls."""
 
+from layerwise.core.cost import Passes
+from layerwise.core.driving import Partial
 from layerwise.methods.adv_train import AdvTrainI
 from layerwise.methods.anp import ANP
 from layerwise.methods.awp import AWP
-from layerwise.methods.base import InputMethod, LayerMethod, Method, Partial, Passes
+from layerwise.methods.base import InputMethod, LayerMethod, Method
 from layerwise.methods.ckpt import FGSMCKPT
 from layerwise.methods.deep_defense import DeepDefense
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM

@@ -9,16 +9,20 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.deepfool import deepfool
+from layerwise.core.checks import at_least, check_share
+from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.deepfool import deepfool
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites
+from layerwise.core.tape import remembered
 from layerwise.errors import ConfigError
-from layerwise.methods.base import DESCENT, InputMethod, Passes, at_least
-from layerwise.methods.lat import check_share
+from layerwise.methods.base import InputMethod
 from layerwise.methods.mixed import SECOND, joint_loss
 from layerwise.methods.sources import NETWORKS, Sources
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source
-from layerwise.sites import Gradients, Sites
-from layerwise.tape import remembered
 
 
 @final

@@ -9,24 +9,19 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from layerwise.ascent import Ascent, accumulate, chain, normalize, scale, sign
+from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale, sign
+from layerwise.core.checks import at_least, one_of
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.passes import Noise
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, normal
+from layerwise.core.sites import Sites
+from layerwise.core.tracing import SHORTCUTS, Selection
 from layerwise.errors import ConfigError
-from layerwise.methods.base import (
-    DESCENT,
-    PROBE,
-    InputMethod,
-    LayerMethod,
-    Partial,
-    Passes,
-    at_least,
-    in_pixel_range,
-    one_of,
-)
+from layerwise.methods.base import InputMethod, LayerMethod, in_pixel_range
 from layerwise.methods.standard import Standard
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, normal
-from layerwise.sites import Noise, Sites
-from layerwise.tracing import SHORTCUTS, Selection
 
 
 @final

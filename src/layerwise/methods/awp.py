@@ -9,16 +9,18 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.batchnorm import batch_norm
+from layerwise.core.checks import at_least
+from layerwise.core.cost import Passes
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.modes import batch_norm
+from layerwise.core.norms import safe_divide
+from layerwise.core.random import Source, Stream
+from layerwise.core.sites import unwrap
+from layerwise.core.tape import Tape
 from layerwise.errors import ConfigError
-from layerwise.methods.base import Method, Partial, Passes, at_least
+from layerwise.methods.base import Method
 from layerwise.methods.pgd import PGD
 from layerwise.methods.wrapper import Wrapper
-from layerwise.norms import safe_divide
-from layerwise.probe import AUTOGRAD, Backward
-from layerwise.random import Source, Stream
-from layerwise.sites import unwrap
-from layerwise.tape import Tape
 
 
 @final

@@ -4,59 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import Criterion
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.passes import Gradients, Noise
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites, unwrap
+from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
-from layerwise.probe import AUTOGRAD, Backward, Criterion
-from layerwise.random import Source
-from layerwise.sites import Gradients, Noise, Sites, unwrap
-from layerwise.tracing import INPUT, Selection
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A loss that is back-propagated only: its gradients add up until a plain loss is yielded and stepped on."""
-
-    loss: Tensor
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Cost of one mini-batch, in passes over the network.
-
-    Args:
-        forward: forward passes.
-        activations: backward passes to the activations.
-        weights: backward passes to the weights.
-        steps: optimiser steps.
-    """
-
-    forward: int = 1
-    activations: int = 1
-    weights: int = 1
-    steps: int = 1
-
-    @property
-    def total(self) -> int:
-        """All passes; the standard step has 3."""
-        return self.forward + self.activations + self.weights
-
-    def __add__(self, other: Passes) -> Passes:
-        """Add the passes of two parts."""
-        return Passes(
-            self.forward + other.forward,
-            self.activations + other.activations,
-            self.weights + other.weights,
-            self.steps + other.steps,
-        )
-
-
-PROBE = Passes(1, 1, 0, 0)
-DESCENT = Passes(1, 1, 1, 1)
 
 
 class Method(ABC):
@@ -82,7 +41,7 @@ class Method(ABC):
             model: the network in training mode, wrapped or not.
             x: images, shape (B, C, H, W), in [0, 1].
             y: labels, shape (B,).
-            backward: the engine, see `layerwise.probe.Backward`.
+            backward: the engine, see `layerwise.core.probe.Backward`.
             generator: source of random numbers.
 
         Yields:
@@ -232,23 +191,3 @@ class LayerMethod(Method):
 def in_pixel_range(noise: Noise, x: Tensor) -> Noise:
     """The same noise, cut at the network's input so that x + r stays in [0, 1]."""
     return {**noise, INPUT: (x + noise[INPUT]).clamp(0, 1) - x} if INPUT in noise else noise
-
-
-def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Complain about a choice that does not exist."""
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is unknown; type one of {', '.join(map(repr, allowed))}")
-
-
-def at_least(name: str, value: float, smallest: float) -> None:
-    """Complain about a number that is too small (or not a number)."""
-    if not value >= smallest:
-        raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
-
-
-def choose_sites(model: nn.Module, example: Tensor, *selections: Selection) -> Sites:
-    """Sites of the first selection that this network has."""
-    for selection in selections[:-1]:
-        with suppress(SiteError):
-            return Sites(model, selection, example=example)
-    return Sites(model, selections[-1], example=example)

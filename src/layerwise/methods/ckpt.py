@@ -8,15 +8,19 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes, at_least
-from layerwise.methods.deep_defense import evaluation
+from layerwise.core import norms
+from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.modes import evaluation
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites, unwrap
+from layerwise.core.tape import remembered
+from layerwise.methods.base import InputMethod
 from layerwise.methods.fgsm import FGSMRS
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source
-from layerwise.sites import Gradients, Sites, unwrap
-from layerwise.tape import remembered
-from layerwise.units import Radius, check_radius
 
 
 @final

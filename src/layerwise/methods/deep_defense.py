@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -11,13 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layerwise.deepfool import deepfool
+from layerwise.core.checks import at_least, one_of
+from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.deepfool import deepfool
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.modes import evaluation
+from layerwise.core.random import Source
+from layerwise.core.sites import unwrap
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import DESCENT, InputMethod, Method, Partial, Passes, at_least, one_of
+from layerwise.methods.base import InputMethod, Method
 from layerwise.methods.standard import Standard
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
-from layerwise.random import Source
-from layerwise.sites import unwrap
 
 LARGEST_EXPONENT = 80.0
 """exp(88.7) overflows in float32."""
@@ -154,16 +157,3 @@ class DeepDefense(Method):
 
 def _add(count: Tensor | None, mask: Tensor) -> Tensor:
     return mask.sum() if count is None else count + mask.sum()
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration, each module restored to its own."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -7,12 +7,16 @@ from typing import final
 
 from torch import Tensor, nn
 
-from layerwise.ascent import chain, scale, sign
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, uniform
-from layerwise.sites import Gradients, Sites
-from layerwise.units import Radius, check_radius
+from layerwise.core.ascent import chain, scale, sign
+from layerwise.core.checks import Radius, check_radius
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, uniform
+from layerwise.core.sites import Sites
+from layerwise.methods.base import InputMethod
 
 
 @final

@@ -9,12 +9,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.random import Source
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.methods.base import DESCENT, Method, Partial, Passes, at_least
+from layerwise.methods.base import Method
 from layerwise.methods.lat import own_rows
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy
-from layerwise.random import Source
-from layerwise.units import Radius, check_radius
 
 
 @final

@@ -9,15 +9,18 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
-from layerwise.ascent import chain, scale, sign
-from layerwise.batchnorm import batch_norm
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, Method, Partial, Passes, at_least
+from layerwise.core import norms
+from layerwise.core.ascent import chain, scale, sign
+from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.modes import batch_norm
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, uniform
+from layerwise.core.sites import unwrap
+from layerwise.methods.base import InputMethod, Method
 from layerwise.methods.standard import Standard
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, uniform
-from layerwise.sites import unwrap
-from layerwise.units import Radius, check_radius
 
 PENALTY = Passes(1, 3, 2, 0)
 """A gradient with its double backward, which goes back through a forward and a backward pass."""

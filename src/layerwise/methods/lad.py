@@ -9,13 +9,17 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from layerwise import norms
+from layerwise.core import norms
+from layerwise.core.checks import at_least, one_of
+from layerwise.core.cost import PROBE, Passes
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.passes import Gradients, Noise
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, normal
+from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
-from layerwise.methods.base import PROBE, InputMethod, LayerMethod, Partial, Passes, at_least, one_of
+from layerwise.methods.base import InputMethod, LayerMethod
 from layerwise.methods.pgd import PGD, TRADES
-from layerwise.probe import AUTOGRAD, Backward, Probe
-from layerwise.random import Source, normal
-from layerwise.sites import Gradients, Noise, Sites
 
 
 @final

@@ -7,60 +7,23 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from layerwise.ascent import chain, scale, scale_by_range, sign
-from layerwise.errors import CheckpointError, ConfigError
-from layerwise.methods.base import (
-    DESCENT,
-    PROBE,
-    InputMethod,
-    LayerMethod,
-    Partial,
-    Passes,
-    at_least,
-    choose_sites,
-    in_pixel_range,
-)
+from layerwise.core.ascent import scaled_signs
+from layerwise.core.checks import Radius, at_least, check_radius, check_share
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.passes import Gradients, Noise
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, Stream, normal
+from layerwise.core.sites import Sites, block_sites
+from layerwise.core.tracing import Site
+from layerwise.errors import CheckpointError
+from layerwise.methods.base import InputMethod, LayerMethod, in_pixel_range
 from layerwise.methods.fgsm import FGSM
 from layerwise.methods.mixed import joint_loss
 from layerwise.methods.standard import Standard
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, Stream, normal
-from layerwise.sites import Gradients, Noise, Sites
-from layerwise.tracing import Selection, Site
-from layerwise.units import Radius, check_radius
-
-
-def scaled_signs(g: Gradients, *, eps: float, reference_batch: int, relative: bool) -> Noise:
-    """R = (eps / reference_batch)(max g - min g) sign(g), or eps sign(g), at every site.
-
-    Max and min are over the site's whole batch tensor, reduced over ranks.
-
-    Args:
-        g: gradients of the sum of the examples' losses.
-        eps: the paper's 10, 20 or 30 for a mean loss over `reference_batch` examples; without range, in the activation's unit.
-        reference_batch: that batch size.
-        relative: multiply by the range.
-
-    Reference: Sankaranarayanan et al. 2018, eqs. 5-6 and the appendix on epsilon.
-    """
-    if not relative:
-        return {site: chain(sign(), scale(eps))(gradient) for site, gradient in g.items()}
-    spans = _ranges(list(g.values()))
-    return {
-        site: chain(sign(), scale_by_range(eps / reference_batch, span=span))(gradient)
-        for (site, gradient), span in zip(g.items(), spans, strict=True)
-    }
-
-
-def _ranges(tensors: list[Tensor]) -> list[Tensor]:
-    """Max - min of each tensor over all ranks, one reduction for all."""
-    extremes = torch.stack([bound for t in tensors for bound in (t.amax(), -t.amin())])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    return list(extremes.reshape(-1, 2).sum(dim=1))
 
 
 @final
@@ -317,19 +280,6 @@ class GaussianNoise(LayerMethod):
     def passes(self) -> Passes:
         """Those of the base."""
         return self.base.passes if self.base is not None else DESCENT
-
-
-def block_sites(model: nn.Module, example: Tensor, sites: Selection | None) -> Sites:
-    """Batch-norm outputs, or convolution outputs where there is no batch norm, or affine outputs where there is no convolution."""
-    if sites is not None:
-        return Sites(model, sites, example=example)
-    return choose_sites(model, example, "batch-norm outputs", "convolution outputs", "affine outputs")
-
-
-def check_share(name: str, value: float) -> None:
-    """Complain about a weight outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}={value} is not a share; type a number from 0 to 1")
 
 
 def own_rows(source: Source, x: Tensor) -> tuple[int, int]:

@@ -8,12 +8,16 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.methods.base import InputMethod, Passes, at_least
+from layerwise.core.checks import Radius, at_least
+from layerwise.core.cost import Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites
+from layerwise.methods.base import InputMethod
 from layerwise.methods.pgd import PGD, divergence
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source
-from layerwise.sites import Gradients, Sites
-from layerwise.units import Radius
 
 
 @final

@@ -9,14 +9,18 @@ from typing import Any, ClassVar, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from layerwise import norms
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes, at_least, one_of
+from layerwise.core import norms
+from layerwise.core.checks import Radius, at_least, check_radius, one_of
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, for_the_batch, uniform
+from layerwise.core.sites import Sites
+from layerwise.methods.base import InputMethod
 from layerwise.methods.pgd import PGD
 from layerwise.methods.sources import NETWORKS, Sources
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, for_the_batch, uniform
-from layerwise.sites import Gradients, Sites
-from layerwise.units import Radius, check_radius
 
 Halves: TypeAlias = Literal["apart", "together"]
 """`"apart"`: batch norm sees the clean and the adversarial images in a pass each; `"together"`: in one pass of 2 B images."""

@@ -9,14 +9,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.methods.base import Method, Partial, at_least
-from layerwise.methods.lat import check_share, own_rows
+from layerwise.core.checks import at_least, check_share
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.random import Source, for_the_batch
+from layerwise.core.shards import divided, local, whole
+from layerwise.core.sites import unwrap
+from layerwise.methods.base import Method
+from layerwise.methods.lat import own_rows
 from layerwise.methods.standard import Standard
 from layerwise.methods.wrapper import Wrapper
-from layerwise.probe import AUTOGRAD, Backward
-from layerwise.random import Source, for_the_batch
-from layerwise.shards import divided, local, whole
-from layerwise.sites import unwrap
 
 
 @final

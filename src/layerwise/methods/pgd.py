@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
@@ -10,53 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise import ascent, norms
-from layerwise.batchnorm import batch_norm
-from layerwise.methods.base import DESCENT, PROBE, InputMethod, Passes, at_least, one_of
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source, normal, uniform
-from layerwise.sites import Gradients, Sites
-from layerwise.tape import remembered
-from layerwise.units import Radius, check_radius
-
-
-def iterate(
-    x: Tensor,
-    start: Tensor,
-    *,
-    steps: int,
-    alpha: float,
-    eps: float,
-    norm: norms.Norm,
-    gradient: Callable[[Tensor, bool], Tensor],
-) -> Tensor:
-    """Projected gradient ascent: x_t+1 = clip(x + project(x_t - x + alpha step(g_t))), sign steps for linf, unit steps for l2.
-
-    Args:
-        x: centre of the ball, shape (B, ...), pixels in [0, 1].
-        start: first iterate, inside the ball and the pixel range.
-        steps: how many.
-        alpha: step size.
-        eps: radius.
-        norm: which ball.
-        gradient: gives dL/dx at an iterate, told whether it is the last.
-    """
-    direction = ascent.sign() if norm == "linf" else ascent.normalize(norm)
-    step = ascent.chain(direction, ascent.scale(alpha), ascent.accumulate(), ascent.project(norm, eps))
-    x_adv = start
-    for t in range(steps):
-        g = gradient(x_adv, t == steps - 1)
-        x_adv = (x + step(g, x_adv - x)).clamp_(0, 1)
-    return x_adv
-
-
-def random_start(x: Tensor, eps: float, norm: norms.Norm, generator: Source) -> Tensor:
-    """A point drawn uniformly from the ball around each example, clipped to [0, 1]."""
-    if norm == "linf":
-        return (x + eps * uniform(x, generator, key="start")).clamp_(0, 1)
-    direction = norms.normalize(normal(x, generator, key="start"), "l2")
-    share = (uniform(x[:, :1].flatten(1)[:, 0], generator, key="radius") + 1) / 2
-    return (x + eps * norms.rows(share ** (1 / x[0].numel()), x) * direction).clamp_(0, 1)
+from layerwise.core.ascent import iterate, random_start
+from layerwise.core.checks import Radius, at_least, check_radius, one_of
+from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.modes import batch_norm
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source, normal
+from layerwise.core.sites import Sites
+from layerwise.core.tape import remembered
+from layerwise.methods.base import InputMethod
 
 
 @final

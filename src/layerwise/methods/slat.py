@@ -10,15 +10,19 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.ascent import Ascent, accumulate, chain, project, scale, sign
+from layerwise.core.ascent import Ascent, accumulate, chain, project, scale, sign
+from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.cost import PROBE, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.passes import Noise
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites
+from layerwise.core.tracing import Selection, Site
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import PROBE, InputMethod, LayerMethod, Partial, Passes, at_least
+from layerwise.methods.base import InputMethod, LayerMethod
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source
-from layerwise.sites import Noise, Sites
-from layerwise.tracing import Selection, Site
-from layerwise.units import Radius, check_radius
 
 
 @final

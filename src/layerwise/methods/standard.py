@@ -7,10 +7,14 @@ from typing import final
 
 from torch import Tensor, nn
 
-from layerwise.methods.base import DESCENT, InputMethod, Passes
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe
-from layerwise.random import Source
-from layerwise.sites import Gradients, Sites
+from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.passes import Gradients
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites
+from layerwise.methods.base import InputMethod
 
 
 @final

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from layerwise.methods.base import Method, Passes
-from layerwise.sites import Sites
+from layerwise.core.cost import Passes
+from layerwise.core.sites import Sites
+from layerwise.methods.base import Method
 
 
 class Wrapper(Method):

@@ -10,15 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from layerwise.batchnorm import batch_norm
+from layerwise.core.ascent import iterate, random_start
+from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.modes import batch_norm, frozen
+from layerwise.core.probe import Probe
+from layerwise.core.random import Source
+from layerwise.core.sites import Sites, unwrap
+from layerwise.core.tracing import Site, tensors_of
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods.base import DESCENT, LayerMethod, Partial, Passes, at_least
-from layerwise.methods.pgd import iterate, random_start
-from layerwise.probe import AUTOGRAD, Backward, Criterion, CrossEntropy, Probe, frozen
-from layerwise.random import Source
-from layerwise.sites import Sites, unwrap
-from layerwise.tracing import Site, tensors_of
-from layerwise.units import Radius, check_radius
+from layerwise.methods.base import LayerMethod
 
 
 @final

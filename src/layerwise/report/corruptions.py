@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerwise.diagnostics.style import COLOURS, canvas, describe, legend_below, styled
 from layerwise.errors import LayerwiseError
 from layerwise.evaluation import mean_of
 from layerwise.evaluation.corruptions import (
@@ -19,6 +18,7 @@ from layerwise.evaluation.corruptions import (
     flip_rates,
     mce,
 )
+from layerwise.evaluation.measures.style import COLOURS, canvas, describe, legend_below, styled
 from layerwise.report.document import Block, Table, Text
 from layerwise.report.figures import labels, picture
 from layerwise.report.runs import Entry, RunRead

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerwise.diagnostics import (
+from layerwise.evaluation.examples import Example, Examples
+from layerwise.evaluation.measures import (
     Alignment,
     BoundaryDistance,
     Curves,
@@ -21,8 +22,7 @@ from layerwise.diagnostics import (
     RepresentationInsensitivity,
     Spectrum,
 )
-from layerwise.diagnostics.style import pixels
-from layerwise.evaluation.examples import Example, Examples
+from layerwise.evaluation.measures.style import pixels
 from layerwise.report.document import Block, Gallery, Table, Triple, shorten
 from layerwise.report.figures import drawable, labels, picture, thumbnail, unescaped
 from layerwise.report.runs import Entry

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from layerwise.diagnostics.base import plain
+from layerwise.evaluation.measures.base import plain
 from layerwise.files import write_text
 from layerwise.report.comparison import Comparison
 from layerwise.report.corruptions import corruptions

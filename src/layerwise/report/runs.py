@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import CheckpointError, LayerwiseError
-from layerwise.judgement import Judgement
+from layerwise.evaluation.judgement import Judgement
 from layerwise.report.comparison import Comparison, Row, compare, grouped
 from layerwise.report.document import clean
 from layerwise.report.history import History, read_history

@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from layerwise.blueprint import SCHEMA
+from layerwise.core.checks import format_radius
 from layerwise.errors import LayerwiseError
+from layerwise.experiments.settings import SCHEMA
 from layerwise.report.document import Block, Folded, Table, Text, shorten
 from layerwise.report.history import Line, number
 from layerwise.report.runs import Entry, RunRead
-from layerwise.units import format_radius
 
 
 def perturbations(entries: Sequence[Entry]) -> Iterator[Block]:

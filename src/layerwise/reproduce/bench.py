@@ -13,11 +13,11 @@ from typing import Any, ParamSpec, TypeVar, final
 
 from torch import Tensor, nn
 
-from layerwise import experiment
 from layerwise.data import ImageData
 from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
-from layerwise.experiment import SCHEMA
+from layerwise.experiments import experiment
+from layerwise.experiments.experiment import SCHEMA
 from layerwise.files import disk_refused, write_text
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.scales import Scale

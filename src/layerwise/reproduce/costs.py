@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise import models
-from layerwise.config import Tree
+from layerwise.attacks import Clean, parse_attack
+from layerwise.attacks.autoattack import AutoAttack
 from layerwise.errors import LayerwiseError
-from layerwise.evaluation import Clean, parse_attack
-from layerwise.evaluation.autoattack import AutoAttack
-from layerwise.experiment import SCHEMA, make_phases
+from layerwise.experiments.config import Tree
+from layerwise.experiments.experiment import SCHEMA, make_phases
 from layerwise.reproduce.definitions import Column, Item
 from layerwise.reproduce.scales import Scale, scales
 from layerwise.reproduce.systems import Resolved, resolve, steps_of

@@ -28,9 +28,9 @@ from typing import Any, final
 
 import yaml
 
+from layerwise.core.checks import parse_radius
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.reproduce.papers import PAPERS, PaperFigure, PaperTable, paper
-from layerwise.units import parse_radius
 
 PERCENT = "%"
 

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from layerwise import diagnostics as look
 from layerwise import models
+from layerwise.attacks import PGD, InputAttack, ThreatModel, parse_attack
+from layerwise.core.checks import parse_radius
+from layerwise.core.driving import AUTOGRAD
+from layerwise.core.random import Source, normal
 from layerwise.data import load
 from layerwise.data.batching import batches
-from layerwise.diagnostics import Curves, Diagnostic
-from layerwise.diagnostics.style import canvas, describe, legend_below, line, styled
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.evaluation import PGD, InputAttack, ThreatModel, parse_attack
+from layerwise.evaluation import measures as look
 from layerwise.evaluation.corruptions import corrupt
+from layerwise.evaluation.measures import Curves, Diagnostic
+from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
 from layerwise.files import atomic, writing
 from layerwise.methods import METHODS
-from layerwise.probe import AUTOGRAD
-from layerwise.random import Source, normal
 from layerwise.reproduce.bench import Bench, Subject, attempt
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.record import Picture, RowRecord
 from layerwise.training.run import METRICS
-from layerwise.units import parse_radius
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

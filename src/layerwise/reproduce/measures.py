@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from layerwise import experiment
+from layerwise.attacks import ThreatModel, parse_attack
+from layerwise.attacks.base import Attack, InputAttack
+from layerwise.attacks.transfer import Transfer
+from layerwise.core.checks import parse_radius
 from layerwise.data.batching import batches
-from layerwise.diagnostics import boundary_distance
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.evaluation import ThreatModel, eps_ref, evaluate, fgsm_accuracies, parse_attack, rho
-from layerwise.evaluation.base import Attack, InputAttack
+from layerwise.evaluation import eps_ref, evaluate, fgsm_accuracies, rho
 from layerwise.evaluation.corruptions import (
     EXTRA,
     EXTRA_SEQUENCES,
@@ -30,12 +31,12 @@ from layerwise.evaluation.corruptions import (
     mce,
 )
 from layerwise.evaluation.decode import decode
+from layerwise.evaluation.measures import boundary_distance
 from layerwise.evaluation.metrics import Count
-from layerwise.evaluation.transfer import Transfer
+from layerwise.experiments import experiment
 from layerwise.reproduce.bench import MEASURED, Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
 from layerwise.reproduce.systems import digest
-from layerwise.units import parse_radius
 
 Options: TypeAlias = Mapping[str, Any]
 Measure: TypeAlias = Callable[[Bench, Subject, Options], Outcome]

@@ -106,7 +106,7 @@ class PaperFigure:
         x: quantity and unit of the horizontal axis.
         y: of the vertical one.
         series: its curves or panels.
-        drawn_by: the diagnostic of `layerwise.diagnostics` that draws it, or what else does; None for a schematic.
+        drawn_by: the diagnostic of `layerwise.evaluation.measures` that draws it, or what else does; None for a schematic.
         note: what a reader has to know.
     """
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from layerwise import experiment
 from layerwise.errors import ConfigError
+from layerwise.experiments import experiment
 from layerwise.reproduce.bench import Bench, Outcome, attempt
 from layerwise.reproduce.definitions import Column, Item, Row
 from layerwise.reproduce.index import write_index

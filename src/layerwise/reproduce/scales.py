@@ -11,8 +11,8 @@ from typing import Any, final
 
 import yaml
 
-from layerwise.config import Tree
 from layerwise.errors import ConfigError, did_you_mean
+from layerwise.experiments.config import Tree
 
 _MISSING = object()
 

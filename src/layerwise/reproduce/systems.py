@@ -12,10 +12,10 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any, final
 
-from layerwise import experiment, recipe
-from layerwise.config import Tree
-from layerwise.experiment import SCHEMA
-from layerwise.ranges import laid
+from layerwise.experiments import experiment, recipe
+from layerwise.experiments.config import Tree
+from layerwise.experiments.experiment import SCHEMA
+from layerwise.experiments.ranges import laid
 from layerwise.reproduce.definitions import System
 from layerwise.reproduce.scales import Scale
 from layerwise.training import WEIGHTS

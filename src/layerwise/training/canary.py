@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.criteria import CrossEntropy
+from layerwise.core.probe import Probe
+from layerwise.core.sites import Sites
 from layerwise.errors import SiteError
-from layerwise.probe import CrossEntropy, Probe
-from layerwise.sites import Sites
 from layerwise.training.randomness import kept_random_states
 
 ENOUGH = 8

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layerwise.core.random import Bank
 from layerwise.errors import CaptureError, ConfigError
 from layerwise.methods.base import Method
-from layerwise.random import Bank
 from layerwise.training.canary import eagerly
 from layerwise.training.randomness import kept_random_states, random_states
 from layerwise.training.session import Session

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.shards import divided, joined, local, weights_of
+from layerwise.core.shards import divided, joined, local, weights_of
 
 
 @final

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from layerwise.core.shards import weights_of
 from layerwise.methods.base import Method
-from layerwise.shards import weights_of
 from layerwise.training.monitor import OVERFITTING
 from layerwise.training.randomness import kept_random_states
 from layerwise.training.ranks import from_the_first

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.modes import evaluation
+from layerwise.core.shards import weights_of, whole
+from layerwise.core.sites import unwrap
 from layerwise.data import ImageData, batches, rank_rows
 from layerwise.errors import ConfigError, LayerwiseError
-from layerwise.methods.base import Method, Partial
-from layerwise.methods.deep_defense import evaluation
-from layerwise.probe import AUTOGRAD, Backward
-from layerwise.shards import weights_of, whole
-from layerwise.sites import unwrap
+from layerwise.methods.base import Method
+from layerwise.models.weights import pack_tensors
 from layerwise.training import fsdp
 from layerwise.training.bare import Bare, suffices
 from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
 from layerwise.training.capture import Captured, capturing
-from layerwise.training.checkpoint import pack_tensors
 from layerwise.training.engine import engine, quiet
 from layerwise.training.epochs import end_epoch
 from layerwise.training.metrics import Progress

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.shards import divided, joined, local, sharded
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
-from layerwise.shards import divided, joined, local, sharded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -8,9 +8,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from layerwise.core.sites import Sites
+from layerwise.core.tracing import arguments_of, tensors_of
 from layerwise.errors import LayerwiseError
-from layerwise.sites import Sites
-from layerwise.tracing import arguments_of, tensors_of
 
 SMALLEST_SURVIVAL = 0.9
 """Share of a perturbation's first-order effect that should survive the sum's rounding."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerwise.core.checks import at_least
 from layerwise.errors import ConfigError
-from layerwise.methods.base import at_least
 
 FUSED = ("cpu", "cuda", "mps")
 """Devices that have fused kernels: one launch a step, and the only ones that take a tensor rate inside a captured step."""

@@ -9,9 +9,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from layerwise.core.checks import at_least, parse_radius
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import LayerMethod, Method, at_least
-from layerwise.units import parse_radius
+from layerwise.methods.base import LayerMethod, Method
 
 
 @dataclass(frozen=True, kw_only=True)

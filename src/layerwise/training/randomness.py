@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.random import Stream
+from layerwise.core.random import Stream
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

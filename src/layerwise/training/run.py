@@ -25,11 +25,12 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.shards import divided
+from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.shards import divided
-from layerwise.sites import unwrap
+from layerwise.models.weights import pack_tensors, unpack_tensors
 from layerwise.spelling import parse_yaml
-from layerwise.training.checkpoint import clear, pack_tensors, replace_file, unpack_tensors
+from layerwise.training.checkpoint import clear, replace_file
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.lock import held
 

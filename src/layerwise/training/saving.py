@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from layerwise.core.shards import weights_of
 from layerwise.data import rank_rows
 from layerwise.errors import CheckpointError
-from layerwise.shards import weights_of
 from layerwise.training import checkpoint
 from layerwise.training.randomness import random_states, set_random_states
 from layerwise.training.ranks import any_rank, from_the_first

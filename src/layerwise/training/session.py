@@ -13,11 +13,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.random import Bank, Stream
+from layerwise.core.shards import weights_of
 from layerwise.data import ImageData, batches, num_batches, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
-from layerwise.random import Bank, Stream
-from layerwise.shards import weights_of
 from layerwise.training.ema import Average
 from layerwise.training.fsdp import Shards
 from layerwise.training.interrupt import Interrupt

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from layerwise.core.checks import Radius, at_least, check_radius, one_of
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
-from layerwise.methods.base import at_least, one_of
 from layerwise.training.optim import SGD, Optimizer
 from layerwise.training.schedules import Cyclic, Schedule
-from layerwise.units import Radius, check_radius
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 

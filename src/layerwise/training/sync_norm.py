@@ -20,7 +20,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
     """Let the batch norms of `model` take their batch statistics over all processes, for the duration.
 
     The modules, their parameters, buffers and hooks stay the same objects; each has another `forward` meanwhile. What makes them use
-    running statistics (`layerwise.batchnorm`, evaluation mode) is asked at every call. Every process has to make the same passes. Without
+    running statistics (`layerwise.core.modes`, evaluation mode) is asked at every call. Every process has to make the same passes. Without
     a process group nothing changes; torch's own `SyncBatchNorm` modules are left alone.
 
     Reference: Ioffe and Szegedy 2015, with the batch of all processes.

@@ -9,11 +9,12 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.ascent import iterate, random_start
+from layerwise.core.criteria import CrossEntropy
+from layerwise.core.modes import evaluation
+from layerwise.core.probe import Probe
+from layerwise.core.random import Stream
 from layerwise.data import Split, batches, rank_rows
-from layerwise.methods.deep_defense import evaluation
-from layerwise.methods.pgd import iterate, random_start
-from layerwise.probe import CrossEntropy, Probe
-from layerwise.random import Stream
 from layerwise.training.ranks import total
 from layerwise.training.settings import Training
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from layerwise.core.modes import exact_arithmetic
 from layerwise.data.checks import check_images
 from layerwise.errors import ConfigError, DataError, did_you_mean
 from layerwise.evaluation.corruptions import blur, digital, filters, noise, weather
@@ -16,7 +17,6 @@ from layerwise.evaluation.corruptions.frost import Frost, load_frost
 from layerwise.evaluation.corruptions.scene import Corruption, Scene
 from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD, table_for
 from layerwise.evaluation.corruptions.spatter import spatter
-from layerwise.evaluation.session import exact_arithmetic
 
 _T = TypeVar("_T")
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from layerwise.core.modes import exact_arithmetic
 from layerwise.evaluation.corruptions import filters, noise, weather
 from layerwise.evaluation.corruptions.corrupt import check_pixels, find
 from layerwise.evaluation.corruptions.draws import Draws
@@ -16,7 +17,6 @@ from layerwise.evaluation.corruptions.frost import Frost
 from layerwise.evaluation.corruptions.scene import Scene
 from layerwise.evaluation.corruptions.severities import CIFAR
 from layerwise.evaluation.corruptions.spatter import WATER, colour_of, liquid_layer, shine
-from layerwise.evaluation.session import exact_arithmetic
 
 Frames: TypeAlias = Callable[[Tensor, Scene], Iterable[Tensor]]
 """Images (B, C, H, W) and their scene give the frames one after the other, each of that shape, not yet cut to whole levels."""

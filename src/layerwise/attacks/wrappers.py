@@ -1,0 +1,128 @@
+"""Attacks around attacks: through modules without a useful gradient, and against networks with randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, final
+
+from torch import Tensor, nn
+
+from layerwise.attacks.base import Averaged, InputAttack
+from layerwise.attacks.threat import ThreatModel
+from layerwise.core.checks import at_least
+from layerwise.core.random import Source
+from layerwise.errors import ConfigError, SiteError, did_you_mean
+
+
+@final
+@dataclass(frozen=True)
+class BPDA(InputAttack):
+    """An attack that sees the identity as the gradient of one module, whose values stay exact.
+
+    Args:
+        attack: the inner attack; the paper's figures have BIM inside, 5 steps.
+        module: dotted path of a module whose output has the shape of its input: an input filter, a quantiser, a step function.
+
+    Reference: Athalye et al. 2018, section 4.1.
+    """
+
+    name: ClassVar[str] = "bpda"
+
+    attack: InputAttack
+    module: str
+
+    @property
+    def in_threat_model(self) -> bool:
+        """See `Attack.in_threat_model`."""
+        return self.attack.in_threat_model
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """See `Attack.resolved`."""
+        return type(self)(self.attack.resolved(threat), self.module)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`.
+
+        Raises:
+            SiteError: the module does not exist, or changes the shape.
+        """
+        network = model.network if isinstance(model, Averaged) else model
+        with identity_gradient(network, self.module):
+            return self.attack(model, x, y, threat, generator=generator)
+
+    def __str__(self) -> str:
+        """Write `bpda:MODULE:ATTACK`."""
+        return f"bpda:{self.module}:{self.attack}"
+
+
+@contextmanager
+def identity_gradient(network: nn.Module, name: str) -> Iterator[None]:
+    """The module called `name` keeps its values and has the identity as its gradient, for the duration."""
+    modules = dict(network.named_modules())
+    if not name or name not in modules:
+        raise SiteError(f"the network has no module {name!r}; {did_you_mean(name, filter(None, modules))}")
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+        shapes = [tuple(v.shape) for v in (*args[:1], output) if isinstance(v, Tensor)]
+        if len(shapes) != 2 or shapes[0] != shapes[1]:
+            raise SiteError(f"module {name!r} has no identity gradient: {' -> '.join(map(str, shapes)) or 'no tensor'}")
+        x: Tensor = args[0]
+        # Exactly the output's value, since x - x is 0, with the gradient of x.
+        value: Tensor = output.detach() + (x - x.detach())
+        return value
+
+    handle = modules[name].register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@final
+@dataclass(frozen=True)
+class EOT(InputAttack):
+    """Expectation over transformations: an attack whose every gradient is the mean over several passes.
+
+    Logits (for decisions inside the attack, and DeepFool's boundaries) are means over as many passes. For networks that draw random
+    numbers in evaluation mode; the images are then judged by the network as it is, in one pass.
+
+    Args:
+        attack: the inner attack.
+        passes: how many.
+
+    Reference: Athalye et al. 2018, section 4.2.
+    """
+
+    name: ClassVar[str] = "eot"
+
+    attack: InputAttack
+    passes: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("passes", self.passes, 1)
+        if isinstance(self.attack, EOT):
+            raise ConfigError(f"{self.attack} averages already; give eot the attack inside it")
+
+    @property
+    def in_threat_model(self) -> bool:
+        """See `Attack.in_threat_model`."""
+        return self.attack.in_threat_model
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """See `Attack.resolved`."""
+        return type(self)(self.attack.resolved(threat), self.passes)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
+    ) -> Tensor:
+        """See `InputAttack.__call__`."""
+        return self.attack(Averaged(model, self.passes), x, y, threat, generator=generator)
+
+    def __str__(self) -> str:
+        """Write `eot-PASSES:ATTACK`."""
+        return f"eot-{self.passes}:{self.attack}"

@@ -1,0 +1,37 @@
+"""The demonstration: standard training, FGSM-RS and SLAT side by side on the embedded digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerwise.errors import LayerwiseError
+from layerwise.experiments.experiment import read, train_seeds
+from layerwise.report import report
+
+RECIPES = ("standard-digits", "fgsm-rs-digits", "slat-digits")
+
+
+def demo(runs: Path, *, seeds: int = 3, progress: bool = True) -> str:
+    """Train the three recipes with several seeds, judge them on the 540 held-out images, and write a report.
+
+    Args:
+        runs: folder of the run folders; finished runs there are kept.
+        seeds: of each recipe.
+        progress: show progress.
+
+    Returns:
+        The table, and where the report is.
+
+    Raises:
+        LayerwiseError: an earlier demo there was another version's.
+    """
+    folders: list[Path] = []
+    for recipe in RECIPES:
+        _, tree = read(recipe)
+        try:
+            folders += train_seeds(tree, folder=runs / "demo" / recipe, seeds=seeds, resume=True, progress=progress)
+        except LayerwiseError as error:
+            raise type(error)(f"{error}; or begin anew: layerwise demo --runs ANOTHER") from None
+    made = report(folders)
+    path = made.write(runs / "demo" / "report")
+    return f"{made.summary()}\nreport: {path.resolve()}"

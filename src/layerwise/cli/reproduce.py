@@ -1,0 +1,81 @@
+"""`layerwise reproduce`: the papers' tables and figures, ours beside theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import ConfigError
+
+TEXT = """\
+Run the papers' tables and figures, and put ours beside theirs.
+
+  layerwise reproduce list                 every table and figure, and its cost
+  layerwise reproduce slat/table-1         train what is missing, and compare
+  layerwise reproduce anp deep-defense/table-1 --scale reduced
+  layerwise reproduce all --scale full --plan
+                                           what it would cost; nothing is run
+  layerwise reproduce deep-defense/table-1 --scale full --rows "LeNet*"
+                                           these rows; the others stay
+  layerwise reproduce fastat               the leaderboard of fast training
+  layerwise reproduce render results/smoke/slat/table-1.json
+                                           verdicts anew from a record's numbers
+
+Scales: smoke (two cores, proves that the machinery runs), reduced (a GPU,
+minutes a system), full (the paper's setting). What was trained or measured is
+reused, what was interrupted goes on, what fails is told in the result.
+"""
+
+
+def add_arguments(parser: Any) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "what", nargs="+", help="list, all, a paper, PAPER/TABLE ..., or render and the records to render"
+    )
+    parser.add_argument("--scale", default="smoke", help="smoke, reduced or full (default: smoke)")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="run these rows only; * stands for any text (default: all)"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
+
+
+def reproduce_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise reproduce`."""
+    del settings
+    from layerwise.cli.console import say, show_table, tell_messages
+    from layerwise.reproduce import costs, definitions, runner
+    from layerwise.reproduce.render import INDEX, render, to_markdown
+    from layerwise.reproduce.scales import scale
+
+    tell_messages(quiet=arguments.quiet)
+    what, *rest = arguments.what
+    if what == "list":
+        if rest:
+            raise ConfigError(f"`reproduce list` takes nothing more, found {rest[0]!r}; leave it out")
+        show_table(*costs.listing(definitions.items().values()))
+        say(costs.ASSUMED)
+        return
+    if what == "render":
+        if not rest:
+            raise ConfigError(
+                "render needs records; type for example: layerwise reproduce render results/smoke/slat/table-1.json"
+            )
+        for record in render([Path(name) for name in rest]):
+            say(to_markdown(record))
+        return
+    chosen = list({item.id: item for name in arguments.what for item in definitions.find(name)}.values())
+    size = scale(arguments.scale)
+    if arguments.plan:
+        show_table(*costs.plan(chosen, size, arguments.runs / runner.PLACE / size.name))
+        say(costs.ASSUMED)
+        return
+    try:
+        places = {"output": arguments.output, "runs": arguments.runs}
+        for record in runner.reproduce(chosen, size, **places, rows=arguments.rows, progress=not arguments.quiet):
+            say(to_markdown(record) if len(chosen) == 1 else f"{record.item}: done")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; type the same again, and it goes on where it was") from None
+    say(f"\nresults: {arguments.output / size.name / INDEX}")

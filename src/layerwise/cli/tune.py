@@ -1,0 +1,104 @@
+"""`layerwise tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import ConfigError
+
+TEXT = """\
+Search for better settings of a recipe, on the validation split.
+
+  layerwise tune slat-digits                   the ranges of its section tune:
+  layerwise tune slat-digits --trials 27 --budget 30
+                                               more settings, a longer last run
+  layerwise tune slat-digits --range method.eta.conv1=0.003:0.1:log \\
+      --range training.batch_size=32,64        other ranges beside or instead
+  layerwise tune slat-digits --method.eta.input 0.15
+                                               any setting of the recipe, fixed
+  layerwise tune deep-defense-digits --objective rho --max-clean-drop 0.01
+  layerwise tune slat-digits --resume          go on after Ctrl-C
+  layerwise train runs/tune/slat-digits/best.yaml --name slat-tuned
+                                               the winner, on the test images
+
+Successive halving: every trial trains for a fraction of the budget, the best
+third three times as long, and so on. The first trial is the recipe as it is.
+Trials are judged by PGD, the last ones by five times the steps; those that the
+training monitor or the self-checks take for overfitted or masked cannot win.
+
+A recipe's own section says what to search:
+
+  tune:
+    method.eta.conv1: {low: 0.003, high: 0.1, log: true}
+    training.optimizer.lr: [0.05, 0.1, 0.2]
+
+runs/tune/NAME holds trials.jsonl (every trial, every rung), tune.md, tune.png,
+best.yaml and the trials' run folders.
+"""
+
+
+def add_arguments(parser: Any) -> None:
+    """The command's arguments."""
+    parser.add_argument("recipe", nargs="?", help="a recipe's name or a YAML file")
+    parser.add_argument("--trials", type=int, default=9, help="how many settings to try (default: 9)")
+    parser.add_argument("--budget", type=int, help="epochs of the last rung (default: the recipe's)")
+    parser.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        metavar="RANGE",
+        help="KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B,C; may be repeated",
+    )
+    parser.add_argument(
+        "--objective", choices=("robust", "clean", "rho"), default="robust",
+        help="what is to be high: accuracy under PGD, without attack, or Deep Defense's rho_2 (default: robust)",
+    )  # fmt: skip
+    parser.add_argument("--weights", default="last", help="of each trial: last, best, ema or best-ema (default: last)")
+    parser.add_argument(
+        "--max-clean-drop", type=float, help="clean accuracy that may be lost against model.start, such as 0.01"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the settings that are tried (default: 0)")
+    parser.add_argument("--name", help="name of the search (default: the recipe's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="go on where the search stopped, with the same arguments")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
+    parser.add_argument("-h", "--help", action="store_true", help="this")
+
+
+def tune_command(arguments: Any, settings: list[str]) -> None:
+    """`layerwise tune`."""
+    from layerwise.cli.console import say, tell_messages
+    from layerwise.experiments import experiment, recipe
+    from layerwise.experiments.ranges import parse_range
+
+    tell_messages(quiet=arguments.quiet)
+    if arguments.help:
+        say(arguments.parser.format_help())
+        return
+    if arguments.recipe is None:
+        raise ConfigError("tune needs a recipe, for example: layerwise tune slat-digits")
+    from layerwise.experiments.tune.halving import Plan, tune
+
+    asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
+    plan = Plan(**{key: getattr(arguments, key) for key in asked})
+    _, tree = experiment.read(arguments.recipe, settings)
+    fixed = {token[2:].partition("=")[0].replace("-", "_") for token in settings if token.startswith("--")}
+    own = {key: each for key, each in recipe.ranges(arguments.recipe).items() if key not in fixed}
+    name = arguments.name or Path(arguments.recipe).stem
+    found = tune(
+        tree,
+        own | dict(map(parse_range, arguments.range)),
+        plan,
+        name=arguments.recipe,
+        folder=arguments.runs / "tune" / name,
+        runs=arguments.runs,
+        resume=arguments.resume,
+        progress=not arguments.quiet,
+    )
+    say(found.to_markdown())
+    folder = arguments.runs / "tune" / name
+    again = f"layerwise train {folder / 'best.yaml'} --name {name}-tuned"
+    if plan.weights != "last":
+        again += f", then layerwise evaluate runs/{name}-tuned --weights {plan.weights}"
+    say(f"\nsearch: {folder}\nthe winner on the test images: {again}")

@@ -1,0 +1,75 @@
+"""Radii: a fraction such as 8/255 is accepted wherever a radius is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    Radius = float
+else:
+
+    class Radius(float):
+        """A radius or step in pixel units, pixels in [0, 1]; on the command line and in YAML also written `8/255`."""
+
+
+def parse_radius(text: str | float) -> float:
+    """Read a radius.
+
+    >>> parse_radius("8/255") == 8 / 255
+    True
+
+    Raises:
+        ConfigError: neither a number nor a fraction.
+    """
+    try:
+        numerator, _, denominator = str(text).partition("/")
+        return float(text) if not denominator else float(numerator) / float(denominator)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"{text!r} is not a radius; type a number or a fraction such as 8/255") from None
+
+
+def format_radius(value: float) -> str:
+    """Write a radius the way people read it: quarters of 1/255 as a fraction, unless a short decimal is exact.
+
+    >>> format_radius(8 / 255), format_radius(0.1)
+    ('8/255', '0.1')
+    """
+    decimal = f"{value:g}"
+    if float(decimal) == value or not 0 < value <= 32 / 255:
+        return decimal
+    levels = round(value * 255 * 4) / 4
+    return f"{levels:g}/255" if abs(levels / 255 - value) < 1e-9 else decimal
+
+
+def check_radius(name: str, value: float) -> None:
+    """Complain about a radius that cannot be meant.
+
+    Raises:
+        ConfigError: negative, not finite, or above 1, which is the unit of 0 to 255 pixels.
+    """
+    if not value >= 0 or value == float("inf"):
+        raise ConfigError(f"{name}={value} is not a radius; type a number that is not negative, such as 8/255")
+    if value > 1:
+        raise ConfigError(
+            f"{name}={value:g} is in units of 0 to 255 pixels, ours are 0 to 1; type {name}={value:g}/255"
+        )
+
+
+def at_least(name: str, value: float, smallest: float) -> None:
+    """Complain about a number that is too small (or not a number)."""
+    if not value >= smallest:
+        raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Complain about a choice that does not exist."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is unknown; type one of {', '.join(map(repr, allowed))}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Complain about a weight outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value} is not a share; type a number from 0 to 1")

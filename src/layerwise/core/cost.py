@@ -1,0 +1,42 @@
+"""What a mini-batch costs, in passes over the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Cost of one mini-batch, in passes over the network.
+
+    Args:
+        forward: forward passes.
+        activations: backward passes to the activations.
+        weights: backward passes to the weights.
+        steps: optimiser steps.
+    """
+
+    forward: int = 1
+    activations: int = 1
+    weights: int = 1
+    steps: int = 1
+
+    @property
+    def total(self) -> int:
+        """All passes; the standard step has 3."""
+        return self.forward + self.activations + self.weights
+
+    def __add__(self, other: Passes) -> Passes:
+        """Add the passes of two parts."""
+        return Passes(
+            self.forward + other.forward,
+            self.activations + other.activations,
+            self.weights + other.weights,
+            self.steps + other.steps,
+        )
+
+
+PROBE = Passes(1, 1, 0, 0)
+
+
+DESCENT = Passes(1, 1, 1, 1)

@@ -1,0 +1,103 @@
+"""Probes: passes that find perturbations, with gradients at the sites (and the input) only, none for the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from layerwise.core.criteria import Criterion
+from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.modes import BatchNormMode, batch_norm, frozen
+from layerwise.core.passes import Constraint, Gradients, Pass
+from layerwise.core.sites import Sites
+from layerwise.core.tape import remembered
+from layerwise.core.tracing import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How a probe is made.
+
+    Args:
+        batch_norm: what batch norm does meanwhile, see `layerwise.core.modes`; the papers do not say, the default leaves no trace.
+        criterion: another loss than the descent's; None is the same.
+    """
+
+    batch_norm: BatchNormMode = "batch"
+    criterion: Criterion | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        criterion: Criterion,
+        sites: Sites | None = None,
+        noise: Mapping[Site, Tensor] | None = None,
+        constraint: Constraint | None = None,
+        wrt_input: bool = False,
+        backward: Backward = AUTOGRAD,
+    ) -> tuple[Tensor, Gradients]:
+        """One forward and one backward to the activations.
+
+        Args:
+            model: the network, wrapped or not.
+            x: inputs, shape (B, ...).
+            y: what the criterion takes beside the logits, usually labels (B,).
+            criterion: each example's loss, unless the probe has its own.
+            sites: where to record; None records nowhere.
+            noise: perturbations of the pass, {site: r}.
+            constraint: see `layerwise.core.sites.Constraint`.
+            wrt_input: also give dL/dx.
+            backward: the engine.
+
+        Returns:
+            dL/dx of shape x (zeros without memory if not asked for) and {site: dL/dz}, of the sum of the examples' losses.
+        """
+
+        def find() -> tuple[Tensor, Gradients]:
+            recorder = sites.record(x, noise, constraint=constraint) if sites is not None else nullcontext()
+            return self._pass(model, x, y, criterion, recorder, wrt_input, backward)
+
+        return remembered(find)
+
+    def _pass(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        criterion: Criterion,
+        recorder: Pass | nullcontext[None],
+        wrt_input: bool,
+        backward: Backward,
+    ) -> tuple[Tensor, Gradients]:
+        x = x.detach().requires_grad_(wrt_input)
+        with self.around(model), recorder as active:
+            leaves = [x] * wrt_input + (active.leaves if active is not None else [])
+            loss = (self.criterion or criterion).sum(model(x), y)
+            # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
+            if loss.requires_grad or active is None:
+                backward(loss, inputs=leaves)
+        gradient = x.grad if x.grad is not None else x.detach().new_zeros(()).expand_as(x)
+        return gradient.detach(), active.gradients() if active is not None else {}
+
+    @contextmanager
+    def around(self, model: nn.Module) -> Iterator[None]:
+        """Parameters frozen and batch norm as this probe has it, once for all of its passes inside."""
+        if (key := (model, self.batch_norm)) == _around.get():
+            yield
+            return
+        with frozen(model), batch_norm(model, self.batch_norm):
+            token = _around.set(key)
+            try:
+                yield
+            finally:
+                _around.reset(token)
+
+
+_around: ContextVar[tuple[nn.Module, BatchNormMode] | None] = ContextVar("layerwise_around", default=None)

@@ -1,0 +1,146 @@
+"""The loss around the images, along the adversarial and a random direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.attacks.base import is_right, loss_gradient
+from layerwise.core.checks import Radius
+from layerwise.core.random import Source, uniform
+from layerwise.errors import ConfigError
+from layerwise.evaluation.measures.base import Diagnostic, batches, examining
+from layerwise.evaluation.measures.style import MAP, canvas, describe, pixels, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GRID = tuple(k / 10 for k in range(-10, 11))
+
+
+@final
+@dataclass(frozen=True)
+class Landscape(Diagnostic):
+    """Loss and accuracy at x + a eps sign(g) + b eps r.
+
+    Args:
+        adversarial: the values of a.
+        random: the values of b.
+        loss: mean cross entropy in nats, `loss[i][j]` at adversarial[i], random[j].
+        accuracy: share of the images that are right, the same order.
+        eps: pixel units.
+        images: how many the means are over.
+    """
+
+    title: ClassVar[str] = "Loss landscape"
+
+    adversarial: tuple[float, ...]
+    random: tuple[float, ...]
+    loss: tuple[tuple[float, ...], ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    eps: float
+    images: int
+
+    def figure(self) -> Figure:
+        """Loss and accuracy as surfaces from above."""
+        percent = [[100 * value for value in row] for row in self.accuracy]
+        with styled():
+            figure, panels = canvas(1, 2, height=3.6)
+            self._surface(panels[0], self.loss, f"{self.title}, mean of {self.images} images", "cross entropy (nats)")
+            self._surface(panels[1], percent, "Accuracy", "accuracy (%)")
+        flat = [value for row in self.loss for value in row]
+        right = [value for row in percent for value in row]
+        return describe(
+            figure,
+            f"{self.title}. Mean cross entropy of {self.images} images runs from {min(flat):.3g} to {max(flat):.3g} nats and accuracy "
+            f"from {min(right):.1f} to {max(right):.1f} % over the adversarial and a random direction at {pixels(self.eps)}.",
+        )
+
+    def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str) -> None:
+        rows = [list(column) for column in zip(*values, strict=True)]
+        shown = axes.pcolormesh(
+            list(self.adversarial), list(self.random), rows, cmap=MAP, shading="gouraud", rasterized=True
+        )
+        low, high = min(map(min, rows)), max(map(max, rows))
+        if high > low:
+            levels = [low + (high - low) * k / 6 for k in range(1, 6)]
+            # Light lines on the dark half of the map, dark ones on the light half.
+            colours = ["white" if k < 3 else "black" for k in range(5)]
+            axes.contour(list(self.adversarial), list(self.random), rows, levels, colors=colours, linewidths=0.7)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.colorbar(shown, ax=axes, label=unit)
+        axes.set(
+            title=title,
+            xlabel=f"adversarial direction (units of {pixels(self.eps)})",
+            ylabel="random direction (same units)",
+        )
+        axes.grid(False)
+
+
+def loss_landscape(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Radius = 8 / 255,
+    adversarial: Sequence[float] = GRID,
+    random: Sequence[float] = GRID,
+    clip: bool = True,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Landscape:
+    """Mean loss and accuracy at clip(x + a eps sign(dL/dx) + b eps r), r of Rademacher entries (+1 or -1, each image its own).
+
+    (0, 0) is the image, (1, 0) FGSM's. Give one image for the landscape around that one.
+
+    Args:
+        model: any classifier.
+        x: images, shape (N, ...), pixels in [0, 1].
+        y: labels, shape (N,).
+        eps: pixel units.
+        adversarial: values of a; a forward pass over all images for each pair (441 by default).
+        random: values of b.
+        clip: to [0, 1], as FGSM does.
+        seed: of the random directions.
+        batch_size: images at a time; the result does not depend on it.
+
+    Reference: SLAT, figure 4.
+
+    >>> found = loss_landscape(nn.Linear(4, 2), torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), random=[0.0])
+    >>> len(found.loss), len(found.loss[0])
+    (21, 1)
+    """
+    if not adversarial or not random:
+        raise ConfigError("a landscape needs at least one value along each direction, for example adversarial=[0, 1]")
+    loss = torch.zeros(len(adversarial), len(random), dtype=torch.float64)
+    right = torch.zeros_like(loss)
+    with examining(model, x, y) as network:
+        for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
+            uphill, sideways = loss_gradient(network, images, labels).sign(), rademacher(images, source)
+            for i, a in enumerate(adversarial):
+                for j, b in enumerate(random):
+                    point = images + a * eps * uphill + b * eps * sideways
+                    with torch.no_grad():
+                        logits = network(point.clamp(0, 1) if clip else point)
+                    loss[i, j] += F.cross_entropy(logits.double(), labels, reduction="sum").cpu()
+                    right[i, j] += is_right(logits, labels).sum().cpu()
+    return Landscape(
+        tuple(map(float, adversarial)),
+        tuple(map(float, random)),
+        tuple(map(tuple, (loss / len(x)).tolist())),
+        tuple(map(tuple, (right / len(x)).tolist())),
+        float(eps),
+        len(x),
+    )
+
+
+def rademacher(like: Tensor, source: Source, *, key: str = "rademacher") -> Tensor:
+    """Independent entries +1 or -1, each with probability 1/2, of the shape of `like`."""
+    return torch.where(uniform(like, source, key=key) < 0, -torch.ones_like(like), torch.ones_like(like))

@@ -1,0 +1,1 @@
+"""Experiments: settings, recipes, suites; planned, trained, evaluated and tuned."""

@@ -1,0 +1,181 @@
+"""`layerwise bench step` and `bench peers`: what runs against what, and the tables."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+
+from layerwise.errors import LayerwiseError
+from layerwise.experiments.bench.peers import PEERS, check_installed
+from layerwise.experiments.bench.stepping import Contestant, Setup, by_hand, parse_method, somewhere
+from layerwise.experiments.bench.timing import Clock, Run, interleaved, machine, matrix_ceiling, ratio
+from layerwise.methods import METHODS
+
+STANDARD = "Standard"
+Record = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def bench_steps(
+    setup: Setup, methods: Sequence[str], *, rounds: int, seconds: float, say: Say, clock: Clock = time.perf_counter
+) -> Record:
+    """Time the steps of methods against the standard step, and against plain code where there is some.
+
+    Args:
+        setup: what is trained.
+        methods: see `parse_method`; empty is all of `METHODS`.
+        rounds: see `interleaved`.
+        seconds: see `interleaved`.
+        say: is told what does not run.
+        clock: see `interleaved`.
+
+    Returns:
+        Plain data: the machine, the settings, and a row a method.
+
+    Raises:
+        ConfigError: a method is misspelt, or the network does not fit the images.
+    """
+    wanted = list(dict.fromkeys([STANDARD, *(methods or METHODS)]))
+    for text in wanted:
+        parse_method(text, setup)  # what is misspelt is no reason to leave a row out
+    with ExitStack() as stack:
+        contestants = {STANDARD: stack.enter_context(somewhere(STANDARD, setup))}
+        for text in wanted[1:]:
+            try:
+                contestants[text] = stack.enter_context(somewhere(text, setup))
+            except LayerwiseError as error:
+                say(f"{text} is left out: {error}")
+        place = contestants[STANDARD].loop.session.place
+        dtype = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}.get(setup.training.precision, torch.float32)
+        ceiling = matrix_ceiling(place.device, dtype, clock=clock)
+        runs: dict[str, Run] = {}
+        for text, contestant in contestants.items():
+            runs[text] = contestant.run
+            if (plain := by_hand(contestant, text, setup)) is not None:
+                runs[_plain(text)] = plain
+        times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
+        rows = [_row(text, contestant, setup, times, ceiling) for text, contestant in contestants.items()]
+    described = {**_described(setup, rounds, seconds, clock), "ceiling_tflops": ceiling / 1e12}
+    return {"kind": "step", "machine": machine(place.device), "settings": described, "rows": rows}
+
+
+def _plain(text: str) -> str:
+    return f"{text}, by hand"
+
+
+def _described(setup: Setup, rounds: int, seconds: float, clock: Clock) -> Record:
+    chosen = setup.training
+    training = {
+        name: getattr(chosen, name) for name in ("precision", "compile", "capture", "channels_last", "clip_norm")
+    }
+    network = {"model": setup.model, "options": setup.options, "shape": setup.shape, "classes": setup.classes}
+    return {**network, "batch": setup.batch, **training, "rounds": rounds, "seconds": seconds, "clock": clock.__name__}
+
+
+def _row(
+    text: str, contestant: Contestant, setup: Setup, times: Mapping[str, list[float]], ceiling: float
+) -> dict[str, Any]:
+    own, passes = times[text], contestant.method.passes
+    typical, plain = statistics.median(own), times.get(_plain(text))
+    return {
+        "method": text,
+        "milliseconds": 1e3 * typical,
+        "fastest": 1e3 * min(own),
+        "slowest": 1e3 * max(own),
+        "images_per_second": setup.batch / typical,
+        "passes": passes.total,
+        "ratio": ratio(own, times[STANDARD]),
+        "floor": passes.total / 3,
+        "of_ceiling": contestant.operations / typical / ceiling,
+        "by_hand": None if plain is None else 1e3 * statistics.median(plain),
+        "to_by_hand": None if plain is None else ratio(own, plain),
+        "captured": contestant.captured,
+    }
+
+
+def step_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows as people read them."""
+    header = ("method", "ms", "images/s", "passes", "ratio", "floor", "ceiling", "by hand", "graph")
+    body: list[tuple[str, ...]] = []
+    for row in record["rows"]:
+        hand = "-" if row["to_by_hand"] is None else f"{row['to_by_hand']:.2f}"
+        body.append(
+            (
+                row["method"],
+                f"{row['milliseconds']:.2f}",
+                f"{row['images_per_second']:,.0f}",
+                str(row["passes"]),
+                f"{row['ratio']:.2f}",
+                f"{row['floor']:.2f}",
+                f"{row['of_ceiling']:.1%}",
+                hand,
+                "yes" if row["captured"] else "no",
+            )
+        )
+    return header, body
+
+
+def bench_peers(
+    setup: Setup, methods: Sequence[str], *, rounds: int, seconds: float, say: Say, clock: Clock = time.perf_counter
+) -> Record:
+    """Time the same steps of other libraries, and of plain code, against ours; arguments as `bench_steps`."""
+    missing = {name: why for name in ("torchattacks", "ART", "MAIR") if (why := check_installed(name)) is not None}
+    for name, why in missing.items():
+        say(f"{name} is left out: it is not installed, or does not work here ({why})")
+    rows = []
+    for text in methods:
+        name = text.partition(":")[0]
+        with somewhere(text, setup) as contestant:
+            runs: dict[str, Run] = {"layerwise": contestant.run}
+            if (plain := by_hand(contestant, text, setup)) is not None:
+                runs["by hand"] = plain
+            place = contestant.loop.session.place
+            x, y = (v.to(place.device) for v in setup.data())
+            for library, make in PEERS.get(name, {}).items():
+                if library in missing:
+                    continue
+                net = setup.network().to(place.device).train()
+                # Plain SGD, without our tensor rate: ART reads the rate as a number.
+                optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
+                step = make(net, optimizer, contestant.method)
+                try:
+                    step(x, y)
+                except Exception as error:  # whatever another library does
+                    say(f"{library} does not do {text} here ({type(error).__name__}: {error})")
+                    continue
+                runs[library] = partial(step, x, y)
+            times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
+        for library, own in times.items():
+            to_ours = ratio(own, times["layerwise"])
+            rows.append(
+                {"method": text, "library": library, "milliseconds": 1e3 * statistics.median(own), "to_ours": to_ours}
+            )
+    described = _described(setup, rounds, seconds, clock)
+    return {
+        "kind": "peers",
+        "machine": {**machine(place.device), "peers": _versions(missing)},
+        "settings": described,
+        "missing": missing,
+        "rows": rows,
+    }
+
+
+def _versions(missing: Mapping[str, str]) -> dict[str, str]:
+    from importlib import import_module
+
+    present = [name for name in ("torchattacks", "ART", "MAIR") if name not in missing]
+    return {name: str(getattr(import_module(name.lower()), "__version__", "unknown")) for name in present}
+
+
+def peers_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows as people read them."""
+    body: list[tuple[str, ...]] = [
+        (row["method"], row["library"], f"{row['milliseconds']:.2f}", f"{row['to_ours']:.2f}") for row in record["rows"]
+    ]
+    return ("method", "library", "ms", "times ours"), body

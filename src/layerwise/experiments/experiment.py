@@ -1,0 +1,363 @@
+"""Experiments: a configuration turned into data, network, method, training run and evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise import data as datasets
+from layerwise import models
+from layerwise.data import ImageData
+from layerwise.errors import CheckpointError, ConfigError, did_you_mean
+from layerwise.evaluation.decode import decode
+from layerwise.evaluation.judging import FACTS, Judgement, judge
+from layerwise.experiments import recipe
+from layerwise.experiments.config import Tree
+from layerwise.evaluation.settings import EvaluationSettings
+from layerwise.experiments.settings import (
+    SCHEMA,
+    DataSettings,
+    Experiment,
+    ModelSettings,
+    make_phases,
+    read,
+)
+from layerwise.files import write_text
+from layerwise.methods.sources import with_networks
+from layerwise.spelling import tokens_to_tree
+from layerwise.training import WEIGHTS, FitResult, fit, load_weights
+from layerwise.training.checkpoint import found as checkpoints_in
+from layerwise.training.run import CHECKPOINTS, CONFIG, Run, Weights
+
+__all__ = [
+    "SCHEMA",
+    "DataFacts",
+    "DataSettings",
+    "EvaluationSettings",
+    "Experiment",
+    "Judgement",
+    "ModelSettings",
+    "best_device",
+    "build_model",
+    "check_run",
+    "current_folder_on_path",
+    "judge",
+    "load",
+    "load_data",
+    "make_phases",
+    "open_run",
+    "read",
+    "run_of",
+    "train",
+    "train_seeds",
+]
+
+logger = logging.getLogger("layerwise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What a network must know about the images that it was trained on.
+
+    Args:
+        name: of the data set.
+        classes: in the order of their numbers.
+        shape: (C, H, W).
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+
+def load_data(settings: DataSettings) -> ImageData:
+    """The data set."""
+    _refuse("data", settings.options, ("name", "root", "validation", "download"))
+    return datasets.load(
+        settings.name,
+        root=settings.root,
+        validation=settings.validation,
+        download=settings.download,
+        **settings.options,
+    )
+
+
+def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: bool = True) -> nn.Module:
+    """The network, with fresh weights from PyTorch's own random state.
+
+    Args:
+        settings: which.
+        data: gives shape, number of classes and the pixels' statistics.
+        trust: import the user's code that the name may point at; False refuses it.
+    """
+    _refuse("model", settings.options, ("name", "num_classes", "shape", "mean", "std"))
+    if ":" in settings.name or "." in settings.name:
+        if not trust:
+            raise ConfigError(
+                f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it"
+            )
+        current_folder_on_path()
+    return models.build(
+        settings.name,
+        num_classes=data.num_classes,
+        shape=data.shape,
+        mean=data.mean if settings.normalize else None,
+        std=data.std if settings.normalize else None,
+        **settings.options,
+    )
+
+
+def _refuse(section: str, options: dict[str, Any], settled: Sequence[str]) -> None:
+    """Complain about options that the experiment itself settles."""
+    if found := [name for name in settled if name in options]:
+        own = (
+            f"type --{section}.{found[0]}"
+            if found[0] in ("name", "root", "validation", "download")
+            else "the data tell it"
+        )
+        raise ConfigError(f"{section}.options: {found[0]!r} is none of the options; {own}")
+
+
+def best_device() -> torch.device:
+    """The accelerator, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def current_folder_on_path() -> None:
+    """Let `my_module:Net` be found in the current folder, which a console script, unlike `python FILE`, has not on its path."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+
+
+def train(
+    experiment: Experiment,
+    tree: Tree,
+    *,
+    folder: Path,
+    resume: bool = False,
+    progress: bool = True,
+    trust: bool = True,
+    weights: Weights = "last",
+) -> tuple[FitResult, Judgement]:
+    """Train one run and judge it on the test set.
+
+    Args:
+        experiment: what to do.
+        tree: the same, resolved, for the run folder.
+        folder: the run's folder; a new one is removed again if the run ends before its first checkpoint.
+        resume: go on where the run in the folder stopped.
+        progress: show progress.
+        trust: see `build_model`.
+        weights: which of the run are judged; the run has to make them.
+
+    Returns:
+        What `fit` gives, and the evaluation, also written to `evaluation.json` and `evaluation.md` (`evaluation-best.json`, ...).
+    """
+    if (folder / CONFIG).is_file():  # refused before anything is read, or a reference is trained
+        Run(folder).open(tree, resume=resume)
+    data = load_data(experiment.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.training.seed)
+        model = build_model(experiment.model, data, trust=trust)
+    if experiment.model.start is not None and not checkpoints_in(folder / CHECKPOINTS):
+        start = str(experiment.model.start)
+        load_weights(model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress))
+    logger.info(
+        "%s: %s, %s on %s, %s epochs",
+        folder,
+        type(experiment.method).__name__,
+        experiment.model.name,
+        data.name,
+        experiment.training.epochs,
+    )
+
+    def network(source: str) -> nn.Module:
+        return load(run_of(source, "method", experiment, runs=folder.parent, progress=progress), trust=trust)
+
+    result = fit(
+        model,
+        with_networks(experiment.method, network),
+        data,
+        training=experiment.training,
+        phases=[
+            p if p.method is None else replace(p, method=with_networks(p.method, network))
+            for p in make_phases(experiment)
+        ],
+        run=folder,
+        config=tree,
+        resume=resume,
+        progress=progress,
+    )
+    write_text(folder / FACTS, json.dumps(asdict(_facts_of(data)), indent=1) + "\n")
+    if weights != "last":
+        load_weights(model, folder, weights)
+    try:
+        return result, judge(
+            model,
+            data,
+            experiment.evaluation,
+            name=folder.name if weights == "last" else f"{folder.name} ({weights} weights)",
+            folder=folder,
+            record="evaluation" if weights == "last" else f"evaluation-{weights}",
+            progress=progress,
+            load=partial(load, trust=trust),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after training; judge the network with: layerwise evaluate {folder}"
+        ) from None
+
+
+def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool) -> Path:
+    """The run or file that a setting names; a recipe without a finished run is trained first."""
+    is_file = source.endswith((".yaml", ".yml"))
+    if is_file or source in recipe.names():
+        folder = runs / Path(source).stem if is_file else runs / source
+        if not (folder / WEIGHTS["last"]).is_file():
+            reference, tree = read(source, _same_place(experiment))
+            train(reference, tree, folder=folder, resume=True, progress=progress)
+        source = str(folder)
+    elif not Path(source).exists():
+        raise ConfigError(
+            f"{where}: there is no run, file or recipe {source!r}; {did_you_mean(source, recipe.names())}"
+        )
+    return Path(source)
+
+
+def _same_place(experiment: Experiment) -> list[str]:
+    """The settings that say where data are, what computes and what is judged on, for another experiment beside this one."""
+    data, training = experiment.data, experiment.training
+    root = [] if data.root is None else [f"--data.root={data.root}"]
+    judged = f"--evaluation.split={experiment.evaluation.split}"  # a search does not look at the test images on its way either
+    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}", judged]
+
+
+def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, progress: bool = True) -> list[Path]:
+    """Train and judge several seeds from the tree's own on, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
+
+    Returns:
+        The run folders.
+
+    Raises:
+        ConfigError: no seeds.
+        CheckpointError: a folder is taken and `resume` is not asked for; nothing is trained then.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} trains nothing; type --seeds 3")
+    first = tree["training"]["seed"]
+    folders = {seed: folder.with_name(f"{folder.name}-seed{seed}") for seed in range(first, first + seeds)}
+    for run in folders.values():
+        if not resume and (run / CONFIG).exists():
+            raise CheckpointError(
+                f"{run} already holds a run; add --resume to keep and finish what is there, or --name another"
+            )
+    for seed, run in folders.items():
+        if not (resume and (run / "evaluation.json").is_file()):
+            experiment, resolved = SCHEMA.read(tree, [f"--training.seed={seed}"])
+            train(experiment, resolved, folder=run, resume=resume, progress=progress)
+    return list(folders.values())
+
+
+def open_run(
+    folder: Path, overrides: Sequence[str] = (), *, trust: bool = False, which: Weights = "last"
+) -> tuple[Experiment, nn.Module, ImageData]:
+    """A finished run: its experiment, its network with weights (on the accelerator, if there is one), its data.
+
+    Args:
+        folder: the run's folder.
+        overrides: settings that differ now, `--evaluation.eps 4/255`; of `data`, `model` and `evaluation` only.
+        trust: allow the run to name code outside layerwise.
+        which: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
+
+    Raises:
+        CheckpointError: no run there, training has not finished, or weights that do not fit.
+        ConfigError: settings that do not fit.
+    """
+    experiment = _read_run(folder, overrides, which=which)
+    data = load_data(experiment.data)
+    return experiment, _network(folder, experiment, data, trust=trust, which=which).to(best_device()), data
+
+
+def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:
+    """The trained network of a run, in evaluation mode; the data need not be there.
+
+    Args:
+        folder: the run's folder.
+        which: see `open_run`.
+        trust: allow the run to name code outside layerwise.
+
+    Raises:
+        CheckpointError: see `open_run`.
+    """
+    run = Path(folder)
+    experiment = _read_run(run, which=which)
+    facts = _read_facts(run / FACTS) if (run / FACTS).is_file() else load_data(experiment.data)
+    return _network(run, experiment, facts, trust=trust, which=which).eval()
+
+
+def check_run(folder: Path) -> None:
+    """Complain about a folder that holds no run.
+
+    Raises:
+        CheckpointError: with the closest of those beside it.
+    """
+    if not (folder / CONFIG).is_file():
+        there = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
+        hint = did_you_mean(folder.name, there) if there else "train one with `layerwise train RECIPE`"
+        raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
+
+
+def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
+    """The experiment of a run that has the weights asked for."""
+    check_run(folder)
+    for section in tokens_to_tree(overrides):
+        if section in ("method", "phases", "training"):
+            raise ConfigError(
+                f"the run is trained already, so --{section} has no effect; type settings of evaluation, data or model"
+            )
+    experiment, _ = read(str(folder / CONFIG), overrides)
+    if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
+        raise CheckpointError(
+            f"the training of {folder} has not finished; go on with: layerwise train --resume {folder}"
+        )
+    return experiment
+
+
+def _network(
+    folder: Path, experiment: Experiment, data: ImageData | DataFacts, *, trust: bool, which: Weights
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(experiment.model, data, trust=trust)
+    load_weights(model, folder, which=which)
+    return model
+
+
+def _facts_of(data: ImageData) -> DataFacts:
+    return DataFacts(name=data.name, classes=data.classes, shape=data.shape, mean=data.mean, std=data.std)
+
+
+def _read_facts(file: Path) -> DataFacts:
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON ({error}); delete it, and the data set tells the same") from None
+    facts: DataFacts = decode(DataFacts, found, source=str(file))
+    return facts

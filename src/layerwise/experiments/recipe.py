@@ -1,0 +1,85 @@
+"""Recipes: commented YAML, one a result."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from layerwise.errors import ConfigError, did_you_mean
+from layerwise.experiments.config import Tree, load_yaml
+from layerwise.experiments.ranges import Range, read_ranges
+
+
+def folder() -> Path:
+    """Where the recipes that come with the package are."""
+    return Path(str(resources.files("layerwise"))) / "experiments" / "recipes"
+
+
+def names() -> list[str]:
+    """The recipes that come with the package, sorted.
+
+    >>> "slat-digits" in names()
+    True
+    """
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def path_of(recipe: str, *, beside: Path | None = None) -> Path:
+    """The file of a recipe: a name of `names()`, or the path of a YAML file.
+
+    Args:
+        recipe: the name or path.
+        beside: a file; paths are looked for in its folder first.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if (own := folder() / f"{recipe}.yaml").is_file():
+        return own
+    if recipe.endswith((".yaml", ".yml")):
+        near = beside.parent / recipe if beside is not None else Path(recipe)
+        return near if near.is_file() else Path(recipe)
+    raise ConfigError(
+        f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)"
+    )
+
+
+def load(recipe: str) -> list[Tree]:
+    """A recipe as trees, each to be laid on those before it: `extends: NAME` puts another recipe's before its own.
+
+    Raises:
+        ConfigError: unknown, not YAML, or recipes that extend each other in a circle.
+    """
+    trees: list[Tree] = []
+    seen: list[str] = []
+    current, file = recipe, None
+    while True:
+        if current in seen:
+            raise ConfigError(f"recipe {recipe!r} extends itself: {' -> '.join([*seen, current])}")
+        seen.append(current)
+        file = path_of(current, beside=file)
+        tree = load_yaml(file)
+        following = tree.pop("extends", None)
+        tree.pop("tune", None)  # only `ranges` looks at it
+        trees.insert(0, tree)
+        if following is None:
+            return trees
+        if not isinstance(following, str):
+            raise ConfigError(f"{file}: extends={following} does not fit; type one recipe's name or file")
+        current = following
+
+
+def ranges(recipe: str) -> dict[str, Range]:
+    """What a recipe's own `tune:` section says; those that it extends may train otherwise, so theirs do not count.
+
+    Raises:
+        ConfigError: no recipe, or something that is no range.
+    """
+    file = path_of(recipe)
+    return read_ranges(load_yaml(file).get("tune"), where=f"{file.name}: ")
+
+
+def summary(recipe: str) -> str:
+    """The first comment line of a recipe: what it is."""
+    first = path_of(recipe).read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ").strip()

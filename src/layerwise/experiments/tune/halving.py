@@ -1,0 +1,391 @@
+"""Successive halving: every trial trains briefly, the best third of them three times as long, and so on to the full length.
+
+Each rung trains afresh. A recipe's schedule has to see its own end: a run stopped on the way, at a rate that is still high, ranks rates
+and radii otherwise than a short run that is finished, and collapses come late. All rungs cost the same, so a third of each but the first
+is what going on from checkpoints could save.
+
+Reference: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization".
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from layerwise.core.checks import at_least
+from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
+from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT
+from layerwise.evaluation.judging import Judgement, judge
+from layerwise.experiments import experiment as experiments
+from layerwise.experiments import recipe
+from layerwise.experiments.config import Tree, dump_yaml, load_yaml
+from layerwise.experiments.ranges import Range
+from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
+from layerwise.experiments.tune.search import optuna, propose
+from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
+from layerwise.files import atomic, write_text, writing
+from layerwise.spelling import parse_yaml, written
+from layerwise.training import WEIGHTS, FitResult, load_weights
+from layerwise.training.lock import held
+from layerwise.training.monitor import OVERFITTING as COLLAPSED
+from layerwise.training.run import CHECKPOINTS, FREE, Weights, check_config
+
+logger = logging.getLogger("layerwise")
+
+FACTOR = 3
+"""A rung keeps one trial in so many, and is so many times as long as the one before."""
+
+LONGER = 5
+"""So many times the PGD steps at the last rung."""
+
+UNDONE = 0.1
+"""Accuracy that the longer PGD may take from what the shorter one left (on the digits it takes 6 points from an honest network)."""
+
+MASKING = frozenset(check.name for check in (OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT))
+"""Self-checks after which accuracy under PGD is not to be believed."""
+
+SETTLED = ("training.epochs", "training.max_steps", "training.eval_", "evaluation", "data")
+"""Beginnings of settings that would change the yardstick."""
+
+ASKED, TABLE, BEST, PICTURE = "tune.yaml", "tune.md", "best.yaml", "tune.png"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a search is made.
+
+    Args:
+        trials: how many settings are tried.
+        budget: epochs of the last rung; None is the recipe's.
+        objective: `"robust"` (accuracy under PGD), `"clean"`, or `"rho"` (Deep Defense's rho_2).
+        max_clean_drop: largest loss of clean accuracy, in [0, 1], against the network that the recipe starts from; None is any.
+        weights: which weights of a trial are judged: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
+        seed: of the settings that are tried; those of training are the recipe's.
+    """
+
+    trials: int = 9
+    budget: int | None = None
+    objective: Objective = "robust"
+    max_clean_drop: float | None = None
+    weights: Weights = "last"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        at_least("trials", self.trials, 1)
+        at_least("seed", self.seed, 0)
+        if self.budget is not None:
+            at_least("budget", self.budget, 1)
+        for name, known in (("objective", ("robust", "clean", "rho")), ("weights", tuple(WEIGHTS))):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"{name}: there is no {value!r}; {did_you_mean(value, known)}")
+        if self.max_clean_drop is not None and not 0 <= self.max_clean_drop < 1:
+            raise ConfigError(f"max_clean_drop={self.max_clean_drop} is no share; type one such as 0.01")
+
+    def rungs(self, epochs: int, *, shortest: int = 1) -> list[tuple[int, int]]:
+        """(trials, epochs) of every rung.
+
+        >>> Plan(trials=9).rungs(30)
+        [(9, 3), (3, 10), (1, 30)]
+        """
+        lengths = [epochs]
+        while lengths[0] // FACTOR >= shortest and self.trials // FACTOR ** len(lengths):
+            lengths.insert(0, lengths[0] // FACTOR)
+        return [(self.trials // FACTOR**rung, length) for rung, length in enumerate(lengths)]
+
+
+def tune(
+    tree: Tree,
+    ranges: Mapping[str, Range],
+    plan: Plan,
+    *,
+    name: str,
+    folder: Path,
+    runs: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Tuning:
+    """Search the ranges, and write trials.jsonl, tune.md, tune.png and best.yaml into the folder.
+
+    Each trial is a run in FOLDER/trial-NNN-rung-R, judged on the validation split; the test split is never read. The same arguments
+    give the same search, also after an interruption.
+
+    Args:
+        tree: the recipe's settings, resolved.
+        ranges: {dotted setting: range}.
+        plan: how.
+        name: of the recipe, for the table.
+        folder: of the search.
+        runs: where the run that the recipe starts from may be; what is not there is trained in `folder`.
+        resume: go on with the search in the folder.
+        progress: show progress.
+
+    Raises:
+        ConfigError: nothing to search, a range or setting that does not fit, no validation images, no optuna, or other settings than
+            those of the search to resume.
+        CheckpointError: the folder is taken or cannot be written.
+        LayerwiseError: not one trial was sound.
+    """
+    optuna()
+    base = _checked(tree, ranges, plan)
+    if (size := math.prod(each.size for each in ranges.values())) < plan.trials:
+        logger.info("the ranges hold %d settings; each is tried once", size)
+        plan = replace(plan, trials=int(size))
+    wanted = {"recipe": tree, "ranges": {key: each.plain() for key, each in ranges.items()}, "plan": asdict(plan)}
+    asked = parse_yaml(dump_yaml(wanted), "the search")  # with lists for tuples, as the file will say it
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        if (folder / ASKED).is_file():
+            if not resume:
+                raise CheckpointError(
+                    f"{folder} already holds a search; add --resume to go on with it, or --name another"
+                )
+            check_config(load_yaml(folder / ASKED), asked, where=folder, free=[f"recipe.{key}" for key in FREE])
+        else:
+            write_text(folder / ASKED, dump_yaml(asked))
+        try:
+            search = _Search(base, ranges, plan, folder, runs, progress)
+            trials, best = search.run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped, what is done is kept; go on by typing the same again with --resume"
+            ) from None
+    found = Tuning(
+        recipe=name, objective=plan.objective, weights=plan.weights, ranges=ranges, trials=tuple(trials), best=best
+    )
+    _, winner = shortened(with_settings(tree, best.settings, where="tune")[0], epochs=search.epochs)
+    told = ", ".join(f"{key} {written(value)}" for key, value in best.settings.items())
+    write_text(folder / BEST, f"# {name} with {told}.\n# {found.sentence()}\n{dump_yaml(winner)}")
+    write_text(folder / TABLE, found.to_markdown())
+    picture = found.figure()
+    with writing(folder / PICTURE), atomic(folder / PICTURE) as partial:
+        picture.savefig(partial, format="png")
+    return found
+
+
+def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan) -> Experiment:
+    """The recipe's experiment, if the search can begin."""
+    if not ranges:
+        raise ConfigError(
+            "there is nothing to search; type --range method.eta=0.01:0.3:log, or give the recipe a section tune:"
+        )
+    base: Experiment = SCHEMA.build(tree)
+    with_settings(tree, {key: each.first for key, each in ranges.items()}, where="range")
+    if fixed := [key for key in ranges if key.startswith(SETTLED)]:
+        raise ConfigError(
+            f"{fixed[0]} cannot be searched: it belongs to the rungs (see --budget) or to how trials are judged"
+        )
+    if plan.max_clean_drop is not None and base.model.start is None:
+        raise ConfigError("max_clean_drop needs a network to compare with: a recipe that sets model.start")
+    check_weights(base, plan.weights)
+    if not len(experiments.load_data(base.data).validation):
+        raise ConfigError("there are no validation images to choose by; type --data.validation 0.1")
+    return base
+
+
+def check_weights(chosen: Experiment, weights: Weights) -> None:
+    """Complain about weights that a run would not have.
+
+    Raises:
+        ConfigError: with the setting that makes them.
+    """
+    training = chosen.training
+    if "ema" in weights and training.ema_decay is None:
+        raise ConfigError(
+            f"the recipe averages no weights, so there are no {weights} ones; type --training.ema_decay 0.999"
+        )
+    if "best" in weights and not training.eval_every:
+        raise ConfigError(
+            f"the recipe never looks at the validation images, so there are no {weights} weights; type --training.eval_every 1"
+        )
+
+
+@final
+class _Search:
+    """A search in its folder."""
+
+    def __init__(
+        self, base: Experiment, ranges: Mapping[str, Range], plan: Plan, folder: Path, runs: Path | None, progress: bool
+    ) -> None:
+        start = base.model.start or ""
+        if runs is not None and (start in recipe.names() or start.endswith((".yaml", ".yml"))):
+            reference = runs / Path(start).stem
+            if (reference / WEIGHTS["last"]).is_file():
+                base = replace(base, model=replace(base.model, start=str(reference)))
+        self.base, self.tree = base, SCHEMA.tree(base)
+        self.ranges, self.plan, self.folder, self.progress = ranges, plan, folder, progress
+        self.epochs = plan.budget or base.training.epochs
+        self.known = {(t.trial, t.rung): t for t in read_trials(folder / TRIALS)}
+        self.floor = self._floor()
+
+    def run(self) -> tuple[list[Trial], Trial]:
+        """Every trial in order, and the winner."""
+        rungs = self.plan.rungs(self.epochs, shortest=max(1, len(self.base.phases)))
+        done: list[Trial] = []
+        order: list[tuple[int, dict[str, Any] | None]] = [(number, None) for number in range(self.plan.trials)]
+        for rung, (quota, epochs) in enumerate(rungs):
+            last, there = rung + 1 == len(rungs), list[Trial]()
+            for number, settings in order:
+                # What turns out not to be sound makes room for the next best.
+                if sum(t.state == "sound" for t in there) < quota:
+                    known = self.known.get((number, rung))
+                    there.append(known or self._try(number, rung, epochs, settings or self._settings(there), last=last))
+            done += there
+            sound = [t for t in there if t.state == "sound"]
+            if not sound:
+                states = ", ".join(f"trial {t.trial} {t.state}{': ' * bool(t.message)}{t.message}" for t in there[:3])
+                raise LayerwiseError(
+                    f"not one of {len(there)} trials of {epochs} epochs was sound ({states}); see {self.folder / TRIALS}"
+                )
+            ranked = sorted(sound, key=lambda t: (-t.score(self.plan.objective), t.trial))
+            order = [(t.trial, t.settings) for t in ranked]
+        return done, ranked[0]
+
+    def _settings(self, before: list[Trial]) -> dict[str, Any]:
+        """What to try next; first the recipe as it is, where its values lie in the ranges."""
+        own = {key: _at(self.tree, key) for key in self.ranges}
+        if not before and all(own[key] in each for key, each in self.ranges.items()):
+            return own
+        told = [(t.settings, t.score(self.plan.objective)) for t in before]
+        return propose(self.ranges, told, seed=self.plan.seed, random=max(4, self.plan.trials // FACTOR))
+
+    def _try(self, number: int, rung: int, epochs: int, settings: dict[str, Any], *, last: bool) -> Trial:
+        """Train and judge, and record what came of it."""
+        run = f"trial-{number:03d}-rung-{rung}"
+        logger.info("%s: %s", run, ", ".join(f"{key} {written(value)}" for key, value in settings.items()))
+        about: dict[str, Any] = {"trial": number, "rung": rung, "epochs": epochs, "settings": settings, "run": run}
+        begin = time.perf_counter()
+        try:
+            chosen, _ = with_settings(self.tree, settings, where=run)
+            chosen, tree = shortened(chosen, epochs=epochs, judged=self._judged(last))
+            check_weights(chosen, self.plan.weights)
+            trained = experiments.train(
+                chosen,
+                tree,
+                folder=self.folder / run,
+                resume=True,
+                progress=self.progress,
+                weights=self.plan.weights,
+            )
+            scores: dict[str, Any] = self._scores(*trained)
+        except (CheckpointError, OSError):  # the machine's fault, not the setting's
+            raise
+        except Exception as error:
+            logger.warning("%s failed: %s", run, error)
+            scores = {"state": "failed", "message": f"{type(error).__name__}: {error}"[:500]}
+        trial = Trial(**about, **scores, seconds=round(time.perf_counter() - begin, 2))
+        add_trial(self.folder / TRIALS, trial)
+        # Several times the size of everything else, and no rung goes on from them.
+        shutil.rmtree(self.folder / run / CHECKPOINTS, ignore_errors=True)
+        return trial
+
+    def _judged(self, last: bool) -> dict[str, Any]:
+        """How trials are judged: only what the search looks at, on the validation split."""
+        old, steps = self.base.evaluation, self.base.training.eval_steps or 10
+        wanted = {"clean": "clean", "short": f"pgd-{steps}", **({"long": f"pgd-{LONGER * steps}"} if last else {})}
+        return {
+            "norm": old.norm,
+            "eps": old.eps,
+            "attacks": list(wanted.values()),
+            "num_examples": self.base.training.eval_examples,
+            "split": "validation",
+            "seed": old.seed,
+            "batch_size": old.batch_size,
+            "eot": old.eot,
+            "rho_steps": (old.rho_steps[-1:] or [50]) if self.plan.objective == "rho" else [],
+            "inference": old.inference,
+        }
+
+    def _scores(self, fitted: FitResult, judgement: Judgement) -> dict[str, Any]:
+        """The fields of a `Trial` that training and judgement tell."""
+        evaluation = judgement.evaluation
+        clean, *attacked = evaluation.accuracies.values()
+        findings = tuple(dict.fromkeys(finding.name for finding in evaluation.findings))
+        state: State = "sound"
+        if self.plan.objective == "robust":
+            if COLLAPSED in fitted.flags and "best" not in self.plan.weights:  # the best ones are from before
+                state = "overfitted"
+            elif MASKING & set(findings) or attacked[-1] < attacked[0] - UNDONE:
+                state = "masked"
+        if clean < self.floor:
+            state = "inaccurate"
+        rho = judgement.rho[0].value if judgement.rho else None
+        return {
+            "state": state,
+            "images": evaluation.worst.total,
+            "clean": clean,
+            "robust": attacked[-1],
+            "rho": rho,
+            "findings": findings,
+        }
+
+    def _floor(self) -> float:
+        """The smallest clean accuracy that is accepted."""
+        drop, base = self.plan.max_clean_drop, self.base
+        if drop is None:
+            return 0.0
+        data = experiments.load_data(base.data)
+        model = experiments.build_model(base.model, data)
+        chosen, _ = shortened(
+            base, epochs=self.epochs, judged={**self._judged(False), "attacks": ["clean"], "rho_steps": []}
+        )
+        load_weights(
+            model,
+            experiments.run_of(str(base.model.start), "model.start", chosen, runs=self.folder, progress=self.progress),
+        )
+        return (
+            judge(model.to(experiments.best_device()), data, chosen.evaluation, progress=False)
+            .evaluation["clean"]
+            .accuracy
+            - drop
+        )
+
+
+def shortened(chosen: Experiment, *, epochs: int, judged: Mapping[str, Any] | None = None) -> tuple[Experiment, Tree]:
+    """The experiment in so many epochs: schedule, phases and `max_steps` shrink (or grow) in proportion.
+
+    Args:
+        chosen: the experiment.
+        epochs: of the new one; at least as many as it has phases.
+        judged: settings of its evaluation; None is as before.
+    """
+    training, old = chosen.training, chosen.training.epochs
+    if epochs != old:
+        steps = None if training.max_steps is None else max(1, training.max_steps * epochs // old)
+        training = replace(training, epochs=epochs, max_steps=steps, schedule=training.schedule.over(old))
+    new = replace(
+        chosen,
+        training=training,
+        phases=_shrunk(chosen.phases, epochs),
+        evaluation=chosen.evaluation if judged is None else experiments.EvaluationSettings(**judged),
+    )
+    return new, SCHEMA.tree(new)
+
+
+def _shrunk(phases: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
+    """The phases in so many epochs, each at least one long.
+
+    >>> [phase["epochs"] for phase in _shrunk([{"epochs": 40}, {"epochs": 1}, {"epochs": 50}], 9)]
+    [4, 1, 4]
+    """
+    total, passed, end, found = sum(phase["epochs"] for phase in phases), 0, 0, []
+    for index, phase in enumerate(phases):
+        passed += phase["epochs"]
+        begin, end = end, max(end + 1, min(round(passed * epochs / total), epochs - (len(phases) - 1 - index)))
+        found.append({**phase, "epochs": end - begin})
+    return found
+
+
+def _at(tree: Tree, key: str) -> Any:
+    """The value of a dotted setting; None where the tree ends before it."""
+    found: Any = tree
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

@@ -1,0 +1,399 @@
+"""The command line as a user meets it: what every command shows, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerwise import models
+from layerwise.attacks import ATTACKS
+from layerwise.cli import listing
+from layerwise.cli.console import TABLE, readable
+from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES
+from layerwise.evaluation.journal import Entry, Journal
+from layerwise.evaluation.judgement import Judgement
+from layerwise.evaluation.measures import DIAGNOSTICS
+from layerwise.experiments import experiment
+from layerwise.experiments.suites import SUITES
+from layerwise.methods import METHODS
+from layerwise.models.weights import unpack_tensors
+from tests.command import QUICK, Command, Said, done, finished, layerwise, told
+
+__all__ = ["done", "finished", "layerwise"]  # fixtures
+
+
+def narrow(text: str) -> bool:
+    """Whether every line of a text's tables and lists fits a terminal."""
+    return max(len(line) for line in text.splitlines() if "  " in line) <= 80
+
+
+# Help.
+
+
+def test_without_a_command_there_is_help(layerwise: Command) -> None:
+    said = layerwise()
+    assert (said.code, said.err) == (0, "")
+    assert said == layerwise("--help")
+    assert narrow(said.out)
+    for command in ("demo", "train", "evaluate", "report", "reproduce", "tune", "bench", "sites", "list", "doctor"):
+        assert re.search(rf"^    {command}\s+\w", said.out, re.MULTILINE)
+        own = layerwise(command, "--help")
+        assert own.code == 0
+        assert own.out.startswith(f"usage: layerwise {command}")
+        assert narrow(own.out)
+
+
+def test_the_version_says_what_a_bug_report_needs(layerwise: Command) -> None:
+    said = layerwise("--version")
+    assert said.code == 0
+    assert said.out.startswith(f"layerwise 0.1.0, torch {torch.__version__}, Python {sys.version.split()[0]}, ")
+
+
+def test_train_help_explains(layerwise: Command) -> None:
+    out = layerwise("train", "--help").out
+    for word in (
+        "extends: slat-digits",
+        "--method.eta 0.1",
+        "--seeds",
+        "--resume",
+        "--dry-run",
+        "8/255",
+        "null is none",
+    ):
+        assert word in out
+    assert "--training.optimizer.lr" not in out
+
+
+def test_help_of_a_recipe_lists_its_settings_as_they_are_typed(layerwise: Command) -> None:
+    out = layerwise("train", "slat-digits", "--method.base", "FGSMRS", "--help").out
+    assert "  --method.eta {input: 0.2, conv1: 0.03, layer1: 0.03}\n        eta_k, in the unit of" in out
+    assert "  --method.base.eps 8/255\n" in out
+    assert "  --training.augment.name null\n" in out
+    assert "  --evaluation.attacks [clean, fgsm, pgd-20]\n" in out
+
+
+def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: Path) -> None:
+    out = layerwise("evaluate", "runs/done", "--help").out
+    assert "  --evaluation.num_examples 20\n" in out
+    assert "--training.epochs" not in out
+
+
+# What there is.
+
+
+@pytest.mark.parametrize(
+    ("what", "some"),
+    [
+        ("methods", sorted(METHODS)),
+        ("models", models.names()),
+        ("data", ["digits", "mnist", "cifar10"]),
+        ("recipes", ["slat-digits", "slat-cifar10-wrn-as-printed"]),
+        ("attacks", sorted(ATTACKS)),
+        ("suites", sorted(SUITES)),
+        ("diagnostics", sorted(DIAGNOSTICS)),
+        ("corruptions", [*CORRUPTIONS, *SEQUENCES]),
+    ],
+)
+def test_lists(layerwise: Command, what: str, some: list[str]) -> None:
+    said = layerwise("list", what)
+    assert said.code == 0
+    first = [line.split()[0] for line in said.out.splitlines() if line and line[0].isalnum()]
+    assert set(some) <= set(first)
+    # Every line of the table explains.
+    _, rows = listing.rows(what)
+    assert all(len(row[-1]) > 10 for row in rows)
+
+
+def test_lists_keep_their_lines_in_a_file_or_a_pipe(layerwise: Command) -> None:
+    (line,) = [line for line in layerwise("list", "methods").out.splitlines() if line.startswith("FGSMRS")]
+    assert line.rstrip().endswith("u uniform in the ball.")
+
+
+def test_doctor(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = layerwise("doctor")
+    assert said.code == 0
+    for word in ("python", "torch", "device", "lightning-fabric", "LAYERWISE_DATA is not set"):
+        assert word in said.out
+    assert re.findall(r"^check (\w+) +ok$", said.out, re.MULTILINE) == ["recording", "training", "folder"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    ill = layerwise("doctor")
+    assert (ill.code, ill.err) == (2, "error: a check failed; put what is above into a bug report\n")
+    assert "check folder      FAILED: ValueError: " in ill.out
+
+
+def test_sites(layerwise: Command) -> None:
+    every = layerwise("sites", "digits_cnn", "--shape", "1,8,8")
+    assert every.code == 0
+    assert re.search(r"^ *conv1 +Conv2d +\(16, 8, 8\)", every.out, re.MULTILINE)
+    assert "--select" in every.out
+    some = layerwise("sites", "digits_cnn", "--shape=1x8x8", "--options", "{width: 4}", "--select", "conv1", "layer1")
+    assert [line.split()[0] for line in some.out.splitlines()] == ["site", "conv1", "layer1"]
+    assert "(4, 8, 8)" in some.out
+    phrase = layerwise("sites", "vgg11", "--select", "first(2)")
+    assert [line.split()[0] for line in phrase.out.splitlines()] == ["site", "conv1", "conv2"]
+
+
+# Training.
+
+
+def test_training_shows_a_table_that_fits_and_the_folder(layerwise: Command) -> None:
+    said = layerwise("train", "slat-digits", *QUICK)
+    assert said.code == 0
+    assert said.err == "runs/slat-digits: SLAT, digits_cnn on digits, 20 epochs\n"
+    assert re.search(r"^attack +accuracy % +95 % interval +right +seconds$", said.out, re.MULTILINE)
+    assert re.search(r"^clean +\d+\.\d\d +\d+\.\d\d to \d+\.\d\d +\d+ / 20 +\d", said.out, re.MULTILINE)
+    assert "*" not in said.out
+    assert narrow(said.out)
+    assert said.out.endswith("\nrun folder: runs/slat-digits\n")
+    assert Path("runs/slat-digits/evaluation.json").is_file()
+
+
+def test_a_run_is_not_begun_twice_but_goes_on_in_both_forms(layerwise: Command) -> None:
+    first = layerwise("train", "slat-digits", *QUICK, "--quiet")
+    assert first.err == ""
+    assert layerwise("train", "slat-digits", *QUICK).err == (
+        "error: runs/slat-digits already holds a run; type --resume runs/slat-digits to go on with it, or choose another name\n"
+    )
+    for again in (
+        ["slat-digits", *QUICK, "--resume"],
+        ["--resume", "runs/slat-digits"],
+        ["runs/slat-digits", "--resume"],
+    ):
+        said = layerwise("train", *again, "--quiet")
+        assert (said.code, re.sub(r"\d+\.\d$", "", said.out)) == (0, re.sub(r"\d+\.\d$", "", said.out))
+    changed = layerwise("train", "--resume", "runs/slat-digits", "--training.max_steps", "3")
+    assert changed.code == 2
+    assert changed.err == (
+        "error: runs/slat-digits was trained with other settings, so it cannot be resumed with these: "
+        "training.max_steps: 2 before, 3 now\n"
+    )
+
+
+def test_own_recipes_with_several_seeds(layerwise: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: slat-digits\nmodel: {options: {width: 4}}\nmethod: {num_probes: 2}\n"
+        "training: {max_steps: 2, eval_every: 0}\nevaluation: {attacks: [clean], num_examples: 20}\n"
+    )
+    said = layerwise("train", "mine.yaml", "--seeds", "2", "--runs", "there", "--method.eta.conv1", "8/255")
+    assert said.code == 0
+    assert re.search(r"^run +seeds +clean +train s$", said.out, re.MULTILINE)
+    assert re.search(r"^mine +2 +\d+\.\d ± \d+\.\d +\d+\.\d$", said.out, re.MULTILINE)
+    assert narrow(said.out.partition("\n\n")[2])
+    chosen, _ = experiment.read("there/mine-seed1/config.yaml")
+    assert (chosen.training.seed, chosen.method.eta) == (1, {"input": 0.2, "conv1": 8 / 255, "layer1": 0.03})  # type: ignore[attr-defined]
+
+
+def test_settings_may_come_before_the_recipe(layerwise: Command) -> None:
+    said = layerwise(
+        "train", "--method", "PGD", *QUICK, "slat-digits", "--name", "mine", "--method.steps", "1", "--quiet"
+    )
+    assert said.code == 0
+    assert experiment.read("runs/mine/config.yaml")[0].method == METHODS["PGD"](steps=1)  # type: ignore[call-arg]
+
+
+def test_a_dry_run_does_nothing(layerwise: Command, tmp_path: Path) -> None:
+    said = layerwise("train", "slat-digits", *QUICK, "--dry-run")
+    assert said.code == 0
+    assert "method    SLAT, 5 passes a batch" in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerwise.cli import demo
+
+    monkeypatch.setattr(demo, "read", lambda recipe: experiment.read(recipe, QUICK))
+    said = layerwise("demo", "--seeds", "1", "--quiet")
+    assert said.code == 0
+    assert re.findall(r"^(\S+-digits) +1 +\d", said.out, re.MULTILINE) == [
+        "standard-digits",
+        "fgsm-rs-digits",
+        "slat-digits",
+    ]
+    path = said.out.splitlines()[-1].removeprefix("report: ")
+    assert Path(path).is_file()
+    # Finished runs are kept.
+    assert layerwise("demo", "--seeds", "1", "--quiet").out == said.out
+    monkeypatch.setattr(
+        demo, "read", lambda recipe: experiment.read(recipe, [*QUICK, "--training.seed=0", "--training.max_steps=3"])
+    )
+    shutil.rmtree("runs/demo/slat-digits-seed0/checkpoints")
+    Path("runs/demo/slat-digits-seed0/evaluation.json").unlink()
+    again = layerwise("demo", "--seeds", "1", "--quiet")
+    assert again.code == 2
+    assert again.err.endswith("training.max_steps: 2 before, 3 now; or begin anew: layerwise demo --runs ANOTHER\n")
+
+
+# Judging.
+
+
+def test_another_judgement_leaves_the_runs_own(layerwise: Command, done: Path) -> None:
+    before = (done / "evaluation.json").read_text()
+    said = layerwise("evaluate", "runs/done", "--evaluation.attacks", "clean,fgsm", "--evaluation.eps", "8/255")
+    assert said.code == 0
+    assert "done on digits, 20 of 540 images (seed 0), linf, eps 8/255." in said.out
+    assert said.out.endswith("record: runs/done/evaluation-custom.json\n")
+    assert layerwise("evaluate", "runs/done", "--record", "mine", "--evaluation.num_examples=9").out.endswith(
+        "/mine.json\n"
+    )
+    assert (done / "evaluation.json").read_text() == before
+    assert layerwise("evaluate", "runs/done", "--data.root=.").out.endswith("runs/done/evaluation.json\n")
+
+
+def test_other_weights_have_a_record_of_their_own(layerwise: Command, done: Path) -> None:
+    shutil.copy(done / "model.safetensors", done / "best.safetensors")
+    said = layerwise("evaluate", "runs/done", "--weights", "best")
+    assert "done (best weights) on digits" in said.out
+    assert said.out.endswith("record: runs/done/evaluation-best.json\n")
+    assert layerwise("report", "runs/done", "--record", "evaluation-best").code == 0
+
+
+def test_more_examples_than_there_are_means_all(layerwise: Command, done: Path) -> None:
+    assert "540 of 540 images" in layerwise("evaluate", "runs/done", "--evaluation.num_examples", "100000").out
+
+
+def test_a_suite_has_a_record_of_its_own_and_gives_way_to_what_is_typed(layerwise: Command, done: Path) -> None:
+    before = (done / "evaluation.json").read_text()
+    said = layerwise("evaluate", "runs/done", "--suite", "quick", "--num-examples", "15", "--seed", "3")
+    assert said.code == 0
+    assert "done on digits, 15 of 540 images (seed 3), linf, eps 0.2." in said.out
+    assert re.findall(r"^(\S+) +\d+\.\d\d ", said.out, re.MULTILINE) == ["clean", "fgsm", "pgd-10"]
+    assert said.out.endswith("record: runs/done/evaluation-quick.json\n")
+    said = layerwise("evaluate", "runs/done", "--evaluation.attacks=[clean]", "--suite=paper-lad", "--num-examples=15")
+    assert "linf, eps 8/255." in said.out
+    assert re.findall(r"^(\S+) +\d+\.\d\d ", said.out, re.MULTILINE) == ["clean"]
+    assert said.err.startswith("state-ratio is left out, it does not fit this network: ")
+    assert layerwise("evaluate", "runs/done", "--num-examples", "9").out.endswith("evaluation-custom.json\n")
+    assert (done / "evaluation.json").read_text() == before
+
+
+def test_measures_are_typed_like_attacks(layerwise: Command, done: Path) -> None:
+    said = layerwise(
+        *("evaluate", "runs/done", "--evaluation.corruptions", "fog", "--evaluation.diagnostics=alignment images=5"),
+        *("--evaluation.eps_ref", "false", "--evaluation.num_pictures", "2", "--evaluation.split=validation"),
+        *("--evaluation.corruption_base", "runs/done", "--record", "all", "--evaluation.attacks", "clean,fgsm"),
+    )
+    assert said.code == 0, said.err
+    assert "done on digits validation, 20 of " in said.out
+    assert "Gradient alignment: mean cosine" in said.out
+    found = Judgement.read(done, "all")
+    assert found.corruptions is not None
+    assert found.corruption_scores is not None
+    assert found.examples is not None
+    assert (len(found.diagnostics), len(found.examples.items)) == (1, 2)
+
+
+def test_a_report(layerwise: Command, done: Path) -> None:
+    shutil.copytree(done, "runs/other")
+    said = layerwise("report", "runs/done", "runs/other", "--output", "there")
+    assert said.code == 0
+    assert narrow(said.out.partition("\n\n")[2])
+    assert said.out.endswith("\nreport: there/report.html\n")
+    assert Path("there/report.md").read_text().count("| 1 |") == 2
+    assert Path("there/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_report_in_markdown_goes_to_standard_output_as_it_is(layerwise: Command, done: Path) -> None:
+    said = layerwise("report", "runs/done", "--format", "md")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("# Robustness on digits: done\n\n**done**: **")
+    assert "|---|---:|" in said.out
+    assert json.loads(layerwise("report", "runs/done", "--format", "json").out)["rows"][0]["name"] == "done"
+    assert not Path("report").exists()
+
+
+def test_tables_are_aligned() -> None:
+    markdown = "text\n\n| a \\| b | n |\n|---|---:|\n| x\\_y | **10** |\n| | 5 |\n\nmore"
+    assert readable(markdown).replace(TABLE, "|") == "text\n\n|a | b   n\n|-----  --\n|x_y    10\n|        5\n\nmore"
+
+
+# Ctrl-C.
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(
+    layerwise: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = layerwise("evaluate", "runs/done", "--suite", "quick", "--record", "whole", "--quiet")
+    add, calls = Journal.add, 0
+
+    def stop(self: Journal, entries: Iterable[Entry]) -> None:
+        nonlocal calls
+        add(self, entries)
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stop)
+        said = layerwise("evaluate", "runs/done", "--fresh", "--suite", "quick", "--evaluation.batch_size", "250")
+    command = "evaluate runs/done --suite quick --evaluation.batch_size 250"
+    assert said == Said(130, "", f"stopped by Ctrl-C, what is done is kept; go on with: layerwise {command}\n")
+    assert (done / "evaluation-quick.journal").is_file()
+    again = layerwise(*command.split())
+    assert again.code == 0
+    timeless = [re.sub(r"\d+\.\d$", "", said.out, flags=re.MULTILINE) for said in (again, whole)]
+    assert timeless[0].partition("\nrecord")[0] == timeless[1].partition("\nrecord")[0]
+    assert not (done / "evaluation-quick.journal").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_resuming_ends_at_the_same_bits(layerwise: Command, tmp_path: Path) -> None:
+    argv = [
+        "slat-digits",
+        *QUICK[1:],
+        "--training.max_steps=150",
+        "--training.batch_size=16",
+        "--training.log_every=1",
+        "--training.checkpoint_every=100",
+    ]
+    command = [sys.executable, "-m", "layerwise", "train", *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics, patience = tmp_path / "runs/slat-digits/metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and '"train"' in metrics.read_text()) and time.monotonic() < patience:
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    stopped = re.fullmatch(
+        r"(?s).*stopped by Ctrl-C after batch (\d+) of 150 and saved; go on with: layerwise (train --resume runs/slat-digits)\n",
+        err,
+    )
+    assert stopped, err
+    assert 0 < int(stopped[1]) < 150
+    assert "Traceback" not in err
+    told(
+        layerwise("evaluate", "runs/slat-digits"),
+        r"has not finished; go on with: layerwise train --resume runs/slat-digits",
+    )
+    assert layerwise(*stopped[2].split(), "--quiet").code == 0
+    assert layerwise("train", *argv, "--name", "whole", "--quiet").code == 0
+    resumed, whole = (unpack_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("slat-digits", "whole"))
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+
+
+def test_ctrl_c_at_another_moment_is_no_traceback(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "rows", stop)
+    assert layerwise("list", "methods") == Said(130, "", "stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_among_seeds_says_how_to_go_on_with_all(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt("stopped by Ctrl-C and saved")
+
+    monkeypatch.setattr(experiment, "fit", stop)
+    said = layerwise("train", "slat-digits", *QUICK, "--seeds", "2", "--quiet")
+    assert said == Said(130, "", "stopped by Ctrl-C and saved; for all seeds type the same again with --resume\n")

@@ -1,0 +1,117 @@
+"""`layerwise reproduce`: what it costs, what it says, and mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layerwise.experiments.config import Tree
+from layerwise.reproduce import costs, definitions
+from layerwise.reproduce.definitions import System, items
+from layerwise.reproduce.scales import scale
+from layerwise.reproduce.systems import resolve
+from tests.command import Command, layerwise, told
+from tests.reproduce.cases import TINY, item
+
+__all__ = ["layerwise"]
+
+DIGITS = item(rows={"standard": "standard-digits", "SLAT": "slat-digits", "none": "no-recipe"})
+
+
+@pytest.fixture
+def only_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definitions, "items", lambda: {"slat/table-x": DIGITS})
+
+
+def tree(recipe: str, name: str = "full") -> Tree:
+    return costs._alone(resolve(System(recipe=recipe), scale(name), seed=0))
+
+
+def test_training_costs_what_its_passes_do() -> None:
+    gpu = costs.MACHINES["gpu"]
+    standard, fgsm, pgd = (
+        costs.training_seconds(tree(r), gpu) - gpu.start for r in ("standard-cifar10", "fgsm-cifar10", "pgd-cifar10")
+    )
+    assert fgsm / standard == pytest.approx(5 / 3)
+    assert pgd / standard == pytest.approx((2 * 7 + 3) / 3)
+
+
+def test_the_rates_are_those_that_were_measured() -> None:
+    gpu, steps = costs.MACHINES["gpu"], 30 * 50_000 / 128
+    narrow = (costs.training_seconds(tree("standard-cifar10"), gpu) - gpu.start) / steps
+    wide = (costs.training_seconds(tree("slat-cifar10-wrn"), gpu) - gpu.start) / steps
+    assert narrow == pytest.approx(6.98e-3, rel=0.2)
+    assert wide == pytest.approx(23.0e-3, rel=0.2)
+
+
+def test_phases_are_counted_one_by_one() -> None:
+    gpu = costs.MACHINES["gpu"]
+    whole = costs.training_seconds(tree("anp-cifar10"), gpu) - gpu.start
+    clean = costs.training_seconds(tree("standard-cifar10-vgg-anp"), gpu) - gpu.start
+    assert whole / clean == pytest.approx((40 * 1 + 50 * 3 + 50 * 5) / 140)
+
+
+def test_a_plan_names_what_is_not_trained_and_what_is_not_there(tmp_path: Path) -> None:
+    header, rows = costs.plan([DIGITS], TINY, tmp_path)
+    assert header == ("system", "CPU hours", "first needed by")
+    names = [row[0] for row in rows]
+    assert [name.rpartition("-")[0] for name in names[:2]] == ["standard-digits", "slat-digits"]
+    assert names[2:4] == ["judging slat/table-x", "slat/table-x: none"]
+    assert rows[3][2].startswith("not available: there is no recipe 'no-recipe'")
+    (tmp_path / names[0]).mkdir()
+    (tmp_path / names[0] / "model.safetensors").touch()
+    _, rest = costs.plan([DIGITS], TINY, tmp_path)
+    assert names[0] not in [row[0] for row in rest]
+
+
+def test_seeds_multiply_the_cost() -> None:
+    table = items()["slat/table-3"]
+    one, full = costs.cost(table, scale("reduced")), costs.cost(table, scale("full"))
+    assert (len(one.systems), len(full.systems)) == (3, 12)
+
+
+@pytest.mark.usefixtures("only_digits")
+def test_the_list_has_a_time_at_each_scale(layerwise: Command) -> None:
+    said = layerwise("reproduce", "list")
+    assert said.code == 0
+    assert "slat/table-x" in said.out
+    assert "Times assume" in said.out
+
+
+@pytest.mark.usefixtures("only_digits")
+def test_a_plan_runs_nothing(layerwise: Command, tmp_path: Path) -> None:
+    said = layerwise("reproduce", "slat/table-x", "--scale", "full", "--plan")
+    assert said.code == 0
+    assert "GPU hours" in said.out
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_render_shows_the_page_and_its_verdicts(layerwise: Command, tmp_path: Path) -> None:
+    from layerwise.reproduce.render import write
+    from tests.reproduce.test_record import made
+
+    file = write(made(), tmp_path)
+    body = json.loads(file.read_text())
+    body["rows"][0]["cells"]["PGD"]["ours"][0].update(value=1.0, low=0.0, high=2.0)
+    file.write_text(json.dumps(body))
+    said = layerwise("reproduce", "render", str(file))
+    assert said.code == 0
+    assert "does not hold" in said.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["slat/tabel-1"], "there is no table or figure 'slat/tabel-1'; did you mean 'slat/table-1'"),
+        (["slat/table-1", "--scale", "tiny"], "there is no scale 'tiny'"),
+        (["list", "slat"], "`reproduce list` takes nothing more, found 'slat'"),
+        (["render"], "render needs records"),
+        (["render", "nowhere.json"], "there is no file nowhere.json"),
+        (["slat/table-1", "--scal", "full"], "reproduce has no option '--scal'; did you mean '--scale'"),
+    ],
+)
+def test_mistakes_are_told(layerwise: Command, argv: list[str], message: str) -> None:
+    told(layerwise("reproduce", *argv), message)

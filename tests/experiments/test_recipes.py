@@ -1,0 +1,222 @@
+"""Every recipe reads, says what each key means, fits its network and data, and errors say what to type instead."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerwise import models
+from layerwise.attacks import parse_attack
+from layerwise.errors import ConfigError
+from layerwise.experiments import experiment, recipe
+from layerwise.experiments.config import Tree, dump_yaml
+from layerwise.experiments.experiment import Experiment
+from layerwise.methods import LAD, SLAT, LayerMethod, Standard
+from layerwise.methods.wrapper import Wrapper
+from layerwise.training.phases import Phases
+
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "tiny-imagenet": ((3, 64, 64), 200),
+    "cifar10 grey": ((1, 32, 32), 10),
+    "tiny-imagenet 224": ((3, 224, 224), 200),
+}
+NAMES = recipe.names()
+
+every_recipe = pytest.mark.parametrize("name", NAMES)
+
+
+@cache
+def read(name: str) -> tuple[Experiment, Tree]:
+    return experiment.read(name)
+
+
+def lines_of(name: str) -> list[str]:
+    return recipe.path_of(name).read_text(encoding="utf-8").splitlines()
+
+
+def attached(name: str) -> list[str]:
+    """The sites of a recipe's method on its network, without memory for either."""
+    chosen, _ = read(name)
+    options = chosen.data.options
+    kind = [
+        chosen.data.name,
+        *["grey"] * options.get("grey", False),
+        *(str(v) for k, v in options.items() if k == "size"),
+    ]
+    shape, classes = SHAPES[" ".join(kind)]
+    statistics = {"mean": 0.5, "std": 0.25} if chosen.model.normalize else {}
+    with torch.device("meta"):
+        model = models.build(chosen.model.name, num_classes=classes, shape=shape, **statistics, **chosen.model.options)
+        example = torch.zeros(2, *shape)
+        assert model(example).shape == (2, classes)
+        chosen.method.attach(model, example)
+    try:
+        return [str(site) for sites in chosen.method.attached_sites() for site in sites]
+    finally:
+        chosen.method.detach()
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@every_recipe
+def test_the_resolved_recipe_is_the_same_experiment(name: str, tmp_path: Path) -> None:
+    chosen, tree = read(name)
+    assert experiment.read(write(tmp_path, "config.yaml", dump_yaml(tree))) == (chosen, tree)
+
+
+@every_recipe
+def test_the_first_line_is_a_sentence_and_every_key_is_explained(name: str) -> None:
+    lines = lines_of(name)
+    assert re.fullmatch(r"# [A-Z][^#]{20,140}\.", lines[0]), lines[0]
+    assert recipe.summary(name) == lines[0][2:]
+    keys = [(before, line) for before, line in pairwise(lines) if re.match(r"[ -]*\w+:", line)]
+    assert keys
+    bare = [line for before, line in keys if not re.search(r"\S  # \S", line) and not before.lstrip().startswith("#")]
+    assert not bare
+
+
+@every_recipe
+def test_the_method_finds_its_sites_on_the_network(name: str) -> None:
+    method = read(name)[0].method
+    while isinstance(method, Wrapper):
+        method = method.base
+    assert bool(attached(name)) == isinstance(method, LayerMethod)
+
+
+@every_recipe
+def test_the_parts_fit_each_other(name: str) -> None:
+    chosen, _ = read(name)
+    assert f"-{chosen.data.name}-" in f"-{name}-"
+    assert [str(parse_attack(a)) for a in chosen.evaluation.attacks] == chosen.evaluation.attacks
+    assert chosen.evaluation.attacks[0] == "clean"
+    Phases(chosen.method, experiment.make_phases(chosen), chosen.training.epochs)
+    assert chosen.training.eval_eps == chosen.evaluation.eps
+
+
+def radii(method: Any) -> set[float]:
+    """The input radii that a method trains at: its own if it perturbs the input, its base's."""
+    if isinstance(method, SLAT) and method.base is None:
+        return {method.eta_at("input")}
+    own = set() if isinstance(method, LayerMethod) or not hasattr(method, "eps") else {method.eps}
+    base = getattr(method, "base", None)
+    return own | (set() if base is None else radii(base))
+
+
+@every_recipe
+def test_training_and_judgement_have_one_radius(name: str) -> None:
+    chosen, _ = read(name)
+    assert radii(chosen.method) <= {chosen.evaluation.eps}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deep-defense")])
+def test_a_start_is_a_standard_recipe_of_the_same_network(name: str) -> None:
+    model = read(name)[0].model
+    reference = read(str(model.start))[0]
+    assert isinstance(reference.method, Standard)
+    assert (reference.model.name, reference.model.normalize, reference.model.options) == (
+        model.name,
+        model.normalize,
+        model.options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        ("slat-digits", ["conv1", "layer1"]),
+        ("slat-cifar10", ["conv1", "layer1"]),
+        ("slat-cifar10-wrn", ["conv1", "layer1"]),
+        ("anp-cifar10", ["conv1", "conv2", "conv3", "conv4"]),
+        ("anp-cifar10-sign", ["input", *(f"conv{i}" for i in range(1, 14))]),
+        ("lad-cifar10", [f"layer{group}.{block}" for group in (1, 2, 3) for block in range(9)]),
+        ("lat-cifar10", [f"bn{i}" for i in range(1, 14)]),
+    ],
+)
+def test_the_sites_are_the_papers(name: str, sites: list[str]) -> None:
+    assert attached(name) == sites
+
+
+def test_the_strang_marchuk_recipe_also_perturbs_the_first_blocks_input() -> None:
+    assert len(attached("lad-sm-cifar10")) == len(attached("lad-cifar10")) + 1
+    assert attached("lad-sm-cifar10")[0] == "layer1.0:input"
+
+
+def test_extends_lays_a_recipe_on_another(tmp_path: Path) -> None:
+    own = write(tmp_path, "own.yaml", "extends: slat-digits\nmethod: {num_probes: 2}\ntraining: {epochs: 3}\n")
+    chosen, _ = experiment.read(own, ["--training.batch_size", "32"])
+    slat = read("slat-digits")[0]
+    assert isinstance(chosen.method, SLAT)
+    assert (chosen.method.num_probes, chosen.training.epochs, chosen.training.batch_size) == (2, 3, 32)
+    assert (chosen.method.eta, chosen.evaluation) == (slat.method.eta, slat.evaluation)  # type: ignore[attr-defined]
+
+
+def test_another_method_keeps_nothing_of_the_extended_one(tmp_path: Path) -> None:
+    own = write(tmp_path, "own.yaml", "extends: slat-digits\nmethod: {name: LAD, sites: [layer1]}\n")
+    assert experiment.read(own)[0].method == LAD(sites=["layer1"])
+
+
+def test_radii_are_fractions_in_recipes_and_on_the_command_line() -> None:
+    assert "eta: 8/255  #" in "\n".join(lines_of("slat-cifar10"))
+    assert read("slat-cifar10")[0].method.eta == 8 / 255  # type: ignore[attr-defined]
+    assert experiment.read("slat-cifar10", ["--method.eta", "4/255"])[0].method.eta == 4 / 255  # type: ignore[attr-defined]
+
+
+def test_anp_can_start_in_its_second_phase() -> None:
+    chosen, _ = experiment.read("anp-cifar10", ["--phases", "[]", "--training.epochs", "50"])
+    second = experiment.make_phases(read("anp-cifar10")[0])[1]
+    assert experiment.make_phases(chosen) == []
+    assert second.epochs == chosen.training.epochs
+    assert second.fields == {name: getattr(chosen.method, name) for name in ("eta", "eps", "k")}
+
+
+def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    write(tmp_path, "one.yaml", f"extends: {other}\n")
+    write(tmp_path, "other.yaml", f"extends: {one}\n")
+    with pytest.raises(ConfigError, match=re.escape(f"recipe '{one}' extends itself: {one} -> {other} -> {one}")):
+        experiment.read(str(one))
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "message"),
+    [
+        ("slat-digit", [], "there is no recipe 'slat-digit'; did you mean 'slat-digits'"),
+        ("nowhere.yaml", [], "there is no file nowhere.yaml"),
+        ("slat-digits", ["--method.etaa", "0.1"], "there is no setting '--method.etaa'; did you mean 'method.eta'"),
+        ("slat-digits", ["--method", "SLTA"], "method: there is no 'SLTA'; did you mean 'SLAT'"),
+        ("slat-digits", ["--training.epochs", "ten"], "training.epochs=ten does not fit; type a whole number"),
+        ("slat-digits", ["--evaluation.eps", "8/ten"], "a number or a fraction such as 8/255"),
+        ("slat-digits", ["--method.eta", "8"], "in units of 0 to 255 pixels, ours are 0 to 1; type eta=8/255"),
+    ],
+)
+def test_mistakes_are_told_with_what_to_type(source: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        experiment.read(source, overrides)
+
+
+def test_a_misspelt_field_of_a_file_is_told_with_the_file(tmp_path: Path) -> None:
+    own = write(tmp_path, "own.yaml", "extends: slat-digits\nmethod: {num_probe: 2}\n")
+    message = f"{own}: there is no setting 'method.num_probe'; did you mean 'method.num_probes'"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        experiment.read(own)
+
+
+def test_a_file_that_is_no_configuration_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not YAML"):
+        experiment.read(write(tmp_path, "own.yaml", "method: [SLAT"))
+    with pytest.raises(ConfigError, match="is not a configuration"):
+        experiment.read(write(tmp_path, "own.yaml", "- SLAT\n"))
