@@ -20,9 +20,9 @@ from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.evaluation.decode import decode
 from layerwise.evaluation.judging import FACTS, Judgement, judge
+from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
 from layerwise.experiments.config import Tree
-from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments.settings import (
     SCHEMA,
     DataSettings,

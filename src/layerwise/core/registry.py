@@ -1,0 +1,221 @@
+"""One registry of everything that has a name: methods, attacks, data sets, networks, measures, criteria, ...
+
+A thing registers itself where it is written, and is found by its name or, for a user's own, by `my_module:Name`:
+
+    @register("method")
+    @dataclass(kw_only=True)
+    class MyMethod(InputMethod): ...
+
+    find("method", "SLAT").thing                       # any case
+    find("method", "my_module:MyMethod", trust=True)   # imports the user's module, so only where the user typed it
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, final
+
+from layerwise.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class Kind:
+    """What all things of a kind have in common.
+
+    Args:
+        noun: what a message calls one of them.
+        package: whose modules are imported before the first look-up; each registers what it holds.
+        base: `module:Class` that a class of this kind derives from; None where a function makes the thing.
+        listed: what `layerwise list` calls them; None where it does not.
+    """
+
+    noun: str
+    package: str
+    base: str | None = None
+    listed: str | None = None
+
+    def check(self, thing: object, name: str) -> None:
+        """Complain about what cannot be of this kind, before it is called.
+
+        Raises:
+            ConfigError: it is no function, or a class that derives from something else.
+        """
+        if self.base is None:
+            if not callable(thing):
+                raise ConfigError(
+                    f"{name!r} is a {type(thing).__name__}; name a function or class that makes a {self.noun}"
+                )
+            return
+        module, _, attribute = self.base.partition(":")
+        base = getattr(import_module(module), attribute)
+        if not (isinstance(thing, type) and issubclass(thing, base)):
+            found = thing.__name__ if isinstance(thing, type) else f"a {type(thing).__name__}"
+            raise ConfigError(f"{name!r} is {found}, no {self.noun}; name a class derived from {module}.{attribute}")
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "method": Kind("method", "layerwise.methods", "layerwise.methods.base:Method", "methods"),
+        "model": Kind("network", "layerwise.models", None, "models"),
+        "data": Kind("data set", "layerwise.data", None, "data"),
+        "attack": Kind("attack", "layerwise.attacks", "layerwise.attacks.base:Attack", "attacks"),
+        "measure": Kind("measure", "layerwise.evaluation.measures", None, "measures"),
+        "criterion": Kind("criterion", "layerwise.core.criteria", "layerwise.core.criteria:Criterion", "criteria"),
+        "optimizer": Kind("optimizer", "layerwise.training", "layerwise.training.optim:Optimizer"),
+        "schedule": Kind("schedule", "layerwise.training", "layerwise.training.schedules:Schedule"),
+        "inference": Kind("inference", "layerwise.models", "layerwise.models.stochastic:Inference"),
+    }
+)
+"""Every kind of thing that a recipe or the command line can name."""
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """A thing and what is known of it.
+
+    Args:
+        kind: a key of `KINDS`.
+        name: what recipes and the command line call it.
+        thing: the class or function.
+        facts: what its room keeps beside it, such as options that a network's name settles.
+    """
+
+    kind: str
+    name: str
+    thing: Any
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.thing) or "").partition("\n")[0]
+
+
+_ENTRIES: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+
+
+def register(kind: str, name: str | None = None, **facts: Any) -> Callable[[T], T]:
+    """A decorator that gives a class or function a name.
+
+    Args:
+        kind: a key of `KINDS`.
+        name: what it is called; None is its own name.
+        facts: kept beside it, see `Entry`.
+
+    Returns:
+        The decorator; it returns its argument unchanged.
+
+    Raises:
+        ConfigError: no such kind, a name that looks like an import path or belongs to something else, a thing of another kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"there is no kind {kind!r} to register; {did_you_mean(kind, KINDS)}")
+
+    def add(thing: T) -> T:
+        own = name or getattr(thing, "__name__", "")
+        noun = KINDS[kind].noun
+        if not own or "." in own or ":" in own:
+            raise ConfigError(
+                f"{own!r} cannot name a {noun}: '.' and ':' mark import paths; type for example 'my-{kind}'"
+            )
+        known = _ENTRIES[kind].get(own)
+        # A notebook cell that is run twice defines the same thing again, which is no conflict.
+        if known is not None and _origin(known.thing) != _origin(thing):
+            raise ConfigError(f"the {noun} name {own!r} is taken; register yours under another")
+        _ENTRIES[kind][own] = Entry(kind, own, thing, facts)
+        return thing
+
+    return add
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """Everything of a kind by its name, sorted."""
+    _load(KINDS[kind].package)
+    return dict(sorted(_ENTRIES[kind].items(), key=lambda item: item[0].lower()))
+
+
+def names(kind: str) -> list[str]:
+    """The names of a kind, sorted."""
+    return list(entries(kind))
+
+
+def find(kind: str, name: str, *, trust: bool = False) -> Entry:
+    """A thing by its name, in any case, or by `my_module:Name`.
+
+    Args:
+        kind: a key of `KINDS`.
+        name: as a recipe or the command line gives it.
+        trust: whether the name came from the user, and so may import (that is, run) a module.
+
+    Raises:
+        ConfigError: unknown, with the closest; a module of somebody else; one that cannot be imported; a thing of another kind.
+    """
+    known = entries(kind)
+    if name in known:
+        return known[name]
+    if ":" in name:
+        if not trust:
+            raise ConfigError(
+                f"the run names code of its own, {name!r}, which would be executed; add --trust to allow it"
+            )
+        return _imported(kind, name)
+    folded = {each.lower(): entry for each, entry in known.items()}
+    if name.lower() in folded:
+        return folded[name.lower()]
+    raise ConfigError(
+        f"there is no {KINDS[kind].noun} {name!r}; {did_you_mean(name, known)} ('my_module:Name' takes one of yours)"
+    )
+
+
+def _imported(kind: str, path: str) -> Entry:
+    """What a user's module holds under an attribute's name, or has registered under a name."""
+    module_name, _, attribute = path.partition(":")
+    # A console script, unlike `python FILE`, has not the current folder on its path.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{path!r} cannot be imported ({error}); is {module_name} installed, or its folder on PYTHONPATH?"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path!r} is not an import path; type my_module:Name") from error
+    registered = _ENTRIES[kind].get(attribute)
+    if registered is not None and _origin(registered.thing)[0] == module.__name__:
+        return registered
+    if not hasattr(module, attribute):
+        there = [n for n in vars(module) if not n.startswith("_")]
+        raise ConfigError(f"{module_name} holds no {attribute!r}; {did_you_mean(attribute, there)}")
+    thing = getattr(module, attribute)
+    for entry in _ENTRIES[kind].values():
+        if entry.thing is thing:
+            return entry
+    KINDS[kind].check(thing, path)
+    return Entry(kind, path, thing)
+
+
+@cache
+def _load(package: str) -> None:
+    """Import a package's modules, so that each registers what it holds; a new module is found by itself."""
+    module = import_module(package)
+    for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        if not info.ispkg:
+            import_module(f"{package}.{info.name}")
+
+
+def _origin(thing: object) -> tuple[str, str]:
+    """Where a thing was defined."""
+    return getattr(thing, "__module__", ""), getattr(thing, "__qualname__", repr(thing))
