@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,17 @@ def made() -> None:
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module of the user's in the current folder."""
     monkeypatch.chdir(tmp_path)
-    text = "from layerwise.core.registry import register\n\n\n@register('data', 'by-name')\ndef read():\n    'Mine.'\n\n\nclass Plain: pass\n"
+    monkeypatch.delitem(sys.modules, "users_things", raising=False)
+    text = """
+from layerwise.core.registry import register
+
+@register("data", "by-name")
+def read():
+    "Mine."
+
+class Plain:
+    pass
+"""
     (tmp_path / "users_things.py").write_text(text)
     return tmp_path
 
@@ -39,7 +50,8 @@ def test_a_thing_is_found_by_its_name_in_any_case() -> None:
     assert register("data", "Mine", where="here")(made) is made
     assert find("data", "mIne") == Entry("data", "Mine", made, {"where": "here"})
     assert find("data", "Mine").summary == "A thing. It does nothing."
-    assert "Mine" in names("data") and entries("data")["Mine"].thing is made
+    assert "Mine" in names("data")
+    assert entries("data")["Mine"].thing is made
 
 
 @pytest.mark.parametrize(("name", "says"), [("a.b", "mark import paths"), ("a:b", "mark import paths")])
@@ -70,12 +82,11 @@ def test_a_users_module_is_imported_only_where_it_is_trusted(module: Path) -> No
 
 
 def test_what_a_users_module_lacks_or_holds_of_another_kind(module: Path) -> None:
-    with pytest.raises(ConfigError, match="no_such_module is installed|no_such_module installed"):
+    with pytest.raises(ConfigError, match="is no_such_module installed"):
         find("data", "no_such_module:read", trust=True)
     with pytest.raises(ConfigError, match=r"users_things holds no 'reed'; did you mean 'read'\?"):
         find("data", "users_things:reed", trust=True)
     with pytest.raises(ConfigError, match="'users_things:Plain' is Plain, no criterion; name a class derived from"):
         find("criterion", "users_things:Plain", trust=True)
     with pytest.raises(ConfigError, match="is a module; name a function or class"):
-        register("data", "m")  # the decorator alone names nothing
         registry.KINDS["data"].check(pytest, "m")

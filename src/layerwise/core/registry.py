@@ -197,7 +197,7 @@ def _imported(kind: str, path: str) -> Entry:
     if registered is not None and _origin(registered.thing)[0] == module.__name__:
         return registered
     if not hasattr(module, attribute):
-        there = [n for n in vars(module) if not n.startswith("_")]
+        there = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
         raise ConfigError(f"{module_name} holds no {attribute!r}; {did_you_mean(attribute, there)}")
     thing = getattr(module, attribute)
     for entry in _ENTRIES[kind].values():
