@@ -1,4 +1,4 @@
-"""What a trainer is given: losses to step on, losses to back-propagate only, and the engine that back-propagates."""
+"""What a trainer is given: losses to step on, losses to back-propagate only, and what a method needs besides the batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from layerwise.core.random import Source
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,16 @@ class Backward(Protocol):
 
 AUTOGRAD: Backward = torch.Tensor.backward
 """The plain engine."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one mini-batch is descended with, besides network and data.
+
+    Args:
+        backward: the engine.
+        generator: where random numbers come from.
+    """
+
+    backward: Backward = AUTOGRAD
+    generator: Source = None
