@@ -41,3 +41,7 @@ class Step:
 
     backward: Backward = AUTOGRAD
     generator: Source = None
+
+
+PLAIN = Step()
+"""Autograd, and PyTorch's own random numbers."""

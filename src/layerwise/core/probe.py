@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layerwise.core.criteria import Criterion
-from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.driving import PLAIN, Backward, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
 from layerwise.core.passes import Constraint, Gradients, Pass
 from layerwise.core.sites import Sites
@@ -41,7 +41,8 @@ class Probe:
         noise: Mapping[Site, Tensor] | None = None,
         constraint: Constraint | None = None,
         wrt_input: bool = False,
-        backward: Backward = AUTOGRAD,
+        step: Step = PLAIN,
+        backward: Backward | None = None,
     ) -> tuple[Tensor, Gradients]:
         """One forward and one backward to the activations.
 
@@ -54,7 +55,8 @@ class Probe:
             noise: perturbations of the pass, {site: r}.
             constraint: see `layerwise.core.sites.Constraint`.
             wrt_input: also give dL/dx.
-            backward: the engine.
+            step: whose engine back-propagates.
+            backward: an engine that goes before the step's.
 
         Returns:
             dL/dx of shape x (zeros without memory if not asked for) and {site: dL/dz}, of the sum of the examples' losses.
@@ -62,7 +64,7 @@ class Probe:
 
         def find() -> tuple[Tensor, Gradients]:
             recorder = sites.record(x, noise, constraint=constraint) if sites is not None else nullcontext()
-            return self._pass(model, x, y, criterion, recorder, wrt_input, backward)
+            return self._pass(model, x, y, criterion, recorder, wrt_input, backward or step.backward)
 
         return remembered(find)
 
