@@ -21,7 +21,7 @@ def watching(folder: Path, write: Callable[[Write, Any], int]) -> Callable[..., 
     def opened(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         if not str(path).startswith(str(folder)) or not set(mode) & set("wa+"):
             return plain(path, mode, *more, **named)
-        raw = Watched(path, mode.replace("b", "").replace("t", ""))
+        raw = Watched(path, mode.replace("b", "").replace("t", ""), opener=named.get("opener"))
         if 0 in (*more[:1], named.get("buffering")):
             return raw
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from layerwise.errors import CheckpointError
-from layerwise.files import writing
+from layerwise.files import open_in_place, write_all, writing
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,8 @@ class Journal:
 
     def _write(self, entries: Iterable[Any]) -> None:
         assert self.path is not None
-        rest = memoryview(b"".join(map(_line, entries)))
         with writing(self.path):
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            write_all(self._file, b"".join(map(_line, entries)))
             os.fsync(self._file.fileno())
 
 
@@ -172,9 +170,8 @@ def _set_aside(path: Path) -> Path:
 
 def _held(path: Path) -> Any:
     """The file, read and appended to by this process alone (where the system knows such locks)."""
-    # Without a buffer, which on a full disk would be written once more, and refused, when the file is closed.
     with writing(path):
-        file = path.open("a+b", buffering=0)
+        file = open_in_place(path, "a+b")
     file.seek(0)
     try:
         import fcntl

@@ -18,7 +18,7 @@ from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
 from layerwise.experiments import experiment
 from layerwise.experiments.experiment import SCHEMA
-from layerwise.files import disk_refused, write_text
+from layerwise.files import disk_refused, own_folder, write_text
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.scales import Scale
 from layerwise.reproduce.systems import Resolved, digest, resolve, trained
@@ -240,6 +240,6 @@ class Bench:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))["found"]
         found = make()
-        file.parent.mkdir(exist_ok=True)
+        own_folder(file.parent)
         write_text(file, json.dumps({"what": what, "found": found}, indent=1) + "\n")
         return json.loads(json.dumps(found))

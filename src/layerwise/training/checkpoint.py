@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import CheckpointError
-from layerwise.files import atomic, refusal, writing
+from layerwise.files import atomic, own_folder, refusal, writing
 from layerwise.models.weights import pack_tensors, unpack_tensors
 from layerwise.training import nested
 from layerwise.training.ranks import together
@@ -124,9 +124,9 @@ def save(
     final, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.writing"
 
     def prepare() -> None:
-        shutil.rmtree(aside, ignore_errors=True)
         # Not its parents: a run folder that was moved away must not come back without the rest.
-        folder.mkdir(exist_ok=True)
+        own_folder(folder)
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
 
     def finish() -> None:
@@ -150,7 +150,7 @@ def save(
     if failure is None:
         failure = together(finish, alone=True, rank=rank, device=device)
     if failure is not None:
-        if rank == 0:
+        if rank == 0 and not folder.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
         last = max((p.name for p in found(folder)), default=None)
         safe = f"the last good one is {last}" if last else "there is no earlier one"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from layerwise.errors import ConfigError
+from layerwise.files import open_in_place, own_folder
 
 
 @final
@@ -45,10 +46,10 @@ class EventFile:
             events.Event(step=step, summary=make(value=[make.Value(tag=k, simple_value=v) for k, v in values.items()]))
         ]
         if not self.path.exists():
-            self.path.parent.mkdir(exist_ok=True)
+            own_folder(self.path.parent)
             begin = events.SessionLog(status=events.SessionLog.START)
             told = [events.Event(file_version="brain.Event:2"), events.Event(step=step, session_log=begin), *told]
-        with self.path.open("ab") as file:
+        with open_in_place(self.path, "ab") as file:
             self._append(file, told)
 
     def _append(self, file: Any, told: list[Any]) -> None:

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from layerwise.errors import CheckpointError
-from layerwise.files import writing
+from layerwise.files import open_in_place, writing
 
 LOCK = ".lock"
 
@@ -40,8 +40,7 @@ def held(folder: Path) -> Iterator[None]:
 def _taken(folder: Path) -> FileIO:
     while True:
         with writing(folder):
-            # Without a buffer, which on a full disk would be written once more, and refused, when the file is closed.
-            file = (folder / LOCK).open("a+b", buffering=0)
+            file = open_in_place(folder / LOCK, "a+b")
         try:
             _lock(file)
         except OSError as error:
@@ -61,7 +60,7 @@ def _taken(folder: Path) -> FileIO:
 
 def _is_there(file: FileIO, folder: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).lstat())
     except OSError:
         return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from layerwise.files import writing
+from layerwise.files import open_in_place, write_all, writing
 from layerwise.training.events import EventFile
 from layerwise.training.ranks import smallest, total
 
@@ -55,8 +54,8 @@ class MetricsFile:
         """
         if self.path is None:
             return
-        with writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        with writing(self.path), open_in_place(self.path, "ab") as file:
+            write_all(file, f"{json.dumps(finite(record))}\n".encode())
         if self.events is not None and (kind := record["kind"]) in ("train", "epoch"):
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
             with writing(self.events.path):
@@ -84,7 +83,8 @@ class MetricsFile:
             return None
         with writing(self.path):
             if there:
-                os.truncate(self.path, size if there > size else self.path.read_bytes().rfind(b"\n") + 1)
+                with open_in_place(self.path, "r+b") as file:
+                    file.truncate(size if there > size else file.readall().rfind(b"\n") + 1)
         if there > size:
             return None
         return (

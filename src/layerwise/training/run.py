@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from layerwise.core.shards import divided
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
+from layerwise.files import refuse_link
 from layerwise.models.weights import pack_tensors, unpack_tensors
 from layerwise.spelling import parse_yaml
 from layerwise.training.checkpoint import clear, replace_file
@@ -81,6 +82,7 @@ class Run:
         for name in (CONFIG, VERSIONS, *WEIGHTS.values()):
             for leftover in self.path.glob(f".{name}.*.part"):
                 leftover.unlink(missing_ok=True)
+        refuse_link(self.checkpoints)
         clear(self.checkpoints)
         self.open(config, resume=resume, device=device)
 

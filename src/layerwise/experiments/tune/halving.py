@@ -29,7 +29,7 @@ from layerwise.experiments.ranges import Range
 from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
-from layerwise.files import atomic, write_text, writing
+from layerwise.files import atomic, refuse_link, write_text, writing
 from layerwise.spelling import parse_yaml, written
 from layerwise.training import WEIGHTS, FitResult, load_weights
 from layerwise.training.lock import held
@@ -262,6 +262,7 @@ class _Search:
         logger.info("%s: %s", run, ", ".join(f"{key} {written(value)}" for key, value in settings.items()))
         about: dict[str, Any] = {"trial": number, "rung": rung, "epochs": epochs, "settings": settings, "run": run}
         begin = time.perf_counter()
+        refuse_link(self.folder / run)
         try:
             chosen, _ = with_settings(self.tree, settings, where=run)
             chosen, tree = shortened(chosen, epochs=epochs, judged=self._judged(last))

@@ -14,7 +14,7 @@ from layerwise.evaluation.decode import decode
 from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
 from layerwise.evaluation.metrics import wilson
 from layerwise.experiments.ranges import Interval, Range
-from layerwise.files import writing
+from layerwise.files import open_in_place, write_all, writing
 from layerwise.spelling import written
 from layerwise.training.run import Weights
 
@@ -168,10 +168,10 @@ def read_trials(file: Path) -> list[Trial]:
     """
     if not file.is_file():
         return []
-    text = file.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        os.truncate(file, len(whole))
+    with writing(file), open_in_place(file, "r+b") as there:
+        text = there.readall()
+        whole = text[: text.rfind(b"\n") + 1]
+        there.truncate(len(whole))
     return list(_read(whole, str(file)))
 
 
@@ -192,7 +192,6 @@ def add_trial(file: Path, trial: Trial) -> None:
     Raises:
         CheckpointError: the disk refused.
     """
-    with writing(file), file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(asdict(trial)) + "\n")
-        out.flush()
+    with writing(file), open_in_place(file, "ab") as out:
+        write_all(out, f"{json.dumps(asdict(trial))}\n".encode())
         os.fsync(out.fileno())
