@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+
+import pytest
 
 import layerwise
 
@@ -72,19 +76,25 @@ HEAVY = [
     "tensorboard",
 ]
 
-COST = """
-import sys, time
+EVERYTHING = """
+import sys
 import torch
-before, started = set(sys.modules), time.process_time()
+before = set(sys.modules)
 import layerwise
-print(time.process_time() - started)
+assert all(hasattr(layerwise, name) for name in layerwise.__all__)
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
+
+
+def python(code: str) -> str:
+    """What a fresh process prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_public_names_are_frozen() -> None:
     assert sorted(layerwise.__all__) == sorted(NAMES)
     assert all(hasattr(layerwise, name) for name in NAMES)
+    assert set(NAMES) <= set(dir(layerwise))
 
 
 def test_every_public_thing_explains_itself() -> None:
@@ -92,9 +102,40 @@ def test_every_public_thing_explains_itself() -> None:
     assert bare == []
 
 
-def test_importing_costs_little_beyond_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True)
-    seconds, imported = done.stdout.splitlines()
-    assert float(seconds) < 0.5
-    assert set(imported.split()) & set(HEAVY) == set()
-    assert "layerwise" in imported.split()
+def imported() -> Iterator[tuple[str, tuple[str, str]]]:
+    """What a type checker takes the public names for: (name, (module, attribute))."""
+    assert layerwise.__file__ is not None
+    with open(layerwise.__file__, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            yield alias.asname or alias.name, ((node.module or "").removeprefix("layerwise."), alias.name)
+
+
+def test_type_checkers_and_python_find_the_same_things() -> None:
+    assert dict(imported()) == layerwise._NAMES
+    assert {*layerwise._NAMES, "__version__"} == set(layerwise.__all__)
+
+
+def test_importing_layerwise_does_not_import_torch() -> None:
+    code = "import sys, layerwise; print('torch' in sys.modules, layerwise.__version__, 'SLAT' in dir(layerwise))"
+    assert python(code) == "False 0.1.0 True\n"
+
+
+def test_packages_are_found_by_attribute() -> None:
+    assert python("import layerwise; print(layerwise.errors.ConfigError.__name__)") == "ConfigError\n"
+
+
+def test_a_misspelt_name_is_an_attribute_error_and_an_import_error() -> None:
+    with pytest.raises(AttributeError, match="module 'layerwise' has no attribute 'SLATT'"):
+        _ = layerwise.SLATT  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match="cannot import name 'SLATT'"):
+        from layerwise import SLATT  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_nothing_public_needs_what_few_use() -> None:
+    there = python(EVERYTHING).split()
+    assert set(there) & set(HEAVY) == set()
+    assert "layerwise" in there

@@ -8,54 +8,62 @@ lw.fit(model, lw.SLAT(eta={"input": 0.2, "conv1": 0.03, "layer1": 0.03}), data, 
 print(lw.evaluate(model, data, threat=lw.ThreatModel(eps=0.2)).to_markdown())
 """
 
-from layerwise.attacks import ThreatModel
-from layerwise.core.criteria import CrossEntropy
-from layerwise.core.driving import Partial
-from layerwise.core.probe import Probe
-from layerwise.core.sites import Sites
-from layerwise.core.tracing import Site
-from layerwise.data import from_dataset, from_tensors
-from layerwise.data import load as load_data
-from layerwise.errors import LayerwiseError
-from layerwise.evaluation import evaluate
-from layerwise.experiments.experiment import load
-from layerwise.methods import (
-    ANP,
-    AWP,
-    EAT,
-    FGSM,
-    FGSMCKPT,
-    FGSMRS,
-    LAD,
-    LAT,
-    MART,
-    NAT,
-    NFGSM,
-    PAT,
-    PGD,
-    SLAT,
-    TRADES,
-    YOPO,
-    AdvTrainI,
-    DeepDefense,
-    FGSInter,
-    FGSOrig,
-    FreeAT,
-    GaussianNoise,
-    GradAlign,
-    InputMethod,
-    LayerMethod,
-    Method,
-    Parseval,
-    Standard,
-)
-from layerwise.models import Normalized
-from layerwise.models import build as build_model
-from layerwise.models.export import export
-from layerwise.models.stochastic import NoisyAverage, Rand
-from layerwise.training import Phase, Training, fit
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layerwise.attacks import ThreatModel
+    from layerwise.core.criteria import CrossEntropy
+    from layerwise.core.driving import Partial
+    from layerwise.core.probe import Probe
+    from layerwise.core.sites import Sites
+    from layerwise.core.tracing import Site
+    from layerwise.data import from_dataset, from_tensors
+    from layerwise.data import load as load_data
+    from layerwise.errors import LayerwiseError
+    from layerwise.evaluation import evaluate
+    from layerwise.experiments.experiment import load
+    from layerwise.methods import (
+        ANP,
+        AWP,
+        EAT,
+        FGSM,
+        FGSMCKPT,
+        FGSMRS,
+        LAD,
+        LAT,
+        MART,
+        NAT,
+        NFGSM,
+        PAT,
+        PGD,
+        SLAT,
+        TRADES,
+        YOPO,
+        AdvTrainI,
+        DeepDefense,
+        FGSInter,
+        FGSOrig,
+        FreeAT,
+        GaussianNoise,
+        GradAlign,
+        InputMethod,
+        LayerMethod,
+        Method,
+        Parseval,
+        Standard,
+    )
+    from layerwise.models import Normalized
+    from layerwise.models import build as build_model
+    from layerwise.models.export import export
+    from layerwise.models.stochastic import NoisyAverage, Rand
+    from layerwise.training import Phase, Training, fit
 
 __version__ = "0.1.0"
+
 
 __all__ = [
     "ANP",
@@ -108,3 +116,46 @@ __all__ = [
     "load",
     "load_data",
 ]
+
+_PLACES = {
+    "attacks": ("ThreatModel",),
+    "core.criteria": ("CrossEntropy",),
+    "core.driving": ("Partial",),
+    "core.probe": ("Probe",),
+    "core.sites": ("Sites",),
+    "core.tracing": ("Site",),
+    "data": ("from_dataset", "from_tensors", "load as load_data"),
+    "errors": ("LayerwiseError",),
+    "evaluation": ("evaluate",),
+    "experiments.experiment": ("load",),
+    "methods": (
+        *("ANP", "AWP", "EAT", "FGSM", "FGSMCKPT", "FGSMRS", "LAD", "LAT", "MART", "NAT", "NFGSM", "PAT", "PGD"),
+        *("SLAT", "TRADES", "YOPO", "AdvTrainI", "DeepDefense", "FGSInter", "FGSOrig", "FreeAT", "GaussianNoise"),
+        *("GradAlign", "InputMethod", "LayerMethod", "Method", "Parseval", "Standard"),
+    ),
+    "models": ("Normalized", "build as build_model"),
+    "models.export": ("export",),
+    "models.stochastic": ("NoisyAverage", "Rand"),
+    "training": ("Phase", "Training", "fit"),
+}
+"""Where the public names are. They are looked up on first use: importing torch takes seconds, which `layerwise --help` need not wait."""
+
+_NAMES = {
+    name.rpartition(" ")[2]: (place, name.partition(" ")[0]) for place, names in _PLACES.items() for name in names
+}
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that is found here
+
+    def __getattr__(name: str) -> object:
+        """A public name, or one of the packages, on its first use (PEP 562)."""
+        if name in _NAMES:
+            place, attribute = _NAMES[name]
+            globals()[name] = found = getattr(import_module(f"layerwise.{place}"), attribute)
+            return found
+        if not name.startswith("_") and find_spec(f"layerwise.{name}") is not None:
+            return import_module(f"layerwise.{name}")
+        raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_NAMES]
