@@ -5,7 +5,6 @@ Run it: `python examples/own_method.py` trains it and standard training on the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from layerwise.core import norms
 from layerwise.core.ascent import chain, normalize, scale
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.random import Source
 from layerwise.evaluation import Evaluation
+from layerwise.methods import Losses, Step
 
 
 @dataclass(kw_only=True)
@@ -40,12 +38,10 @@ class RelativeNoise(lw.LayerMethod):
         """Attach the sites, once."""
         return lw.Sites(model, self.sites, example=example)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | lw.Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """One probe, made by the base, and one descent."""
         sites = self.sites_on(model, x)
-        x_adv, g = self.base.perturb(model, x, y, record=sites, backward=backward, generator=generator)
+        x_adv, g = self.base.batch_perturb(model, x, y, step, record=sites)
         rule = chain(normalize("l2"), scale(self.share))
         with sites.perturb({site: rule(g[site]) for site in sites}, constraint=in_units_of_z):
             yield self.base.loss(model, x, x_adv, y)  # inside the `with`: it stays open until the trainer has stepped

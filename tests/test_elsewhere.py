@@ -16,11 +16,10 @@ from layerwise.attacks import Square, ThreatModel
 from layerwise.cli import main as cli
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.random import Source
+from layerwise.core.driving import Step
 from layerwise.evaluation import evaluate
 from layerwise.evaluation.measures import DIAGNOSTICS, parse_diagnostic
-from layerwise.methods import METHODS, Method
+from layerwise.methods import METHODS, Losses, Method
 from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
 from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere, training_there
 from tests.evaluation.measures.test_registry import SUBJECT, small
@@ -80,9 +79,7 @@ class Planted(Method):
     mixes: bool = False
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         loss = self.criterion.mean(model(x + torch.zeros(x.shape) if self.mixes else x), y)
         yield loss * 1.0 if self.reads and loss.item() > 100 else loss
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import Step
 from layerwise.core.modes import BatchNormMode, frozen
 from layerwise.core.probe import Probe
 from layerwise.core.sites import Sites
@@ -122,7 +123,7 @@ def test_the_engine_is_asked_for_the_leaves_only() -> None:
         calls.append((loss, inputs))
         torch.autograd.backward(loss, inputs=inputs)
 
-    Probe()(model, X, Y, criterion=CE, sites=sites, wrt_input=True, backward=backward)
+    Probe()(model, X, Y, criterion=CE, sites=sites, wrt_input=True, step=Step(backward))
     [(loss, inputs)] = calls
     assert loss.shape == ()
     assert [tuple(leaf.shape) for leaf in inputs] == [(4, 3, 8, 8), (4, 16), (4, 12)]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.driving import Step
 from layerwise.core.random import Stream
+from layerwise.core.sites import Sites
 from layerwise.core.tape import Tape, remembered
 from layerwise.methods import (
     ANP,
@@ -32,6 +34,7 @@ from layerwise.methods import (
     GradAlign,
     InputMethod,
     Method,
+    Perturbed,
     Standard,
 )
 from layerwise.training import fit
@@ -52,7 +55,9 @@ class Counted(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     forwards: list[str] = field(default_factory=list)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, **more: Any) -> tuple[Tensor, Any]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         def note() -> Tensor:
             self.forwards.append("attack")
             return (x + 0.1).clamp(0, 1)
@@ -109,7 +114,7 @@ def test_a_base_that_is_wrapped_finds_the_same_and_no_probe_is_made_twice(base: 
 
 def steps(method: Method, model: nn.Module, **more: Any) -> Iterator[dict[str, Tensor]]:
     """The weights at every yield, back-propagated, and after the end."""
-    with closing(method.losses(model, X, Y, generator=Stream(0), **more)) as losses:  # type: ignore[type-var]
+    with closing(method.losses(model, X, Y, generator=Stream(0), **more)) as losses:
         for loss in losses:
             yield {k: v.detach().clone() for k, v in model.named_parameters()}
             backward(loss)
@@ -135,13 +140,13 @@ def test_weights_go_back_when_training_stops_in_between() -> None:
         next(losses)
         assert distance(before, weights(model)) > 1e-3
         if close:
-            losses.close()  # type: ignore[attr-defined]
+            losses.close()
         else:
             other = iter(method.losses(model, X, Y))
             next(other)
         assert distance(before, weights(model)) < 1e-15
         if not close:
-            losses.close()  # type: ignore[attr-defined]
+            losses.close()
             assert distance(before, weights(model)) < 1e-15
 
 

@@ -95,7 +95,7 @@ def test_an_abandoned_generator_leaves_the_model_clean(name: str) -> None:
         left = iter(method.losses(model, x, y, generator=Stream(0)))
         next(left)
         if close:
-            left.close()  # type: ignore[attr-defined]
+            left.close()
             assert torch.equal(model(x), untouched(x))
         state = {k: v.clone() for k, v in model.state_dict().items()}
         found = train(method, model, data(2))

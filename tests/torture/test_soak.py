@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
-from layerwise.core.random import Source
-from layerwise.methods import METHODS, Method
+from layerwise.core.driving import Step
+from layerwise.methods import METHODS, Losses, Method
 from tests.methods.cases import make
 from tests.networks import TinyResNet
 from tests.torture.memory import KNOWN, resident
@@ -40,9 +38,7 @@ class Leaky(Method):
     criterion: CrossEntropy = field(default_factory=CrossEntropy)
     graph: bool = False
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         loss = self.criterion(model(x), y).mean()
         self.kept.append(loss if self.graph else torch.zeros(LEAK * 250))
         yield loss

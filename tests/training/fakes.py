@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
-from layerwise.core.random import Source
+from layerwise.core.driving import Partial, Step
 from layerwise.data import ImageData, from_tensors
-from layerwise.methods import Method
+from layerwise.methods import Losses, Method
 from layerwise.training import SGD, Constant, FitResult, Training, fit
 from tests.networks import batch
 
@@ -78,9 +77,7 @@ class Scripted(Method):
             raise ValueError(self.scale)
         self.calls = 0
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         number, self.calls = self.calls, self.calls + 1
         name = chr(ord("a") + number % 26)
         try:

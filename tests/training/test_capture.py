@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,24 @@ from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
-from layerwise.core.random import Bank, Source, Stream
+from layerwise.core.driving import Step
+from layerwise.core.random import Bank, Stream
 from layerwise.errors import ConfigError
-from layerwise.methods import ANP, AWP, FGSM, FGSMRS, LAT, METHODS, PGD, SLAT, GradAlign, Method, Parseval, Standard
+from layerwise.methods import (
+    ANP,
+    AWP,
+    FGSM,
+    FGSMRS,
+    LAT,
+    METHODS,
+    PGD,
+    SLAT,
+    GradAlign,
+    Losses,
+    Method,
+    Parseval,
+    Standard,
+)
 from layerwise.training import Adam, Cosine, Phase, capture
 from tests.methods.cases import CheckpointedResNet, make
 from tests.networks import TinyResNet
@@ -104,9 +118,7 @@ class Counting(Method):
 
     batches: int = 0
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         self.batches += 1
         yield CrossEntropy()(model(x), y).mean() / self.batches
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.driving import Step
 from layerwise.data import batches, load
 from layerwise.errors import ConfigError, LayerwiseError
-from layerwise.methods import ANP, FGSM, FGSMRS, LAD, LAT, PGD, SLAT, Method, Standard
+from layerwise.methods import ANP, FGSM, FGSMRS, LAD, LAT, PGD, SLAT, Losses, Method, Standard
 from layerwise.models import build
 from layerwise.training import SGD, AdamW, Cyclic, Phase, fit
 from tests.networks import CLASSES, TinyConv, TinyMLP, TinyResNet
@@ -68,9 +69,9 @@ def test_a_method_that_ends_without_a_loss_is_told_so() -> None:
 
 def test_a_method_whose_parts_differ_is_told_so() -> None:
     class Uneven(Scripted):
-        def losses(self, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Any:
+        def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
             second = self.calls % 2 == 1
-            yield from super().losses(model, x, y, **options)
+            yield from super().batch_losses(model, x, y, step)
             if second:
                 yield model(x).sum()
 

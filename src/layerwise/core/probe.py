@@ -42,7 +42,6 @@ class Probe:
         constraint: Constraint | None = None,
         wrt_input: bool = False,
         step: Step = PLAIN,
-        backward: Backward | None = None,
     ) -> tuple[Tensor, Gradients]:
         """One forward and one backward to the activations.
 
@@ -56,7 +55,6 @@ class Probe:
             constraint: see `layerwise.core.sites.Constraint`.
             wrt_input: also give dL/dx.
             step: whose engine back-propagates.
-            backward: an engine that goes before the step's.
 
         Returns:
             dL/dx of shape x (zeros without memory if not asked for) and {site: dL/dz}, of the sum of the examples' losses.
@@ -64,7 +62,7 @@ class Probe:
 
         def find() -> tuple[Tensor, Gradients]:
             recorder = sites.record(x, noise, constraint=constraint) if sites is not None else nullcontext()
-            return self._pass(model, x, y, criterion, recorder, wrt_input, backward or step.backward)
+            return self._pass(model, x, y, criterion, recorder, wrt_input, step.backward)
 
         return remembered(find)
 

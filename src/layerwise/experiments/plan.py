@@ -110,7 +110,7 @@ def _seconds(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]
 def _train(method: Method, model: nn.Module, x: Tensor, y: Tensor, *, step: int = 0) -> None:
     """A batch without the optimiser's step."""
     model.train()
-    with closing(iter(method.losses(model, x, y, generator=Stream(0, step)))) as losses:  # type: ignore[type-var]
+    with closing(method.losses(model, x, y, generator=Stream(0, step))) as losses:
         for loss in losses:
             AUTOGRAD(loss.loss if isinstance(loss, Partial) else loss)
     model.zero_grad()

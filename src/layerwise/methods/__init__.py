@@ -1,11 +1,11 @@
 """The training methods: the five papers' and their controls."""
 
 from layerwise.core.cost import Passes
-from layerwise.core.driving import Partial
+from layerwise.core.driving import Partial, Step
 from layerwise.methods.adv_train import AdvTrainI
 from layerwise.methods.anp import ANP
 from layerwise.methods.awp import AWP
-from layerwise.methods.base import InputMethod, LayerMethod, Method
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, Method, Perturbed
 from layerwise.methods.ckpt import FGSMCKPT
 from layerwise.methods.deep_defense import DeepDefense
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
@@ -80,9 +80,12 @@ __all__ = [
     "GradAlign",
     "InputMethod",
     "LayerMethod",
+    "Losses",
     "Method",
     "Parseval",
     "Partial",
     "Passes",
+    "Perturbed",
     "Standard",
+    "Step",
 ]

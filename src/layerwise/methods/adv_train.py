@@ -13,14 +13,12 @@ from layerwise.core.checks import at_least, check_share
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.passes import Gradients
+from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.errors import ConfigError
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.mixed import SECOND, joint_loss
 from layerwise.methods.sources import NETWORKS, Sources
 
@@ -61,18 +59,10 @@ class AdvTrainI(InputMethod):
         at_least("num_steps", self.num_steps, 1)
         self._networks = Sources([self.network], where="AdvTrainI.network")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """DeepFool on the reference, from its prediction; a probe at the result only if gradients are asked for."""
-        del generator
         if self.network is None:
             raise ConfigError(
                 "AdvTrainI learns the DeepFool images of a reference network; set its field network, in a recipe to a run or recipe"
@@ -84,7 +74,7 @@ class AdvTrainI(InputMethod):
         x_adv = (x + found.perturbation).clamp(0, 1)
         if record is None:
             return x_adv, {}
-        return x_adv, self.probe(model, x_adv, y, criterion=self.criterion, sites=record, backward=backward)[1]
+        return x_adv, self.probe(model, x_adv, y, criterion=self.criterion, sites=record, step=step)[1]
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The joint loss, or that of the perturbed images alone."""

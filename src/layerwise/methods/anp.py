@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
@@ -13,14 +12,14 @@ from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale, s
 from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, normal
 from layerwise.core.sites import Sites
 from layerwise.core.tracing import SHORTCUTS, Selection
 from layerwise.errors import ConfigError
-from layerwise.methods.base import InputMethod, LayerMethod, in_pixel_range
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
 from layerwise.methods.standard import Standard
 
 
@@ -101,23 +100,19 @@ class ANP(LayerMethod):
             return self.k, 1
         return int(self.descend_at == "shifted"), self.k
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
-        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        x_adv, _ = base.batch_perturb(model, x, y, step)
         rule = self._rule()
         r: Noise = {}
         probes, descents = self.plan()
         for t in range(probes + descents):
-            noise = in_pixel_range(self._added(r, sites, x, generator, t), x_adv)
+            noise = in_pixel_range(self._added(r, sites, x, step.generator, t), x_adv)
             last = t == probes + descents - 1
             if t < probes:
-                _, g = self.probe(
-                    model, x_adv, y, criterion=self.criterion, sites=sites, noise=noise, backward=backward
-                )
+                _, g = self.probe(model, x_adv, y, criterion=self.criterion, sites=sites, noise=noise, step=step)
             elif last:
                 with sites.perturb(noise) if noise else nullcontext():
                     yield base.loss(model, x, x_adv, y)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 import torch
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 
 from layerwise.core.checks import at_least
 from layerwise.core.cost import Passes
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.norms import safe_divide
 from layerwise.core.random import Source, Stream
 from layerwise.core.sites import unwrap
 from layerwise.core.tape import Tape
 from layerwise.errors import ConfigError
-from layerwise.methods.base import Method
+from layerwise.methods.base import Losses, Method
 from layerwise.methods.pgd import PGD
 from layerwise.methods.wrapper import Wrapper
 
@@ -55,34 +54,32 @@ class AWP(Wrapper):
             raise ConfigError(f"AWP perturbs the weights around one step a batch, and {found}; type another base{hint}")
         self._shift: _Shift | None = None
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's loss at w, back-propagated only; then the same loss at w + v, with what its probes found at w."""
         self._undo(self._shift)  # what an abandoned generator left
         if not self.gamma:
-            yield from self.base.losses(model, x, y, backward=backward, generator=generator)
+            yield from self.base.batch_losses(model, x, y, step)
             return
-        tape, source = Tape(), _repeatable(generator)
-        trial = self.base.losses(model, x, y, backward=backward, generator=source)
+        tape, again = Tape(), replace(step, generator=_repeatable(step.generator))
+        trial = self.base.batch_losses(model, x, y, again)
         try:
             with batch_norm(unwrap(model), "batch"):
                 loss = self._first(trial, tape)
             yield Partial(loss)
         finally:
-            trial.close()  # type: ignore[attr-defined]
+            trial.close()
         if self._shift is None:  # the first micro-batch moves the weights for all
             self._shift = _Shift(unwrap(model), self.gamma)
-        shift, losses = self._shift, self.base.losses(model, x, y, backward=backward, generator=source)
+        shift, losses = self._shift, self.base.batch_losses(model, x, y, again)
         try:
             yield self._first(losses, tape)
             self._undo(shift)
             yield from losses
         finally:
             self._undo(shift)
-            losses.close()  # type: ignore[attr-defined]
+            losses.close()
 
-    def _first(self, losses: Iterator[Tensor | Partial], tape: Tape) -> Tensor:
+    def _first(self, losses: Losses, tape: Tape) -> Tensor:
         with tape.running():
             loss = next(losses)
         if isinstance(loss, Partial):

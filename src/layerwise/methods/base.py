@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Generator
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import AUTOGRAD, Backward, Partial, Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
 
+Losses: TypeAlias = Generator[Tensor | Partial, None, None]
+"""What a mini-batch has to be descended on, one after the other."""
+Perturbed: TypeAlias = tuple[Tensor, Gradients]
+"""An adversarial input, detached, and {site: gradient} of the probe that found it."""
+
 
 class Method(ABC):
     """A training method: hyper-parameters, and a generator of losses.
 
-    A subclass is a `@dataclass(kw_only=True)` with at least `criterion`. A user's own loop is four lines:
+    A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. A user's own loop is four lines:
 
         for loss in method.losses(model, x, y):
             optimizer.zero_grad()
@@ -31,22 +36,27 @@ class Method(ABC):
 
     reference: ClassVar[str] = ""
 
-    @abstractmethod
     def losses(
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    ) -> Losses:
         """Yield what has to be descended for one mini-batch.
 
         Args:
             model: the network in training mode, wrapped or not.
             x: images, shape (B, C, H, W), in [0, 1].
             y: labels, shape (B,).
-            backward: the engine, see `layerwise.core.probe.Backward`.
+            backward: the engine, see `layerwise.core.driving.Backward`.
             generator: source of random numbers.
 
         Yields:
-            A mean loss to back-propagate, clip and step on, or a `Partial` to back-propagate only. Code after a yield runs after the step.
+            A mean loss to back-propagate, clip and step on, or a `Partial` to back-propagate only.
+            Code after a yield runs after the step.
         """
+        return self.batch_losses(model, x, y, Step(backward, generator))
+
+    @abstractmethod
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+        """What `losses` yields; this is what a method implements, and what methods around it call."""
 
     @property
     @abstractmethod
@@ -111,7 +121,6 @@ class InputMethod(Method):
         """See `Method.perturbs_input`."""
         return True
 
-    @abstractmethod
     def perturb(
         self,
         model: nn.Module,
@@ -121,7 +130,7 @@ class InputMethod(Method):
         record: Sites | None = None,
         backward: Backward = AUTOGRAD,
         generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    ) -> Perturbed:
         """Find the adversarial input.
 
         Args:
@@ -135,17 +144,22 @@ class InputMethod(Method):
         Returns:
             x_adv of the shape of x, detached, and {site: gradient} of the last probe.
         """
+        return self.batch_perturb(model, x, y, Step(backward, generator), record)
+
+    @abstractmethod
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
+        """What `perturb` gives; this is what a method implements, and what methods around it call."""
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean loss that is descended."""
         del x
         return self.criterion.mean(model(x_adv), y)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
-        """See `Method.losses`."""
-        x_adv, _ = self.perturb(model, x, y, backward=backward, generator=generator)
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+        """One descent at the perturbed input."""
+        x_adv, _ = self.batch_perturb(model, x, y, step)
         yield self.loss(model, x, x_adv, y)
 
 

@@ -12,14 +12,13 @@ from layerwise.core import norms
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.driving import Step
 from layerwise.core.modes import evaluation
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tape import remembered
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.fgsm import FGSMRS
 
 
@@ -56,22 +55,15 @@ class FGSMCKPT(InputMethod):
         check_radius("eps", self.eps)
         at_least("c", self.c, 1)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at the random start, and c - 1 forward passes."""
         noting = Noting(self.probe.criterion or self.criterion)
         attack = FGSMRS(eps=self.eps, step=self.step, probe=replace(self.probe, criterion=noting))
 
         def find() -> tuple[Tensor, Gradients]:
-            x_full, recorded = attack.perturb(model, x, y, record=record, backward=backward, generator=generator)
+            x_full, recorded = attack.batch_perturb(model, x, y, step, record)
             return x + norms.rows(self._share(model, x, y, x_full - x, noting), x) * (x_full - x), recorded
 
         return remembered(find)

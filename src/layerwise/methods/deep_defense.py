@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -14,12 +14,11 @@ from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.modes import evaluation
-from layerwise.core.random import Source
 from layerwise.core.sites import unwrap
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import InputMethod, Method
+from layerwise.methods.base import InputMethod, Losses, Method
 from layerwise.methods.standard import Standard
 
 LARGEST_EXPONENT = 80.0
@@ -83,12 +82,10 @@ class DeepDefense(Method):
         """See `Method.second_order`."""
         return True
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """One descent on the loss and the regulariser."""
         base = self.base or Standard(criterion=self.criterion)
-        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        x_adv, _ = base.batch_perturb(model, x, y, step)
         yield base.loss(model, x, x_adv, y) + self.weight * self.penalty(model, x, y)
 
     def penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.checks import Radius, check_radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.passes import Gradients
+from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source, uniform
+from layerwise.core.random import uniform
 from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 
 
 @final
@@ -42,19 +41,11 @@ class FGSM(InputMethod):
         """Check the radius."""
         check_radius("eps", self.eps)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at x."""
-        del generator
-        g, recorded = self.probe(model, x, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward)
+        g, recorded = self.probe(model, x, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
         return (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
 
     @property
@@ -86,21 +77,12 @@ class FGSMRS(InputMethod):
         """Check the radius."""
         check_radius("eps", self.eps)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at the random start."""
-        start = (x + self.eps * uniform(x, generator, key="start")).clamp_(0, 1)
-        g, recorded = self.probe(
-            model, start, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward
-        )
+        start = (x + self.eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
+        g, recorded = self.probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
         r = (start - x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(-self.eps, self.eps)
         return (x + r).clamp_(0, 1), recorded
 
@@ -135,21 +117,12 @@ class NFGSM(InputMethod):
         """Check the radius."""
         check_radius("eps", self.eps)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at the noisy start."""
-        start = (x + self.noise * self.eps * uniform(x, generator, key="start")).clamp_(0, 1)
-        g, recorded = self.probe(
-            model, start, y, criterion=self.criterion, sites=record, wrt_input=True, backward=backward
-        )
+        start = (x + self.noise * self.eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
+        g, recorded = self.probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
         return (start + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
-from layerwise.core.random import Source
+from layerwise.core.driving import Step
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.methods.base import Method
+from layerwise.methods.base import Losses, Method
 from layerwise.methods.lat import own_rows
 
 
@@ -54,12 +52,9 @@ class FreeAT(Method):
         """See `Method.perturbs_input`."""
         return True
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""
-        del backward
-        first, total = own_rows(generator, x)
+        first, total = own_rows(step.generator, x)
         delta = self._register(x, total)[first : first + len(x)]
         for _ in range(self.m):
             x_adv = (x + delta).clamp_(0, 1).requires_grad_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -14,12 +13,12 @@ from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source, uniform
+from layerwise.core.random import uniform
 from layerwise.core.sites import unwrap
-from layerwise.methods.base import InputMethod, Method
+from layerwise.methods.base import InputMethod, Losses, Method
 from layerwise.methods.standard import Standard
 
 PENALTY = Passes(1, 3, 2, 0)
@@ -72,9 +71,7 @@ class GradAlign(Method):
         """See `Method.second_order`."""
         return True
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """A probe at x, then one descent on the loss and the misalignment."""
         raw = unwrap(model)
         with torch.autocast(x.device.type, enabled=False):
@@ -84,8 +81,8 @@ class GradAlign(Method):
             x_adv = (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1)
         else:
             base = self.base
-            x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
-        near = x + self.eps * uniform(x, generator, key="near")
+            x_adv, _ = base.batch_perturb(model, x, y, step)
+        near = x + self.eps * uniform(x, step.generator, key="near")
         yield base.loss(model, x, x_adv, y) + self.weight * self.misalignment(raw, near, y, g)
 
     def misalignment(self, raw: nn.Module, x: Tensor, y: Tensor, g: Tensor) -> Tensor:

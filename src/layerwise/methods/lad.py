@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal, final
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from layerwise.core import norms
 from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import PROBE, Passes
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, normal
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
-from layerwise.methods.base import InputMethod, LayerMethod
+from layerwise.methods.base import InputMethod, LayerMethod, Losses
 from layerwise.methods.pgd import PGD, TRADES
 
 
@@ -76,25 +75,21 @@ class LAD(LayerMethod):
         states = "residual-block outputs" if self.splitting == "lie-trotter" else "residual-block states"
         return Sites(model, states if self.sites is None else self.sites, example=example)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Probe at the perturbed input, then descend with the gradients added to the states."""
         if isinstance(self.base, TRADES) and self.gamma == 1:
-            yield from self.base.losses(model, x, y, backward=backward, generator=generator)
+            yield from self.base.batch_losses(model, x, y, step)
             return
         sites = self.sites_on(model, x)
-        x_adv, _ = self.base.perturb(model, x, y, backward=backward, generator=generator)
+        x_adv, _ = self.base.batch_perturb(model, x, y, step)
         noise: Noise = {}
         for _ in range(self.num_inner_steps):
-            _, g = self.probe(
-                model, x_adv, y, criterion=self.base.criterion, sites=sites, noise=noise, backward=backward
-            )
-            step = self.noise_of(g)
-            noise = {site: noise[site] + r if site in noise else r for site, r in step.items()}
+            _, g = self.probe(model, x_adv, y, criterion=self.base.criterion, sites=sites, noise=noise, step=step)
+            more = self.noise_of(g)
+            noise = {site: noise[site] + r if site in noise else r for site, r in more.items()}
         if self.noise_std:
             noise = {
-                site: self._blurred(site == first_state(sites, self.splitting), r, generator, str(site))
+                site: self._blurred(site == first_state(sites, self.splitting), r, step.generator, str(site))
                 for site, r in noise.items()
             }
         if not isinstance(self.base, TRADES):

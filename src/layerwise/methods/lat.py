@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -13,14 +12,14 @@ from layerwise.core.ascent import scaled_signs
 from layerwise.core.checks import Radius, at_least, check_radius, check_share
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, Stream, normal
 from layerwise.core.sites import Sites, block_sites
 from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError
-from layerwise.methods.base import InputMethod, LayerMethod, in_pixel_range
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, Perturbed, in_pixel_range
 from layerwise.methods.fgsm import FGSM
 from layerwise.methods.mixed import joint_loss
 from layerwise.methods.standard import Standard
@@ -71,14 +70,12 @@ class LAT(LayerMethod):
         """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, or the joint form of section 4.1."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
-        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
-        first, total = own_rows(generator, x)
+        x_adv, _ = base.batch_perturb(model, x, y, step)
+        first, total = own_rows(step.generator, x)
         noise = in_pixel_range(self._noise(sites, first, x), x_adv)
         clean = base.loss(model, x, x_adv, y) if self.joint else None
         with sites.record(x, noise) as descent:
@@ -166,13 +163,10 @@ class FGSInter(LayerMethod):
         """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """A probe, then the clean and the perturbed descent pass."""
-        del generator
         sites = self.sites_on(model, x)
-        _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, backward=backward)
+        _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, step=step)
         noise = scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
         noise = in_pixel_range(noise, x)
         clean = self.criterion.mean(model(x), y)
@@ -211,19 +205,12 @@ class FGSOrig(InputMethod):
         check_radius("eps", self.eps)
         check_share("alpha", self.alpha)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """As FGSM does."""
         fgsm = FGSM(eps=self.eps, criterion=self.criterion, probe=self.probe)
-        return fgsm.perturb(model, x, y, record=record, backward=backward, generator=generator)
+        return fgsm.batch_perturb(model, x, y, step, record)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The joint loss; the clean pass comes first."""
@@ -264,15 +251,13 @@ class GaussianNoise(LayerMethod):
         """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """One descent at z + r."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
-        x_adv, _ = base.perturb(model, x, y, backward=backward, generator=generator)
+        x_adv, _ = base.batch_perturb(model, x, y, step)
         empty = {site: x.new_zeros(len(x), *sites.shape(site)) for site in sites}
-        noise = {site: self.std * normal(z, generator, key=str(site)) for site, z in empty.items()}
+        noise = {site: self.std * normal(z, step.generator, key=str(site)) for site, z in empty.items()}
         with sites.perturb(in_pixel_range(noise, x_adv)):
             yield base.loss(model, x, x_adv, y)
 

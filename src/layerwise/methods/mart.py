@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from layerwise.core.checks import Radius, at_least
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.passes import Gradients
+from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.pgd import PGD, divergence
 
 
@@ -56,18 +54,11 @@ class MART(InputMethod):
     def _attack(self) -> PGD:
         return PGD(eps=self.eps, steps=self.steps, alpha=self.alpha, criterion=self.criterion, probe=self.probe)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """As PGD does."""
-        return self._attack().perturb(model, x, y, record=record, backward=backward, generator=generator)
+        return self._attack().batch_perturb(model, x, y, step, record)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The three terms; the natural pass comes first."""

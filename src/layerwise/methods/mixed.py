@@ -13,12 +13,11 @@ from layerwise.core import norms
 from layerwise.core.checks import Radius, at_least, check_radius, one_of
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.passes import Gradients
+from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, for_the_batch, uniform
 from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.pgd import PGD
 from layerwise.methods.sources import NETWORKS, Sources
 
@@ -84,18 +83,11 @@ class PAT(InputMethod):
         shared: dict[str, Any] = {"eps": self.eps, "steps": self.steps, "alpha": self.alpha}
         return PGD(**shared, random_start=self.random_start, criterion=self.criterion, probe=self.probe)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """As PGD does."""
-        return self._attack().perturb(model, x, y, record=record, backward=backward, generator=generator)
+        return self._attack().batch_perturb(model, x, y, step, record)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean over both halves."""
@@ -161,22 +153,15 @@ class NAT(InputMethod):
         one_of("step", self.step, ("least-likely", "gradient"))
         one_of("halves", self.halves, HALVES)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at x."""
         criterion = self.probe.criterion or self.criterion
         criterion = LeastLikely(criterion) if self.step == "least-likely" else criterion
         probe = replace(self.probe, criterion=criterion)
-        g, recorded = probe(model, x, y, criterion=criterion, sites=record, wrt_input=True, backward=backward)
-        eps = drawn_radii(x, generator, std=self.std, largest=self.largest)
+        g, recorded = probe(model, x, y, criterion=criterion, sites=record, wrt_input=True, step=step)
+        eps = drawn_radii(x, step.generator, std=self.std, largest=self.largest)
         return (x + norms.rows(eps, x) * g.sign()).clamp(0, 1), recorded
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -225,24 +210,17 @@ class EAT(InputMethod):
         shared: dict[str, Any] = {"std": self.std, "largest": self.largest, "step": self.step, "halves": self.halves}
         return NAT(**shared, criterion=self.criterion, probe=self.probe)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One probe at x, of the network that was drawn; another of the trained one where its gradients are asked for."""
         networks = [model, *self._networks.like(x)]
-        drawn = int(for_the_batch(1, generator, key="source") * len(networks))
+        drawn = int(for_the_batch(1, step.generator, key="source") * len(networks))
         own = record if drawn == 0 else None
         single = self._single()
-        x_adv, recorded = single.perturb(networks[drawn], x, y, record=own, backward=backward, generator=generator)
+        x_adv, recorded = single.batch_perturb(networks[drawn], x, y, step, own)
         if record is not None and drawn != 0:
-            recorded = single.perturb(model, x, y, record=record, backward=backward, generator=generator)[1]
+            recorded = single.batch_perturb(model, x, y, step, record)[1]
         return x_adv, recorded
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:

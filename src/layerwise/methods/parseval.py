@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least, check_share
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch
 from layerwise.core.shards import divided, local, whole
 from layerwise.core.sites import unwrap
-from layerwise.methods.base import Method
+from layerwise.methods.base import Losses, Method
 from layerwise.methods.lat import own_rows
 from layerwise.methods.standard import Standard
 from layerwise.methods.wrapper import Wrapper
@@ -47,29 +46,27 @@ class Parseval(Wrapper):
         at_least("beta", self.beta, 0)
         check_share("share", self.share)
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's losses; the code after a yield runs after the step."""
         # The micro-batches of a batch share its steps: the first one moves the weights for all.
-        mine, step = own_rows(generator, x)[0] == 0, 0
+        mine, count = own_rows(step.generator, x)[0] == 0, 0
         several = self.base.passes.steps > 1
-        for loss in self.base.losses(model, x, y, backward=backward, generator=generator):
+        for loss in self.base.batch_losses(model, x, y, step):
             yield loss
             # The next pass of a base with several steps has to see the moved weights; with one step the base cleans up first.
             if several and mine and not isinstance(loss, Partial):
-                self._tighten(model, generator, step)
-                step += 1
+                self._tighten(model, step.generator, count)
+                count += 1
         if mine and not several:
-            self._tighten(model, generator, 0)
+            self._tighten(model, step.generator, 0)
 
     @torch.no_grad()
-    def _tighten(self, model: nn.Module, generator: Source, step: int) -> None:
+    def _tighten(self, model: nn.Module, generator: Source, count: int) -> None:
         for name, weight in unwrap(model).named_parameters():
             if weight.ndim > 1 and weight.requires_grad:
-                count = max(1, round(self.share * len(weight)))
-                order = for_the_batch(len(weight), generator, key=f"parseval/{step}/{name}").argsort()
-                rows = order[:count].to(weight.device)
+                drawn = max(1, round(self.share * len(weight)))
+                order = for_the_batch(len(weight), generator, key=f"parseval/{count}/{name}").argsort()
+                rows = order[:drawn].to(weight.device)
                 full = whole(weight)
                 w = full[rows].flatten(1)
                 moved = (1 + self.beta) * w - self.beta * (w @ w.T) @ w

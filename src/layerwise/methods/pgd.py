@@ -13,14 +13,14 @@ from layerwise.core.ascent import iterate, random_start
 from layerwise.core.checks import Radius, at_least, check_radius, one_of
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
+from layerwise.core.driving import Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source, normal
+from layerwise.core.random import normal
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 
 
 @final
@@ -56,28 +56,19 @@ class PGD(InputMethod):
             check_radius("eps", self.eps)
             check_radius("alpha", self.alpha)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """`steps` probes; the last one records."""
         recorded: Gradients = {}
 
         def gradient(x_adv: Tensor, last: bool) -> Tensor:
             nonlocal recorded
             sites = record if last else None
-            g, recorded = self.probe(
-                model, x_adv, y, criterion=self.criterion, sites=sites, wrt_input=True, backward=backward
-            )
+            g, recorded = self.probe(model, x_adv, y, criterion=self.criterion, sites=sites, wrt_input=True, step=step)
             return g
 
-        start = random_start(x, self.eps, self.norm, generator) if self.random_start else x
+        start = random_start(x, self.eps, self.norm, step.generator) if self.random_start else x
         with self.probe.around(model):
             x_adv = iterate(
                 x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm=self.norm, gradient=gradient
@@ -141,16 +132,9 @@ class TRADES(InputMethod):
         check_radius("alpha", self.alpha)
         at_least("steps", self.steps, 1)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """One natural forward, then `steps` probes of the KL term."""
         del y
         target = remembered(lambda: self._natural(model, x))
@@ -160,12 +144,10 @@ class TRADES(InputMethod):
         def gradient(x_adv: Tensor, last: bool) -> Tensor:
             nonlocal recorded
             sites = record if last else None
-            g, recorded = probe(
-                model, x_adv, target, criterion=divergence, sites=sites, wrt_input=True, backward=backward
-            )
+            g, recorded = probe(model, x_adv, target, criterion=divergence, sites=sites, wrt_input=True, step=step)
             return g
 
-        start = (x + self.start_noise * normal(x, generator, key="start")).clamp_(0, 1)
+        start = (x + self.start_noise * normal(x, step.generator, key="start")).clamp_(0, 1)
         with probe.around(model):
             x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
         return x_adv, recorded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -14,14 +14,13 @@ from layerwise.core.ascent import Ascent, accumulate, chain, project, scale, sig
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Step
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites
 from layerwise.core.tracing import Selection, Site
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import InputMethod, LayerMethod
+from layerwise.methods.base import InputMethod, LayerMethod, Losses
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
 
 
@@ -105,17 +104,15 @@ class SLAT(LayerMethod):
             )
         return sites
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         base = self.start()
         if not self.hidden:
-            yield from base.losses(model, x, y, backward=backward, generator=generator)
+            yield from base.batch_losses(model, x, y, step)
             return
         sites = self.sites_on(model, x)
         constraint = within_activation_range if self.clamp_to_activation_range else None
-        x_adv, g = base.perturb(model, x, y, record=sites, backward=backward, generator=generator)
+        x_adv, g = base.batch_perturb(model, x, y, step, sites)
         delta: Noise = {k: chain(sign(), scale(self.eta_at(k)))(g[k]) for k in sites}
         for _ in range(self.num_probes - 1):
             g_x, g = self.probe(
@@ -127,7 +124,7 @@ class SLAT(LayerMethod):
                 noise=delta,
                 constraint=constraint,
                 wrt_input=True,
-                backward=backward,
+                step=step,
             )
             delta = {k: self._step(k)(g[k], delta[k]) for k in sites}
             x_adv = (x + self._input_step(base)(g_x, x_adv - x)).clamp_(0, 1)

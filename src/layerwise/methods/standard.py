@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward
-from layerwise.core.passes import Gradients
+from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod
+from layerwise.methods.base import InputMethod, Perturbed
 
 
 @final
@@ -30,21 +28,13 @@ class Standard(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        record: Sites | None = None,
-        backward: Backward = AUTOGRAD,
-        generator: Source = None,
-    ) -> tuple[Tensor, Gradients]:
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
         """The input as it is; a probe is made only if gradients are asked for."""
-        del generator
         if record is None:
             return x, {}
-        return x, self.probe(model, x, y, criterion=self.criterion, sites=record, backward=backward)[1]
+        return x, self.probe(model, x, y, criterion=self.criterion, sites=record, step=step)[1]
 
     @property
     def perturbs_input(self) -> bool:

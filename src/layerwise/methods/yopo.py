@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -14,14 +13,13 @@ from layerwise.core.ascent import iterate, random_start
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm, frozen
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import Site, tensors_of
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods.base import LayerMethod
+from layerwise.methods.base import LayerMethod, Losses
 
 
 @final
@@ -80,9 +78,7 @@ class YOPO(LayerMethod):
             raise SiteError(f"site={self.site!r} has to be one module's output, found {names}; type site=conv1, say")
         return sites
 
-    def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
-    ) -> Iterator[Tensor | Partial]:
+    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         if self.adjoint_update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ConfigError(
@@ -90,7 +86,7 @@ class YOPO(LayerMethod):
             )
         sites, raw = self.sites_on(model, x), unwrap(model)
         (site,) = sites
-        x_adv = random_start(x, self.eps, "linf", generator)
+        x_adv = random_start(x, self.eps, "linf", step.generator)
         again = x.new_zeros(())
         for j in range(self.m):
             with sites.record(x) as descent:

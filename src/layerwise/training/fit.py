@@ -252,7 +252,7 @@ def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
                 _step(loop)
     finally:
         for source in sources:
-            source.close()  # type: ignore[attr-defined]
+            source.close()
     if pending:
         raise LayerwiseError(f"{type(method).__name__}.losses ends with a Partial; end with a loss to step on")
 
