@@ -93,7 +93,7 @@ def train(root: Path, *, network: str, method: str, checkpoints: bool) -> dict[s
     if checkpoints:
         recomputed(net)
     settings = training(batch_size=TRAINED["batch"], accelerator="cpu")
-    chosen = methods.METHODS[method](**METHODS[method])
+    chosen = getattr(methods, method)(**METHODS[method])
     before = peak()
     with ExitStack() as stack:
         loop = loop_of(net, chosen, data, settings, stack)

@@ -19,12 +19,12 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.evaluation import evaluate
 from layerwise.evaluation.measures import DIAGNOSTICS, parse_diagnostic
-from layerwise.methods import METHODS, Losses, Method
+from layerwise.methods import Losses, Method
 from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
 from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere, training_there
 from tests.evaluation.measures.test_registry import SUBJECT, small
 from tests.evaluation.problems import trained
-from tests.methods.cases import make
+from tests.methods.cases import METHODS, make
 from tests.networks import TinyResNet, batch
 from tests.training.fakes import apart, cheap, pictures, same, train, weights
 from tests.training.graphs import Recorder

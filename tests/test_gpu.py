@@ -15,11 +15,11 @@ import layerwise.core.random
 from layerwise.attacks import ThreatModel
 from layerwise.evaluation import evaluate
 from layerwise.experiments.bench.stepping import Setup, somewhere, training
-from layerwise.methods import ANP, FGSMRS, METHODS, SLAT, Method
+from layerwise.methods import ANP, FGSMRS, SLAT, Method
 from layerwise.training import Adam, Cosine, FitResult, Phase, capture
 from tests.elsewhere import ELSEWHERE, training_there
 from tests.evaluation.problems import trained
-from tests.methods.cases import make
+from tests.methods.cases import METHODS, make
 from tests.networks import TinyResNet, batch
 from tests.training.fakes import apart, cheap, pictures, train, weights
 from tests.training.graphs import Recorder

@@ -20,13 +20,14 @@ from layerwise import models
 from layerwise.attacks import ATTACKS
 from layerwise.cli import listing
 from layerwise.cli.console import TABLE, readable
+from layerwise.core import registry
 from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES
 from layerwise.evaluation.journal import Entry, Journal
 from layerwise.evaluation.judgement import Judgement
 from layerwise.evaluation.measures import DIAGNOSTICS
 from layerwise.experiments import experiment
 from layerwise.experiments.suites import SUITES
-from layerwise.methods import METHODS
+from layerwise.methods import PGD
 from layerwise.models.weights import unpack_tensors
 from tests.command import QUICK, Command, Said, done, finished, layerwise, told
 
@@ -95,7 +96,7 @@ def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: 
 @pytest.mark.parametrize(
     ("what", "some"),
     [
-        ("methods", sorted(METHODS)),
+        ("methods", registry.names("method")),
         ("models", models.names()),
         ("data", ["digits", "mnist", "cifar10"]),
         ("recipes", ["slat-digits", "slat-cifar10-wrn-as-printed"]),
@@ -199,7 +200,7 @@ def test_settings_may_come_before_the_recipe(layerwise: Command) -> None:
         "train", "--method", "PGD", *QUICK, "slat-digits", "--name", "mine", "--method.steps", "1", "--quiet"
     )
     assert said.code == 0
-    assert experiment.read("runs/mine/config.yaml")[0].method == METHODS["PGD"](steps=1)  # type: ignore[call-arg]
+    assert experiment.read("runs/mine/config.yaml")[0].method == PGD(steps=1)
 
 
 def test_a_dry_run_does_nothing(layerwise: Command, tmp_path: Path) -> None:

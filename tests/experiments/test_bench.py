@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from layerwise.core import registry
 from layerwise.core.random import normal, uniform
 from layerwise.errors import ConfigError
 from layerwise.experiments.bench import peers
@@ -19,7 +20,7 @@ from layerwise.experiments.bench.plain import STEPS, Plain, Step
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.experiments.bench.steps import bench_peers, bench_steps, step_table
 from layerwise.experiments.bench.timing import interleaved, medians, ratio, repeated
-from layerwise.methods import METHODS, PGD, SLAT, TRADES, FreeAT, Method
+from layerwise.methods import PGD, SLAT, TRADES, FreeAT, Method
 from tests.command import Command, layerwise
 
 __all__ = ["layerwise"]
@@ -39,7 +40,7 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", STEPS)
 def test_the_plain_step_does_what_the_method_does(name: str) -> None:
     usual: dict[str, Method] = {"PGD": PGD(steps=2), "TRADES": TRADES(steps=2), "FreeAT": FreeAT(m=2)}
-    method = usual.get(name) or METHODS[name]()
+    method = usual.get(name) or registry.find("method", name).thing()
     ours = small().network().double()
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours)
     assert isinstance(theirs, nn.Sequential)

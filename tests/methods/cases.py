@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from layerwise.core import registry
 from layerwise.core.driving import Partial
 from layerwise.core.random import Stream
-from layerwise.methods import METHODS, PGD, Method
+from layerwise.methods import PGD, Method
 from tests.networks import TinyResNet, batch
+
+METHODS: dict[str, type[Method]] = {name: entry.thing for name, entry in registry.entries("method").items()}
+"""Every method that is registered: a new one is in every table by itself."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "PGD": {"steps": 2},

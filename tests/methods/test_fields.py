@@ -23,7 +23,6 @@ from layerwise.methods import (
     FGSMRS,
     LAD,
     LAT,
-    METHODS,
     NFGSM,
     PGD,
     SLAT,
@@ -37,7 +36,7 @@ from layerwise.methods import (
     Method,
     Standard,
 )
-from tests.methods.cases import data, hooks_of, make, train
+from tests.methods.cases import METHODS, data, hooks_of, make, train
 from tests.networks import TinyConv, TinyMLP, TinyResNet, VisionTransformer, batch
 
 X, Y = batch(6)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from layerwise.core.driving import Partial
 from layerwise.core.random import Stream
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods import METHODS, TRADES, InputMethod, LayerMethod
+from layerwise.methods import TRADES, InputMethod, LayerMethod
 from tests.methods.cases import (
+    METHODS,
     CheckpointedResNet,
     backward_next,
     data,

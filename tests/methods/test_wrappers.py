@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from layerwise.methods import METHODS, Standard
-from tests.methods.cases import data, differing, distance, hooks_of, make, train
+from layerwise.methods import Standard
+from tests.methods.cases import METHODS, data, differing, distance, hooks_of, make, train
 from tests.networks import TinyMLP, TinyResNet
 
 NAMES = pytest.mark.parametrize("name", METHODS)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from layerwise.methods import METHODS
 from layerwise.training import checkpoint
+from tests.methods.cases import METHODS
 from tests.torture.child import killed
 from tests.torture.outcome import differing, outcome
 from tests.torture.size import TORTURE, sized

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.methods import METHODS, Losses, Method
-from tests.methods.cases import make
+from layerwise.methods import Losses, Method
+from tests.methods.cases import METHODS, make
 from tests.networks import TinyResNet
 from tests.torture.memory import KNOWN, resident
 from tests.torture.size import TORTURE, sized

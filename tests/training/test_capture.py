@@ -23,7 +23,6 @@ from layerwise.methods import (
     FGSM,
     FGSMRS,
     LAT,
-    METHODS,
     PGD,
     SLAT,
     GradAlign,
@@ -33,7 +32,7 @@ from layerwise.methods import (
     Standard,
 )
 from layerwise.training import Adam, Cosine, Phase, capture
-from tests.methods.cases import CheckpointedResNet, make
+from tests.methods.cases import METHODS, CheckpointedResNet, make
 from tests.networks import TinyResNet
 from tests.training.fakes import cheap, pictures, same, train, weights
 from tests.training.graphs import Recorder

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from layerwise import methods
+from layerwise.core import registry
 from layerwise.core.shards import local, sharded
 from layerwise.methods import (
     ANP,
@@ -225,7 +225,7 @@ def found_in(folder: Path, name: str, index: int = 0) -> Any:
 
 
 def test_every_method_is_here() -> None:
-    assert {type(make()).__name__ for make in METHODS.values()} == set(methods.METHODS)
+    assert {type(make()).__name__ for make in METHODS.values()} == set(registry.names("method"))
 
 
 @pytest.mark.parametrize("name", CASES)

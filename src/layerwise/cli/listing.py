@@ -6,12 +6,12 @@ import inspect
 
 from layerwise import data, models
 from layerwise.attacks import ATTACKS
+from layerwise.core import registry
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES, STANDARD, STANDARD_SEQUENCES
 from layerwise.evaluation.measures import DIAGNOSTICS
 from layerwise.experiments import recipe
 from layerwise.experiments.suites import SUITES
-from layerwise.methods import METHODS
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -45,8 +45,8 @@ def first_line(thing: object) -> str:
 
 def _methods() -> Rows:
     header = ("method", "passes", "x standard", "steps", "what it does")
-    made = [(name, cls().passes, cls) for name, cls in METHODS.items()]
-    return header, [(n, str(p.total), f"{p.total / 3:.2f}", str(p.steps), first_line(c)) for n, p, c in made]
+    made = [(entry, entry.thing().passes) for entry in registry.entries("method").values()]
+    return header, [(e.name, str(p.total), f"{p.total / 3:.2f}", str(p.steps), e.summary) for e, p in made]
 
 
 def _models() -> Rows:

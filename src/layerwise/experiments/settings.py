@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+from layerwise.core import registry
 from layerwise.core.checks import at_least
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.data import Augment
@@ -15,7 +16,7 @@ from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
 from layerwise.experiments.config import Schema, Tree
 from layerwise.experiments.ranges import laid
-from layerwise.methods import METHODS, InputMethod, Method
+from layerwise.methods import InputMethod, Method
 from layerwise.models.stochastic import Inference, NoisyAveraging, RandomResizing
 from layerwise.training import (
     SGD,
@@ -96,11 +97,13 @@ class Experiment:
         Phases(self.method, make_phases(self), self.training.epochs)
 
 
+_METHODS: dict[str, type[Method]] = {name: entry.thing for name, entry in registry.entries("method").items()}
+
 SCHEMA = Schema(
     Experiment,
     {
-        Method: METHODS,
-        InputMethod: {name: cls for name, cls in METHODS.items() if issubclass(cls, InputMethod)},
+        Method: _METHODS,
+        InputMethod: {name: cls for name, cls in _METHODS.items() if issubclass(cls, InputMethod)},
         Criterion: {"CrossEntropy": CrossEntropy},
         Optimizer: {cls.__name__: cls for cls in (SGD, Adam, AdamW)},
         Schedule: {cls.__name__: cls for cls in (Constant, Cyclic, MultiStep, Cosine, OneCycle)},

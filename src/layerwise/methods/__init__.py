@@ -21,38 +21,6 @@ from layerwise.methods.slat import SLAT
 from layerwise.methods.standard import Standard
 from layerwise.methods.yopo import YOPO
 
-METHODS: dict[str, type[Method]] = {
-    cls.__name__: cls
-    for cls in (
-        Standard,
-        FGSM,
-        FGSMRS,
-        NFGSM,
-        GradAlign,
-        FGSMCKPT,
-        FreeAT,
-        YOPO,
-        PGD,
-        TRADES,
-        MART,
-        PAT,
-        NAT,
-        EAT,
-        AdvTrainI,
-        Parseval,
-        AWP,
-        SLAT,
-        ANP,
-        LAD,
-        LAT,
-        FGSInter,
-        FGSOrig,
-        GaussianNoise,
-        DeepDefense,
-    )
-}
-"""Every method by its name."""
-
 __all__ = [
     "ANP",
     "AWP",
@@ -63,7 +31,6 @@ __all__ = [
     "LAD",
     "LAT",
     "MART",
-    "METHODS",
     "NAT",
     "NFGSM",
     "PAT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.errors import ConfigError
@@ -23,6 +24,7 @@ from layerwise.methods.mixed import SECOND, joint_loss
 from layerwise.methods.sources import NETWORKS, Sources
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class AdvTrainI(InputMethod):
@@ -42,8 +44,6 @@ class AdvTrainI(InputMethod):
 
     Reference: Moosavi-Dezfooli et al. 2016, section 4.2; Yan et al. 2018 (Deep Defense), "Adv. Train I".
     """
-
-    reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, DeepFool; Yan et al. 2018, Deep Defense"
 
     network: Any = field(default=None, metadata=NETWORKS)
     alpha: float = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from layerwise.core.driving import Step
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, normal
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.core.tracing import SHORTCUTS, Selection
 from layerwise.errors import ConfigError
@@ -23,6 +24,7 @@ from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_ra
 from layerwise.methods.standard import Standard
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class ANP(LayerMethod):
@@ -54,8 +56,6 @@ class ANP(LayerMethod):
 
     Reference: Liu et al. 2021, eq. 2 and algorithm 1.
     """
-
-    reference: ClassVar[str] = "Liu et al. 2021, Training robust deep neural networks via adversarial noise propagation"
 
     eta: float = 0.3
     eps: float = 0.3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.norms import safe_divide
 from layerwise.core.random import Source, Stream
+from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.core.tape import Tape
 from layerwise.errors import ConfigError
@@ -22,6 +23,7 @@ from layerwise.methods.pgd import PGD
 from layerwise.methods.wrapper import Wrapper
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class AWP(Wrapper):
@@ -37,8 +39,6 @@ class AWP(Wrapper):
 
     Reference: Wu et al. 2020. The authors' code takes d from a copy of the network.
     """
-
-    reference: ClassVar[str] = "Wu et al. 2020, Adversarial weight perturbation helps robust generalization"
 
     gamma: float = 0.01
     base: Method = field(default_factory=PGD)

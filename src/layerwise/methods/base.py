@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -33,8 +33,6 @@ class Method(ABC):
             loss.backward()
             optimizer.step()
     """
-
-    reference: ClassVar[str] = ""
 
     def losses(
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from layerwise.core.driving import Step
 from layerwise.core.modes import evaluation
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tape import remembered
 from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.fgsm import FGSMRS
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FGSMCKPT(InputMethod):
@@ -39,10 +41,6 @@ class FGSMCKPT(InputMethod):
     Reference: Kim et al. 2021; that the start judges which examples are wrong is the authors' code: its probe has the
     logits already.
     """
-
-    reference: ClassVar[str] = (
-        "Kim et al. 2021, Understanding catastrophic overfitting in single-step adversarial training"
-    )
 
     eps: Radius = 8 / 255
     step: float = 1.25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
 from layerwise.core.driving import Step
 from layerwise.core.modes import evaluation
+from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import InputMethod, Losses, Method
@@ -25,6 +26,7 @@ LARGEST_EXPONENT = 80.0
 """exp(88.7) overflows in float32."""
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class DeepDefense(Method):
@@ -50,8 +52,6 @@ class DeepDefense(Method):
 
     Reference: Yan et al. 2018, eqs. 1-3 and 6; settings of the authors' code. Exponents are clamped at 80, counted in `warnings`.
     """
-
-    reference: ClassVar[str] = "Yan et al. 2018, Deep Defense: training DNNs with improved adversarial robustness"
 
     weight: float = 15.0
     c: float = 25.0

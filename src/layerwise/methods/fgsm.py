@@ -14,10 +14,12 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
 from layerwise.core.random import uniform
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.methods.base import InputMethod, Perturbed
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FGSM(InputMethod):
@@ -54,6 +56,7 @@ class FGSM(InputMethod):
         return PROBE + DESCENT
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FGSMRS(InputMethod):
@@ -92,6 +95,7 @@ class FGSMRS(InputMethod):
         return PROBE + DESCENT
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class NFGSM(InputMethod):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
+from layerwise.core.registry import register
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.methods.base import Losses, Method
 from layerwise.methods.lat import own_rows
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FreeAT(Method):
@@ -33,8 +35,6 @@ class FreeAT(Method):
 
     Reference: Shafahi et al. 2019, algorithm 1.
     """
-
-    reference: ClassVar[str] = "Shafahi et al. 2019, Adversarial training for free!"
 
     eps: Radius = 8 / 255
     step: float = 1.0

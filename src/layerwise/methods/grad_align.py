@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from layerwise.core.driving import Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.probe import Probe
 from layerwise.core.random import uniform
+from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.methods.base import InputMethod, Losses, Method
 from layerwise.methods.standard import Standard
@@ -25,6 +26,7 @@ PENALTY = Passes(1, 3, 2, 0)
 """A gradient with its double backward, which goes back through a forward and a backward pass."""
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class GradAlign(Method):
@@ -44,10 +46,6 @@ class GradAlign(Method):
     Reference: Andriushchenko and Flammarion 2020. x + u is not clipped, as in the authors' code, which averages over the examples
     with gradients that are not zero; here the sum is divided by the batch size, so that it does not depend on how a batch is split.
     """
-
-    reference: ClassVar[str] = (
-        "Andriushchenko and Flammarion 2020, Understanding and improving fast adversarial training"
-    )
 
     eps: Radius = 8 / 255
     step: float = 1.0

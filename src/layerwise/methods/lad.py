@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 from torch import Tensor, nn
 
@@ -15,12 +15,14 @@ from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, normal
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
 from layerwise.methods.base import InputMethod, LayerMethod, Losses
 from layerwise.methods.pgd import PGD, TRADES
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class LAD(LayerMethod):
@@ -44,8 +46,6 @@ class LAD(LayerMethod):
 
     Reference: Layer-wise adversarial defense: an ODE perspective (Yang et al. 2021), eqs. 3-5 and 8, appendix B.2.
     """
-
-    reference: ClassVar[str] = "Layer-wise adversarial defense: an ODE perspective"
 
     eta: float = 50.0
     reference_batch: int = 128

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, Stream, normal
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites, block_sites
 from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError
@@ -25,6 +26,7 @@ from layerwise.methods.mixed import joint_loss
 from layerwise.methods.standard import Standard
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class LAT(LayerMethod):
@@ -45,10 +47,6 @@ class LAT(LayerMethod):
 
     Reference: Sankaranarayanan et al. 2018, algorithm 1. Not the latent adversarial training of language models.
     """
-
-    reference: ClassVar[str] = (
-        "Sankaranarayanan et al. 2018, Regularizing deep networks using efficient layerwise adversarial training"
-    )
 
     sites: str | list[str] | tuple[str, ...] | None = None
     eps: float = 20.0
@@ -124,6 +122,7 @@ class LAT(LayerMethod):
         return base + Passes(1, 1, 1, 0) if self.joint else base
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FGSInter(LayerMethod):
@@ -142,8 +141,6 @@ class FGSInter(LayerMethod):
 
     Reference: Sankaranarayanan et al. 2018, section 4.1.
     """
-
-    reference: ClassVar[str] = LAT.reference
 
     sites: str | list[str] | tuple[str, ...] | None = None
     eps: float = 20.0
@@ -179,6 +176,7 @@ class FGSInter(LayerMethod):
         return PROBE + DESCENT + Passes(1, 1, 1, 0)
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class FGSOrig(InputMethod):
@@ -192,8 +190,6 @@ class FGSOrig(InputMethod):
 
     Reference: Goodfellow et al. 2015, section 6; Sankaranarayanan et al. 2018, eq. 3.
     """
-
-    reference: ClassVar[str] = LAT.reference
 
     eps: Radius = 8 / 255
     alpha: float = 0.5
@@ -222,6 +218,7 @@ class FGSOrig(InputMethod):
         return PROBE + DESCENT + Passes(1, 1, 1, 0)
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class GaussianNoise(LayerMethod):
@@ -235,8 +232,6 @@ class GaussianNoise(LayerMethod):
 
     Reference: Sankaranarayanan et al. 2018, section 3.3 (deviation 1); Liu et al. 2021 (each layer, N(0, 0.1)).
     """
-
-    reference: ClassVar[str] = LAT.reference
 
     sites: str | list[str] | tuple[str, ...] | None = None
     std: float = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.pgd import PGD, divergence
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class MART(InputMethod):
@@ -34,10 +36,6 @@ class MART(InputMethod):
     Reference: Wang et al. 2020. The attack is PGD from a uniform start in the ball, as the paper says; the
     authors' code starts at 0.001 N(0, 1). The natural probabilities carry gradient, as there.
     """
-
-    reference: ClassVar[str] = (
-        "Wang et al. 2020, Improving adversarial robustness requires revisiting misclassified examples"
-    )
 
     eps: Radius = 8 / 255
     steps: int = 10

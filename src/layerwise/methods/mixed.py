@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, for_the_batch, uniform
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.methods.base import InputMethod, Perturbed
 from layerwise.methods.pgd import PGD
@@ -47,6 +48,7 @@ def joint_loss(
     return alpha * clean + (1 - alpha) * criterion.mean(model(x_adv), y)
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class PAT(InputMethod):
@@ -63,8 +65,6 @@ class PAT(InputMethod):
 
     Reference: Liu et al. 2021 (ANP), implementation details: eps 8, k 10, alpha 2 of 255.
     """
-
-    reference: ClassVar[str] = "Madry et al. 2018; Liu et al. 2021, Training robust deep neural networks via ANP"
 
     eps: Radius = 8 / 255
     steps: int = 10
@@ -119,6 +119,7 @@ def drawn_radii(x: Tensor, generator: Source, *, std: float, largest: float) -> 
     return (spread * torch.erfinv(u * math.erf(largest / spread))).clamp(max=largest)
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class NAT(InputMethod):
@@ -136,8 +137,6 @@ class NAT(InputMethod):
 
     Reference: Kurakin et al. 2017, algorithm 1; Liu et al. 2021 (ANP), implementation details.
     """
-
-    reference: ClassVar[str] = "Kurakin et al. 2017, Adversarial machine learning at scale"
 
     std: Radius = 8 / 255
     largest: Radius = 16 / 255
@@ -174,6 +173,7 @@ class NAT(InputMethod):
         return PROBE + DESCENT + SECOND
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class EAT(InputMethod):
@@ -190,8 +190,6 @@ class EAT(InputMethod):
 
     Reference: Tramer et al. 2018, section 4.1; Liu et al. 2021 (ANP), implementation details.
     """
-
-    reference: ClassVar[str] = "Tramer et al. 2018, Ensemble adversarial training: attacks and defenses"
 
     sources: list[Any] = field(default_factory=list, metadata=NETWORKS)
     std: Radius = 8 / 255

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from layerwise.core.checks import at_least, check_share
 from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch
+from layerwise.core.registry import register
 from layerwise.core.shards import divided, local, whole
 from layerwise.core.sites import unwrap
 from layerwise.methods.base import Losses, Method
@@ -19,6 +20,7 @@ from layerwise.methods.standard import Standard
 from layerwise.methods.wrapper import Wrapper
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class Parseval(Wrapper):
@@ -34,8 +36,6 @@ class Parseval(Wrapper):
 
     Reference: Cisse et al. 2017, section 4.2 and algorithm 1. Its convex combinations in residual networks are not part of this.
     """
-
-    reference: ClassVar[str] = "Cisse et al. 2017, Parseval networks: improving robustness to adversarial examples"
 
     beta: float = 1e-4
     share: float = 0.3

@@ -18,11 +18,13 @@ from layerwise.core.modes import batch_norm
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
 from layerwise.core.random import normal
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.methods.base import InputMethod, Perturbed
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class PGD(InputMethod):
@@ -100,6 +102,7 @@ class Divergence(Criterion):
 divergence = Divergence()
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class TRADES(InputMethod):

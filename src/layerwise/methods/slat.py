@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.core.tracing import Selection, Site
 from layerwise.errors import ConfigError, did_you_mean
@@ -24,6 +25,7 @@ from layerwise.methods.base import InputMethod, LayerMethod, Losses
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class SLAT(LayerMethod):
@@ -45,10 +47,6 @@ class SLAT(LayerMethod):
 
     Reference: Park and Lee 2021, eq. 4 and algorithm 1, whose slip (delta at the last hidden layer never applied) is corrected.
     """
-
-    reference: ClassVar[str] = (
-        "Park and Lee 2021, Reliably fast adversarial training via latent adversarial perturbation"
-    )
 
     sites: str | list[str] | tuple[str, ...] = ("conv1", "layer1")
     eta: Radius | dict[str, Radius] = 8 / 255

@@ -11,10 +11,12 @@ from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.methods.base import InputMethod, Perturbed
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class Standard(InputMethod):

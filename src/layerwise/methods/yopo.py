@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -16,12 +16,14 @@ from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm, frozen
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import Site, tensors_of
 from layerwise.errors import ConfigError, SiteError
 from layerwise.methods.base import LayerMethod, Losses
 
 
+@register("method")
 @final
 @dataclass(kw_only=True)
 class YOPO(LayerMethod):
@@ -44,8 +46,6 @@ class YOPO(LayerMethod):
     Reference: Zhang et al. 2019, algorithm 1. Pixels are clipped outside of the gradient; the authors' code
     clips inside, where a saturated pixel has gradient 0, and leaves the first propagation's pixels unclipped.
     """
-
-    reference: ClassVar[str] = "Zhang et al. 2019, You only propagate once"
 
     eps: Radius = 8 / 255
     m: int = 5

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerwise import models
 from layerwise.attacks import PGD, InputAttack, ThreatModel, parse_attack
+from layerwise.core import registry
 from layerwise.core.checks import parse_radius
 from layerwise.core.driving import AUTOGRAD
 from layerwise.core.random import Source, normal
@@ -23,7 +24,6 @@ from layerwise.evaluation.corruptions import corrupt
 from layerwise.evaluation.measures import Curves, Diagnostic
 from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
 from layerwise.files import atomic, writing
-from layerwise.methods import METHODS
 from layerwise.reproduce.bench import Bench, Subject, attempt
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.record import Picture, RowRecord
@@ -295,7 +295,7 @@ def _toy(item: Item, bench: Bench, folder: Path) -> list[Picture]:
     points, unit = (x - low) / (high - low), float(high - low)
     made: list[Picture] = []
     for name, options in item.options["methods"].items():
-        kind = METHODS["Standard" if name == "standard" else name]
+        kind = registry.find("method", name).thing
         radii = {key: value / unit for key, value in options.items() if isinstance(value, float)}
         method = kind(**{**options, **radii})
         with torch.random.fork_rng(devices=[]):

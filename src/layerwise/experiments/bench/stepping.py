@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from layerwise import models
+from layerwise.core import registry
 from layerwise.data import ImageData, from_tensors
-from layerwise.errors import ConfigError, SiteError, did_you_mean
+from layerwise.errors import ConfigError, SiteError
 from layerwise.experiments.bench.plain import STEPS, Plain
 from layerwise.experiments.bench.timing import Run
-from layerwise.methods import METHODS, Method
+from layerwise.methods import Method
 from layerwise.spelling import parse_yaml
 from layerwise.training import SGD, Constant, Training
 from layerwise.training.engine import engine
@@ -78,8 +79,7 @@ def parse_method(text: str, setup: Setup) -> Method:
         ConfigError: there is no such method, or a field is none of it.
     """
     name, _, fields = text.partition(":")
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; {did_you_mean(name, METHODS)}")
+    found = registry.find("method", name)
     given: dict[str, Any] = {}
     for part in filter(None, fields.split(",")):
         key, equals, value = part.partition("=")
@@ -90,7 +90,7 @@ def parse_method(text: str, setup: Setup) -> Method:
         "EAT": {"sources": [setup.network(1)]},
         "AdvTrainI": {"network": setup.network(1)},
     }
-    return changed(METHODS[name](**others.get(name, {})), given)
+    return changed(found.thing(**others.get(found.name, {})), given)
 
 
 @final

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from layerwise.core import registry
 from layerwise.errors import LayerwiseError
 from layerwise.experiments.bench.peers import PEERS, check_installed
 from layerwise.experiments.bench.stepping import Contestant, Setup, by_hand, parse_method, somewhere
 from layerwise.experiments.bench.timing import Clock, Run, interleaved, machine, matrix_ceiling, ratio
-from layerwise.methods import METHODS
 
 STANDARD = "Standard"
 Record = dict[str, Any]
@@ -29,7 +29,7 @@ def bench_steps(
 
     Args:
         setup: what is trained.
-        methods: see `parse_method`; empty is all of `METHODS`.
+        methods: see `parse_method`; empty is all that are registered.
         rounds: see `interleaved`.
         seconds: see `interleaved`.
         say: is told what does not run.
@@ -41,7 +41,7 @@ def bench_steps(
     Raises:
         ConfigError: a method is misspelt, or the network does not fit the images.
     """
-    wanted = list(dict.fromkeys([STANDARD, *(methods or METHODS)]))
+    wanted = list(dict.fromkeys([STANDARD, *(methods or registry.names("method"))]))
     for text in wanted:
         parse_method(text, setup)  # what is misspelt is no reason to leave a row out
     with ExitStack() as stack:
