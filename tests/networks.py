@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -381,6 +381,82 @@ class SequentialNet(nn.Sequential):
         with seeded(seed):
             head = [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, CLASSES)]
             super().__init__(conv3(3, 4), norm2d(4), nn.ReLU(), conv3(4, 4), nn.ReLU(), *head)
+
+
+class Outputs(NamedTuple):
+    """What `AuxiliaryHead` gives in training."""
+
+    logits: Tensor
+    aux_logits: Tensor
+
+
+class AuxiliaryHead(nn.Module):
+    """As GoogLeNet: in training a second head, and `relu` called once more than in evaluation; then a tensor comes, else a tuple."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.conv, self.relu = conv3(3, 4), nn.ReLU()
+            self.fc, self.aux = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        h = self.conv(x).mean((2, 3))
+        logits = self.fc(self.relu(1 + h))
+        return Outputs(logits, self.aux(self.relu(1 - h))) if self.training else logits
+
+
+class ModelOutput:
+    """An output with attributes, as those of transformers."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class TokenClassifier(nn.Module):
+    """Called as those of transformers: `model(input_ids=..., attention_mask=...)`, or with `inputs_embeds`; gives an object."""
+
+    def __init__(self, seed: int = 0, *, width: int = 8) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.embed = nn.Embedding(20, width)
+            self.encoder = nn.Sequential(Encoder(width, 2), Encoder(width, 2))
+            self.head = nn.Linear(width, CLASSES)
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> ModelOutput:
+        h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if attention_mask is not None:
+            h = h * attention_mask[:, :, None]
+        return ModelOutput(self.head(self.encoder(h).mean(1)))
+
+
+class Windows(nn.Module):
+    """As Swin: `mix` sees a row for each half of an image, so that its first dimension is not the batch."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.stem, self.mix, self.fc = conv3(3, 4), conv3(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        halves = self.mix(torch.cat(h.chunk(2, 3)))
+        out: Tensor = self.fc(torch.cat(halves.chunk(2), 3).mean((2, 3)))
+        return out
+
+
+def tokens(size: int = 4, length: int = 6, *, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """Sentences of tokens with a mask, of which the last position of the first is not real, and labels."""
+    stream = torch.Generator().manual_seed(seed)
+    mask = torch.ones(size, length, dtype=torch.int64)
+    mask[0, -1] = 0
+    ids = torch.randint(20, (size, length), generator=stream)
+    return {"input_ids": ids, "attention_mask": mask}, torch.randint(CLASSES, (size,), generator=stream)
 
 
 NETWORKS: tuple[type[nn.Module], ...] = (

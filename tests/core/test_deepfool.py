@@ -85,7 +85,10 @@ def test_wrong_rows_are_led_to_their_label_and_right_ones_away() -> None:
     assert bool(found.fooled.all())
     assert bool((after[:3] != now[:3]).all())
     assert torch.equal(after[3:], labels[3:])
-    assert torch.equal(found.perturbation[:3], deepfool(model, X[:3]).perturbation)
+    alone = deepfool(model, X[:3]).perturbation
+    torch.testing.assert_close(
+        found.perturbation[:3], alone, rtol=1e-12, atol=1e-15
+    )  # products of 6 and 3 rows round apart
 
 
 def test_a_wrong_row_steps_from_the_class_it_is_in_now() -> None:

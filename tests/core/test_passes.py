@@ -82,7 +82,7 @@ def test_an_error_inside_a_context_is_the_one_that_is_told(mlp: TinyMLP) -> None
     sites = Sites(mlp, ["fc3"], example=X)
     with pytest.raises(ZeroDivisionError), sites.perturb(ones(sites)):
         raise ZeroDivisionError
-    assert sites._active is None
+    assert sites.slot.active is None
 
 
 # Values
@@ -173,6 +173,32 @@ def test_the_sum_keeps_the_layout() -> None:
     assert layouts == [True]
 
 
+def test_a_function_at_a_site_replaces_what_passes_inside_the_gradient(mlp: TinyMLP) -> None:
+    sites = Sites(mlp, ["fc1"], example=X)
+    with sites.record(X, {FC1: lambda z: 2 * z}) as recorder:
+        torch.autograd.backward(mean_loss(mlp))
+    found, gradient = recorder.gradients()[FC1], mlp.fc1.weight.grad
+    mlp.zero_grad()
+    hidden = mlp.fc1(X.flatten(1))
+    doubled = 2 * hidden
+    doubled.retain_grad()
+    torch.autograd.backward(F.cross_entropy(mlp.fc3(torch.relu(mlp.fc2(torch.relu(doubled)))), Y))
+    assert doubled.grad is not None
+    assert gradient is not None
+    assert mlp.fc1.weight.grad is not None
+    torch.testing.assert_close(found, doubled.grad, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(gradient, mlp.fc1.weight.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_what_replaces_is_measured_too(mlp: TinyMLP) -> None:
+    sites = Sites(mlp, ["fc3"], example=X)
+    sites.monitor = {}
+    with sites.perturb({Site("fc3"): lambda z: z + 1}):
+        torch.autograd.backward(mean_loss(mlp))
+    assert float(sites.monitor["fc3"]["rms"]) == pytest.approx(1)
+    assert float(sites.monitor["fc3"]["survival"]) == 1
+
+
 # Units
 
 
@@ -182,7 +208,7 @@ def test_recorded_gradients_do_not_depend_on_what_divides_or_scales_the_loss(mlp
     with sites.record(X) as summed:
         torch.autograd.backward(F.cross_entropy(mlp(X), Y, reduction="sum"))
     with sites.record(X) as watched:
-        loss = watched.watch(mean_loss(mlp), len(X))
+        loss = watched.mean(mean_loss, mlp)
         torch.autograd.backward(0.5 * mean_loss(mlp) * 0 + factor * loss)
     torch.testing.assert_close(watched.gradients()[FC1], summed.gradients()[FC1], rtol=1e-12, atol=1e-16)
 
@@ -190,7 +216,7 @@ def test_recorded_gradients_do_not_depend_on_what_divides_or_scales_the_loss(mlp
 def test_a_watched_loss_with_weight_zero_gives_zero_not_nan(mlp: TinyMLP) -> None:
     sites = Sites(mlp, ["fc1"], example=X)
     with sites.record(X) as watched:
-        torch.autograd.backward(0.0 * watched.watch(mean_loss(mlp), len(X)))
+        torch.autograd.backward(0.0 * watched.mean(mean_loss, mlp))
     assert not watched.gradients()[FC1].any()
 
 
@@ -321,7 +347,7 @@ def test_a_site_of_several_calls_inside_a_checkpoint_is_refused() -> None:
     with pytest.raises(SiteError, match=f"^{re.escape(message)}$"), sites.record(X):
         torch.autograd.backward(model(X).sum())
     torch.autograd.backward(model(X).sum())
-    assert sites._active is None
+    assert sites.slot.active is None
 
 
 def test_noise_in_a_checkpoint_is_there_again_when_it_is_run_again() -> None:

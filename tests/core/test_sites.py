@@ -12,9 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.sites import Sites, has_sites
 from layerwise.core.tracing import trace
-from tests.networks import NETWORKS, Checkpointed, DeadBranch, TinyConv, TinyMLP, TinyResNet, batch
+from layerwise.errors import SiteError
+from tests.networks import (
+    NETWORKS,
+    AuxiliaryHead,
+    Checkpointed,
+    DeadBranch,
+    TinyConv,
+    TinyMLP,
+    TinyResNet,
+    TokenClassifier,
+    Windows,
+    batch,
+    tokens,
+)
 
 X, Y = batch(4)
 ALL = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.__name__))
@@ -248,6 +262,125 @@ def test_sites_follow_a_new_shape_of_input() -> None:
         torch.autograd.backward(model(torch.rand(2, 3, 5, 5).double()).sum())
     assert [tuple(g.shape) for g in recorder.gradients().values()] == [(2, 2, 3, 3), (2, 2)]
     assert hooks_of(model) == hooks
+    sites.resolve(torch.rand(2, 3, 5, 5).double())
+    assert [tuple(sites.shape(s)) for s in sites] == [(2, 3, 3), (2,)]
+    sites.resolve(X)
+    assert [tuple(sites.shape(s)) for s in sites] == [(2, 6, 6), (2,)]
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_new_length_costs_no_pass_and_is_recorded_as_the_known_one(noisy: bool) -> None:
+    model = TokenClassifier().double()
+    sites = Sites(model, ["embed", "encoder.0"], example=tokens(4, 6)[0])
+    forwards: list[int] = []
+    model.register_forward_hook(lambda module, args, output: forwards.append(1))
+    found = []
+    for again in (sites, Sites(model, ["embed", "encoder.0"], example=tokens(4, 9)[0])):
+        forwards.clear()
+        x, y = tokens(4, 9)
+        noise = {site: torch.full((4, 9, 8), 0.1, dtype=torch.float64) for site in again} if noisy else {}
+        with again.record(x, noise) as recorder:
+            torch.autograd.backward(F.cross_entropy(model(**x).logits, y, reduction="sum"))
+        found.append(recorder.gradients())
+        assert len(forwards) == 1
+    assert all(torch.equal(g, found[1][site]) for site, g in found[0].items())
+    assert all(g.shape == (4, 9, 8) for g in found[0].values())
+
+
+def test_a_pass_that_sees_two_shapes_says_so() -> None:
+    model = TokenClassifier().double()
+    one, two = tokens(4, 6)[0], tokens(4, 9)[0]
+    sites = Sites(model, ["embed"], example=one)
+    message = (
+        r"^site 'embed' has shape \(4, 9, 8\) where it had \(4, 6, 8\) before in the same pass, which records one shape; "
+        r"open a context for each$"
+    )
+    with sites.record(one):
+        model(**one)
+        with pytest.raises(SiteError, match=message):
+            model(**two)
+
+
+def test_a_site_whose_first_dimension_is_not_the_batch_is_refused_by_name() -> None:
+    for size in (1, 2, 5):
+        model = Windows().double()
+        message = r"^site 'mix' has shape \(4, 4, 8, 4\) for a batch of 2: its first dimension is not the batch$"
+        with pytest.raises(SiteError, match=message):
+            Sites(model, ["mix"], example=batch(size)[0])
+
+
+def test_a_site_that_has_lost_its_rows_in_a_pass_is_refused_by_name() -> None:
+    """Two rows are what a trace takes: the first two tokens of each sentence look like a batch there."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(x.flatten(0, 1)[:2])
+            return out
+
+    x = torch.rand(4, 5, 2)
+    sites = Sites(Flat(), ["fc"], example=x)
+    message = r"^site 'fc' has shape \(2, 3\) for a batch of 4: its first dimension is not the batch$"
+    with pytest.raises(SiteError, match=message), sites.record(x):
+        sites.model(x)
+
+
+# Modes
+
+
+def test_sites_are_those_of_the_mode_in_which_they_are_used() -> None:
+    """A module that training calls twice and evaluation once would get its noise twice."""
+    model = AuxiliaryHead().double()
+    model.eval()
+    sites = Sites(model, ["relu"], example=X)
+    [site] = sites
+    r = torch.ones(4, 4).double()
+    with sites.record(X) as recorder:
+        torch.autograd.backward(logits(model, X).sum())
+    assert recorder.gradients()[site].shape == (4, 4)
+    model.train()
+    message = "site 'relu' is called 2 times in one forward pass; name the call: relu#0, relu#1"
+    with pytest.raises(SiteError, match=f"^{message}$"):
+        sites.record(X)
+    with pytest.raises(SiteError, match=f"^{message}$"):
+        sites.perturb({site: r})
+    model.eval()
+    with sites.perturb({site: r}):
+        torch.testing.assert_close(logits(model, X), model.fc(torch.relu(1 + model.conv(X).mean((2, 3))) + 1))
+
+
+def test_what_only_training_calls_can_be_named_and_the_hooks_go_with_the_mode() -> None:
+    model = AuxiliaryHead().double()
+    sites = Sites(model, r"aux|relu#\d|relu|fc", example=X)
+    assert [str(site) for site in sites] == ["relu#0", "fc", "relu#1", "aux"]
+    with sites.record(X) as recorder:
+        out = model(X)
+        torch.autograd.backward(F.cross_entropy(out.logits, Y) + F.cross_entropy(out.aux_logits, Y))
+    assert all(g.any() for g in recorder.gradients().values())
+    model.eval()
+    with sites.record(X) as recorder:
+        torch.autograd.backward(model(X).sum())
+    assert [str(site) for site in recorder.gradients()] == ["relu", "fc"]
+    traced: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: traced.append(1))
+    for mode in (True, False, True):
+        model.train(mode)
+        sites.attach(X)
+    assert [str(site) for site in sites] == ["relu#0", "fc", "relu#1", "aux"]
+    assert traced == []
+    sites.remove()
+    assert not has_sites(model)
+
+
+def test_a_site_that_only_training_has_is_missed_in_evaluation() -> None:
+    model = AuxiliaryHead().double()
+    sites = Sites(model, ["aux"], example=X)
+    model.eval()
+    with pytest.raises(SiteError, match=r"^site 'aux' is registered in the network but never called in a forward pass"):
+        sites.record(X)
 
 
 Pair = namedtuple("Pair", ["a", "b"])

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.tracing import INPUT, Selection, Site, is_residual_block, select, trace
+from layerwise.core.selection import Selection, is_residual_block, select
+from layerwise.core.tracing import INPUT, Site, trace
 from layerwise.errors import SiteError
 from tests.networks import (
     NETWORKS,
+    AuxiliaryHead,
     Checkpointed,
     DeadBranch,
     DictInput,
@@ -23,6 +25,7 @@ from tests.networks import (
     TinyConv,
     TinyMLP,
     TinyResNet,
+    TokenClassifier,
     TupleOutput,
     VisionTransformer,
     batch,
@@ -252,6 +255,30 @@ def test_a_trace_leaves_the_model_and_the_random_state_as_they_were() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_trace_in_training_moves_no_buffer_and_breaks_no_earlier_pass() -> None:
+    """Spectral norm writes its vectors in every training pass."""
+    model = nn.Sequential(
+        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(192, 4)), nn.BatchNorm1d(4)
+    ).double()
+    loss = model(X).sum()
+    before, buffers = {k: v.clone() for k, v in model.state_dict().items()}, list(model.buffers())
+    trace(model, X[:1])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(a is b for a, b in zip(model.buffers(), buffers, strict=True))
+    torch.autograd.backward(loss)
+
+
+def test_a_trace_shows_the_mode_that_the_network_is_in() -> None:
+    model = AuxiliaryHead().double()
+    assert trace(model, X).calls == {"": 1, "conv": 1, "relu": 2, "fc": 1, "aux": 1}
+    assert trace(model.eval(), X).calls == {"": 1, "conv": 1, "relu": 1, "fc": 1, "aux": 0}
+
+
+def test_the_input_of_several_arguments_is_the_one_that_holds_the_examples() -> None:
+    found = trace(TokenClassifier(), {"attention_mask": torch.ones(3, 5), "inputs_embeds": torch.zeros(3, 5, 8)})
+    assert [str(c.site) for c in select(found, "input")] == ['input["inputs_embeds"]']
+
+
 def test_a_trace_of_a_network_that_fails_leaves_no_hooks() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2)).double()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -259,11 +286,11 @@ def test_a_trace_of_a_network_that_fails_leaves_no_hooks() -> None:
     assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_trace_uses_at_most_two_rows() -> None:
+def test_a_trace_uses_two_rows() -> None:
     sizes: list[int] = []
     model = TinyMLP().double()
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    assert [trace(model, batch(n)[0]).batch for n in (1, 2, 50)] == sizes == [1, 2, 2]
+    assert [trace(model, batch(n)[0]).batch for n in (1, 2, 50)] == sizes == [2, 2, 2]
 
 
 def test_a_block_is_residual_by_its_own_word_or_by_its_class_name() -> None:

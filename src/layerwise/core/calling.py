@@ -1,13 +1,170 @@
-"""How a network is called and what it gives."""
+"""How a network is called and what it gives: the only place that knows it.
+
+Inputs are one tensor (`model(x)`), a mapping of arguments by name (`model(**x)`) or a tuple of them (`model(*x)`). Outputs are a tensor,
+a tuple or list whose first is meant, or an object or mapping with `logits` (`out` in segmentation networks of torchvision).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
+
+Inputs: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | list[Any]
+"""A batch as a network takes it; every tensor whose first dimension is the batch has a row for each example."""
+
+MEANT = ("inputs_embeds", "pixel_values", "input_values", "input_features", "input_ids")
+"""Arguments by name that hold the examples themselves, the first that is there; transformers calls them so."""
+
+MASK = "attention_mask"
+"""The argument by name that says which positions are real."""
+
+
+def call(model: nn.Module, x: Inputs) -> Any:
+    """What the network gives, as it gives it.
+
+    >>> call(nn.Linear(2, 3), (torch.zeros(4, 2),)).shape
+    torch.Size([4, 3])
+    """
+    if isinstance(x, Tensor):
+        return model(x)
+    return model(**x) if isinstance(x, Mapping) else model(*x)
+
+
+def logits(model: nn.Module, x: Inputs) -> Tensor:
+    """The logits (or whatever tensor the criterion takes) that the network gives.
+
+    Raises:
+        ConfigError: it gives no tensor.
+    """
+    output = call(model, x)
+    return output if isinstance(output, Tensor) else logits_of(output)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor that is meant among what a network gives.
+
+    >>> logits_of({"loss": None, "logits": torch.zeros(1)}), logits_of((torch.ones(1), torch.zeros(1)))
+    (tensor([0.]), tensor([1.]))
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found: Any = output
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    elif hasattr(output, "logits"):
+        found = output.logits
+    elif isinstance(output, tuple | list) and output:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    holds = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise ConfigError(
+        f"the network gives a {type(output).__name__}{holds}, and no logits; wrap it in a module that returns them as a tensor"
+    )
+
+
+def key_of(x: Inputs) -> int | str | None:
+    """Which argument holds the examples, by position or name; None where x is a tensor.
+
+    >>> key_of({"attention_mask": torch.ones(2, 3), "input_ids": torch.ones(2, 3)})
+    'input_ids'
+
+    Raises:
+        ConfigError: x holds no tensor.
+    """
+    if isinstance(x, Tensor):
+        return None
+    if isinstance(x, Mapping):
+        named = {name: value for name, value in x.items() if isinstance(value, Tensor) and value.ndim}
+        known = [name for name in MEANT if name in named]
+        if found := known or [name for name in named if "mask" not in name] or list(named):
+            return found[0]
+    elif isinstance(x, tuple | list):
+        for position, value in enumerate(x):
+            if isinstance(value, Tensor):
+                return position
+    raise ConfigError(
+        f"the network's input is a {type(x).__name__} without a tensor; give a tensor, a mapping {{name: tensor}} or a tuple of tensors"
+    )
+
+
+def examples(x: Inputs) -> Tensor:
+    """The tensor that holds the examples themselves, shape (B, ...)."""
+    if isinstance(x, Tensor):
+        return x
+    found: Tensor = x[key_of(x)]  # type: ignore[index]
+    return found
+
+
+def rows(x: Inputs) -> int:
+    """How many examples the batch has."""
+    return len(x) if isinstance(x, Tensor) else len(examples(x))
+
+
+def shape_of(x: Inputs) -> Hashable:
+    """The shape of one example, of every tensor in it: equal keys mean equal shapes inside a network."""
+    if isinstance(x, Tensor):
+        return x.shape[1:]
+    items = x.items() if isinstance(x, Mapping) else enumerate(x)
+    return tuple((key, value.shape[1:]) for key, value in items if isinstance(value, Tensor))
+
+
+def carrier(x: Inputs) -> Tensor | None:
+    """The tensor that carries the gradient of the input, if one can: token ids cannot."""
+    found = examples(x)
+    return found if found.is_floating_point() else None
+
+
+def with_examples(x: Inputs, tensor: Tensor) -> Inputs:
+    """The same batch with other examples in it.
+
+    >>> with_examples({"pixel_values": torch.zeros(1), "n": 2}, torch.ones(1))
+    {'pixel_values': tensor([1.]), 'n': 2}
+    """
+    if isinstance(x, Tensor):
+        return tensor
+    key = key_of(x)
+    if isinstance(x, Mapping):
+        return {**x, key: tensor}  # type: ignore[dict-item]
+    return tuple(tensor if position == key else value for position, value in enumerate(x))
+
+
+def real_positions(x: Inputs) -> Tensor | None:
+    """Which positions of a sequence are real, booleans (B, L); None where nothing says so."""
+    mask = x.get(MASK) if isinstance(x, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) else None
+
+
+def take(x: Inputs, chosen: slice) -> Inputs:
+    """Some rows of a batch; what has no row for each example stays whole.
+
+    >>> take((torch.arange(3), "same"), slice(1, 3))
+    (tensor([1, 2]), 'same')
+    """
+    if isinstance(x, Tensor):
+        return x[chosen]
+    count = rows(x)
+    return each_tensor(x, lambda value: value[chosen] if value.ndim and len(value) == count else value)
+
+
+def move(x: Inputs, device: torch.device | str) -> Inputs:
+    """The batch on a device."""
+    return each_tensor(x, lambda value: value.to(device, non_blocking=True))
+
+
+def each_tensor(x: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The batch with every tensor changed."""
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, Mapping):
+        return {name: change(value) if isinstance(value, Tensor) else value for name, value in x.items()}
+    return tuple(change(value) if isinstance(value, Tensor) else value for value in x)
 
 
 def count_classes(network: nn.Module, example: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""What batch norm does in a pass that only looks for perturbations."""
+"""Ways to run a network for a while, each a context that leaves it as it was: batch norm, frozen, evaluation, exact arithmetic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from layerwise.errors import ConfigError
 
@@ -93,15 +94,55 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration; every module's own mode is restored."""
-    modes = [(module, module.training) for module in network.modules()]
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the duration, each module restored to its own.
+
+    The flags are set one by one: `eval()` may do more in a user's module (merge adapters, say), and cannot be taken back.
+    """
+    with _modes_kept(trained := [module for module in all_modules(model) if module.training]):
+        for module in trained:
+            module.training = False
+        yield
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode for the duration, unless the network is in it already: then parts in evaluation mode stay so."""
+    with _modes_kept([] if model.training else all_modules(model)):
+        if not model.training:
+            model.train()  # which a user's module may overwrite, to keep some of its parts in evaluation mode
+        yield
+
+
+@contextmanager
+def _modes_kept(modules: list[nn.Module]) -> Iterator[None]:
+    before = [module.training for module in modules]
     try:
-        network.eval()
         yield
     finally:
-        for module, mode in modes:
+        for module, mode in zip(modules, before, strict=True):
             module.training = mode
+
+
+@contextmanager
+def unmoved_buffers(model: nn.Module) -> Iterator[None]:
+    """Whatever passes write into the network's buffers is forgotten.
+
+    The buffers are exchanged for copies meanwhile: written back in place, they would break the backward of an earlier pass.
+    """
+    kept = [
+        (module, name, buffer)
+        for module in all_modules(model)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
 
 
 @contextmanager
@@ -122,16 +163,3 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration, each module restored to its own."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

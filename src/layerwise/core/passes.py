@@ -2,87 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.core.norms import safe_divide
-from layerwise.core.tracing import Site, arguments_of, tensors_of
+from layerwise.core.tracing import Layout, Site, arguments_of, tensors_of
 from layerwise.errors import SiteError
-
-if TYPE_CHECKING:
-    from layerwise.core.sites import Sites
 
 Gradients: TypeAlias = dict[Site, Tensor]
 """{site: g}, g = dL/dz of the *sum* of the examples' losses, the shape of z."""
 Noise: TypeAlias = dict[Site, Tensor]
 """A perturbation: {site: r}, r of the shape of the site's activation z, in the unit of z."""
+Replacement: TypeAlias = Callable[[Tensor], Tensor]
+"""`f(z)` is what the network continues with in place of z, inside the gradient; a recomputation of the pass calls it again."""
 Constraint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`constraint(r, z)` gives the noise that is really added to z; it acts outside the gradient."""
 
 
+class Slot:
+    """Which pass is on, if any: all that the hooks of a network look at."""
+
+    active: Pass | None = None
+
+
 class Pass:
-    """One use of the sites, as a context: what is added where (by a leaf where `carried`), and what was recorded.
+    """One use of the sites, as a context: what is added where, and what was recorded.
 
     Contexts are not a stack: the last entered wins, and leaving an older one changes nothing. (Generators that wait between batches
     would otherwise add their noise to another's pass.)
+
+    Leaves are made when an activation is seen, since its shape is the pass's and nobody else's; only where `layouts` tells the shape in
+    advance are they made before, which spares a compiled network a break in its graph.
+
+    Args:
+        slot: where the hooks look.
+        sites: all that are attached.
+        noise: r or f for each of them, None where nothing is added.
+        records: whether each of them records its gradient.
+        rows: of the batch.
+        constraint: see `Constraint`.
+        layouts: of the activations, where they are known.
+        device: of leaves that are made in advance.
+        same: whether sites hand on the activation's own type.
+        monitor: where the sizes of the noise are written; None measures nothing.
     """
 
     def __init__(
         self,
-        sites: Sites,
-        noise: list[Tensor | None],
-        leaves: list[Tensor | None] | list[Tensor],
-        constraint: Constraint | None,
-        carried: list[bool] | None = None,
+        slot: Slot,
+        sites: Sequence[Site],
+        noise: Sequence[Tensor | Replacement | None],
+        records: Sequence[bool],
+        *,
+        rows: int | None = None,
+        constraint: Constraint | None = None,
+        layouts: Sequence[Layout] | None = None,
+        device: torch.device | None = None,
+        same: bool = False,
+        monitor: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
-        self.sites, self.noise, self.constraint = sites, noise, constraint
-        self.carried = carried or [False] * len(noise)
-        self.recorded: list[Tensor | None] = list(leaves)
-        self.same = sites.dtype == "same"
+        self.slot, self.sites, self.noise, self.records = slot, sites, noise, records
+        self.rows, self.constraint, self.same, self.monitor = rows, constraint, same, monitor
+        # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
+        self.plain = constraint is None and monitor is None
+        self.carried = [False] * len(noise)
+        self.recorded: list[Tensor | None] = [None] * len(noise)
+        if layouts is not None and rows is not None and device is not None:
+            for index, layout in enumerate(layouts):
+                if records[index]:
+                    self._make_leaf(index, layout, rows, device)
         self.fired = [False] * len(noise)
         self.forwards, self.recomputed = [0] * len(noise), [0] * len(noise)
         self.kept: list[tuple[Tensor, Tensor] | None] = [None] * len(noise)
-        self._rows = 1
         self._factor: Tensor | None = None
+
+    def _make_leaf(self, index: int, layout: Layout, rows: int, device: torch.device) -> Tensor:
+        r = self.noise[index]
+        carries = self.plain and isinstance(r, Tensor) and layout.fits(r)
+        leaf = layout.leaf(rows, device, r if carries and isinstance(r, Tensor) else None)
+        self.carried[index], self.recorded[index] = carries, leaf
+        return leaf
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The leaves whose gradient is that of their site: what `backward(loss, inputs=...)` takes."""
+        """The leaves whose gradient is that of their site: what `backward(loss, inputs=...)` takes, once the pass is made."""
         return [leaf for leaf in self.recorded if leaf is not None]
 
     def __enter__(self) -> Self:
         """Switch on."""
-        self.sites._active = self
+        self.slot.active = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Switch off, unless a later context is on; complain if a site was not reached."""
-        if self.sites._active is self:
-            self.sites._active = None
+        if self.slot.active is self:
+            self.slot.active = None
         if kind is None:
             self._check_reached()
-            if self.sites.monitor is not None:
-                self._measure(self.sites.monitor)
+            if self.monitor is not None:
+                self._measure(self.monitor)
 
-    def watch(self, loss: Tensor, rows: int) -> Tensor:
-        """Declare the loss that will be back-propagated, a mean over `rows` examples; returns it.
+    def mean(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Make the loss that will be descended, `loss(*arguments)`, a mean over the examples; returns it.
 
-        Whatever the caller multiplies it with afterwards (accumulation, loss scaling) arrives here as the gradient of the loss itself, so
-        that `gradients` can give those of the sum of the examples' losses.
+        Whatever the caller multiplies or divides it with afterwards (accumulation, loss scaling) arrives here as the gradient of the mean
+        itself, so that `gradients` can give those of the sum of the examples' losses. That is why the pass makes the mean by itself.
+
+        Args:
+            loss: gives a mean over the examples of the pass: `criterion.mean`, or the `loss` of a method that perturbs the input.
+            arguments: of it.
         """
-        self._rows = rows
+        value = loss(*arguments)
 
         def keep(gradient: Tensor) -> None:
             self._factor = gradient.detach()
 
-        loss.register_hook(keep)  # type: ignore[no-untyped-call]
-        return loss
+        value.register_hook(keep)  # type: ignore[no-untyped-call]
+        return value
 
     def gradients(self) -> Gradients:
         """The recorded gradients, of the sum of the examples' losses; the leaves are emptied.
@@ -92,7 +134,8 @@ class Pass:
         """
         self._check_reached()
         # A weight of 0 (of a joint loss, say) has recorded zeros, which stay zeros.
-        factor = None if self._factor is None else safe_divide(torch.full_like(self._factor, self._rows), self._factor)
+        given = self._factor
+        factor = None if given is None else safe_divide(torch.full_like(given, self.rows or 1), given)
         result: Gradients = {}
         for site, leaf in zip(self.sites, self.recorded, strict=True):
             if leaf is None:
@@ -108,15 +151,16 @@ class Pass:
 
     def apply(self, index: int, z: Tensor) -> Tensor:
         """What the network continues with at the site: z + constraint(r, z) + leaf."""
-        r, leaf = self.noise[index], self.recorded[index]
-        if (r is None and leaf is None) or self._is_foreign(index):
+        r, records = self.noise[index], self.records[index]
+        if (r is None and not records) or self._is_foreign(index):
             return z
         self.fired[index] = True
+        leaf = self._leaf_at(index, z) if records else None
         total = z
-        if r is not None:
+        if isinstance(r, Tensor):
             if r.shape != z.shape:
                 raise SiteError(
-                    f"site '{self.sites._sites[index]}' has shape {tuple(z.shape)}, its perturbation {tuple(r.shape)}"
+                    f"site '{self.sites[index]}' has shape {tuple(z.shape)}, its perturbation {tuple(r.shape)}"
                 )
             # Outside the gradient: through a differentiable clamp a saturated entry has gradient 0, and z's range leaks into dL/dz.
             if not self.carried[index]:
@@ -124,19 +168,37 @@ class Pass:
                     r = r.detach() if self.constraint is None else self.constraint(r, z)
                 # z first, so that the sum keeps z's memory format.
                 total = z + r
+        elif r is not None:
+            total = r(z)
         if leaf is not None:
-            if not torch.is_grad_enabled():
-                raise SiteError(
-                    f"site '{self.sites._sites[index]}' was reached without gradient tracking while its gradient is recorded: "
-                    "it lies in torch.no_grad() or in an activation checkpoint; checkpoint with use_reentrant=False"
-                )
             # As a view, so that the leaf can keep the gradient: it would copy one that other nodes hold too.
             total = total + leaf.view_as(leaf)
         if self.same:
             total = total.to(z.dtype)
-        if self.sites.monitor is not None and r is not None:
+        if self.monitor is not None and r is not None:
             self.kept[index] = (z.detach(), (total - z).detach())
         return total
+
+    def _leaf_at(self, index: int, z: Tensor) -> Tensor:
+        """The leaf of a site, made for the activation that is seen there if none fits it yet."""
+        if not torch.is_grad_enabled():
+            raise SiteError(
+                f"site '{self.sites[index]}' was reached without gradient tracking while its gradient is recorded: "
+                "it lies in torch.no_grad() or in an activation checkpoint; checkpoint with use_reentrant=False"
+            )
+        leaf = self.recorded[index]
+        if leaf is not None and leaf.shape == z.shape:
+            return leaf
+        if self.rows is not None and (not z.ndim or len(z) != self.rows):
+            raise SiteError(
+                f"site '{self.sites[index]}' has shape {tuple(z.shape)} for a batch of {self.rows}: its first dimension is not the batch"
+            )
+        if leaf is not None and self.forwards[index] > 1:
+            raise SiteError(
+                f"site '{self.sites[index]}' has shape {tuple(z.shape)} where it had {tuple(leaf.shape)} before in the same pass, "
+                "which records one shape; open a context for each"
+            )
+        return self._make_leaf(index, Layout.of(z), len(z), z.device)
 
     def _is_foreign(self, index: int) -> bool:
         """Whether this is the recomputation, by an activation checkpoint, of a pass that was made before this context.
@@ -153,7 +215,7 @@ class Pass:
     def _check_reached(self) -> None:
         if all(self.fired):
             return
-        wanted = [r is not None or leaf is not None for r, leaf in zip(self.noise, self.recorded, strict=True)]
+        wanted = [r is not None or records for r, records in zip(self.noise, self.records, strict=True)]
         missed = [
             str(site) for site, want, fired in zip(self.sites, wanted, self.fired, strict=True) if want and not fired
         ]
@@ -178,19 +240,21 @@ class Pass:
             }
             if leaf is not None and leaf.grad is not None:
                 g = _single(leaf.grad)
-                asked = _single(r if self.constraint is None else self.constraint(r, kept[0]))
+                asked = added
+                if isinstance(r, Tensor):
+                    asked = _single(r if self.constraint is None else self.constraint(r, kept[0]))
                 sizes["survival"] = _sum(added, g) / _sum(asked, g)
             record[str(site)] = sizes
 
 
-class _Hook:
+class Hook:
     """The hooks of one side of one module; it counts the calls only where the module is called several times.
 
     A module called once ignores the count, so that its recomputation in a checkpoint's backward finds its noise.
     """
 
-    def __init__(self, owner: Sites, indices: list[int], sites: list[Site], expected: int) -> None:
-        self.owner, self.indices, self.sites, self.expected = owner, indices, sites, expected
+    def __init__(self, slot: Slot, indices: list[int], sites: list[Site], expected: int) -> None:
+        self.slot, self.indices, self.sites, self.expected = slot, indices, sites, expected
         self.counts = expected > 1
         self.calls = 0
 
@@ -201,7 +265,7 @@ class _Hook:
     def _turn(self) -> int | None:
         if not self.counts:
             return None
-        if self.calls == self.expected and self.owner._active is not None:
+        if self.calls == self.expected and self.slot.active is not None:
             raise SiteError(
                 f"site '{self.sites[0]}' is called more often than the {self.expected} times of a forward pass: it lies in an activation "
                 "checkpoint, whose recomputation cannot tell the calls apart; exclude it or give each call its own module"
@@ -213,7 +277,7 @@ class _Hook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
         """Forward pre-hook: exchange arguments."""
-        active, call = self.owner._active, self._turn()
+        active, call = self.slot.active, self._turn()
         if active is None:
             return None
         for index, site in zip(self.indices, self.sites, strict=True):
@@ -227,7 +291,7 @@ class _Hook:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook: exchange tensors of the output."""
-        active, call = self.owner._active, self._turn()
+        active, call = self.slot.active, self._turn()
         if active is None:
             return None
         for index, site in zip(self.indices, self.sites, strict=True):

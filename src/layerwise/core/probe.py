@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.criteria import Criterion
 from layerwise.core.driving import PLAIN, Backward, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
@@ -16,6 +17,7 @@ from layerwise.core.passes import Constraint, Gradients, Pass
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.core.tracing import Site
+from layerwise.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Probe:
     def __call__(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         *,
         criterion: Criterion,
@@ -47,13 +49,13 @@ class Probe:
 
         Args:
             model: the network, wrapped or not.
-            x: inputs, shape (B, ...).
+            x: inputs; a tensor (B, ...), or what else the network takes.
             y: what the criterion takes beside the logits, usually labels (B,).
             criterion: each example's loss, unless the probe has its own.
             sites: where to record; None records nowhere.
             noise: perturbations of the pass, {site: r}.
             constraint: see `layerwise.core.sites.Constraint`.
-            wrt_input: also give dL/dx.
+            wrt_input: also give dL/dx, of the tensor that holds the examples.
             step: whose engine back-propagates.
 
         Returns:
@@ -69,21 +71,26 @@ class Probe:
     def _pass(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         criterion: Criterion,
         recorder: Pass | nullcontext[None],
         wrt_input: bool,
         backward: Backward,
     ) -> tuple[Tensor, Gradients]:
-        x = x.detach().requires_grad_(wrt_input)
+        given = examples(x).detach()
+        if wrt_input and not given.is_floating_point():
+            raise ConfigError(
+                f"the network's input holds {given.dtype}, through which no gradient flows; perturb a layer, such as the embeddings"
+            )
+        leaf = given.requires_grad_(wrt_input)
         with self.around(model), recorder as active:
-            leaves = [x] * wrt_input + (active.leaves if active is not None else [])
-            loss = (self.criterion or criterion).sum(model(x), y)
+            loss = (self.criterion or criterion).sum(logits(model, with_examples(x, leaf)), y)
+            leaves = [leaf] * wrt_input + (active.leaves if active is not None else [])
             # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
             if loss.requires_grad or active is None:
                 backward(loss, inputs=leaves)
-        gradient = x.grad if x.grad is not None else x.detach().new_zeros(()).expand_as(x)
+        gradient = leaf.grad if leaf.grad is not None else given.detach().new_zeros(()).expand_as(given)
         return gradient.detach(), active.gradients() if active is not None else {}
 
     @contextmanager

@@ -6,15 +6,18 @@ of its site in the backward pass that happens anyway, for any module, without to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.passes import Constraint, Pass, _Hook
-from layerwise.core.tracing import Selection, Side, Site, select, trace
+from layerwise.core.calling import Inputs, each_tensor, examples, rows, shape_of
+from layerwise.core.passes import Constraint, Hook, Pass, Replacement, Slot
+from layerwise.core.selection import Selection, select
+from layerwise.core.tracing import Layout, Side, Site, trace, two_rows
 from layerwise.errors import SiteError
 
 
@@ -36,25 +39,44 @@ def unwrap(model: nn.Module) -> nn.Module:
 def has_sites(model: nn.Module) -> bool:
     """Whether any sites are attached to the network."""
     hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-    return any(isinstance(getattr(hook, "__self__", None), _Hook) for hook in hooks)
+    return any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks)
+
+
+@dataclass
+class _Found:
+    """What traces in one mode of the network have found.
+
+    Args:
+        sites: the chosen ones.
+        calls: how often their modules are called.
+        layouts: of the activations, for each shape of input that was traced.
+        latest: the last of these shapes that was asked for.
+    """
+
+    sites: tuple[Site, ...] = ()
+    calls: Mapping[str, int] = field(default_factory=dict)
+    layouts: dict[Hashable, list[Layout]] = field(default_factory=dict)
+    latest: Hashable = None
 
 
 class Sites:
     """The chosen sites of one network.
 
     Hooks are attached when the sites are resolved, by one forward pass over an example batch: here if `example` is given, else at the
-    first `record`. Between passes they return what they are given; `remove` leaves the network bit-identical. Resolve before
-    torch.compile: a hook that comes after the first compiled call is ignored by it.
+    first `record`. Sites are those of the mode, training or evaluation, in which they are used: a network may call other modules there,
+    so they are looked for again when the mode has changed. Shapes are those of each pass. Between passes the hooks return what they are
+    given; `remove` leaves the network bit-identical. Resolve before torch.compile: a hook that comes after the first compiled call is
+    ignored by it.
 
     Args:
         model: any module, wrapped or not.
-        selection: which sites; see `layerwise.core.tracing.select`.
+        selection: which sites; see `layerwise.core.selection.select`.
         first: only the first so many.
         exclude: which not.
         dtype: `"float32"`: under autocast a site hands on the float32 sum, because noise below the resolution of bf16 would vanish
             (measured: 5 to 67 % of LAD's first-order effect survives on a ResNet-56); `"same"`: the activation's own type, enough
             for sign steps of the activation's size.
-        example: a batch, shape (B, ...), to resolve the sites with.
+        example: a batch to resolve the sites with.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> sites = Sites(net, ["0", "2"], example=torch.zeros(1, 2))
@@ -72,47 +94,64 @@ class Sites:
         first: int | None = None,
         exclude: Selection = (),
         dtype: Literal["float32", "same"] = "float32",
-        example: Tensor | None = None,
+        example: Inputs | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.selection, self.first, self.exclude, self.dtype = selection, first, exclude, dtype
         self.monitor: dict[str, dict[str, Tensor]] | None = None
-        self._sites: tuple[Site, ...] = ()
-        self._calls: dict[str, int] = {}
-        self._shapes: list[torch.Size] = []
-        self._leaf_options: list[dict[str, Any]] = []
-        self._input_shape: torch.Size | None = None
-        self._active: Pass | None = None
+        self.slot = Slot()
+        self._found = _Found()
+        self._mode: bool | None = None
+        self._by_mode: dict[bool, _Found] = {}
+        self._example: Inputs | None = None
         self._handles: list[Any] = []
         if example is not None:
             self.resolve(example)
 
-    def resolve(self, x: Tensor) -> None:
-        """Find the sites with one forward pass over (at most two rows of) x and attach the hooks; again if x's shape is new."""
-        if self._input_shape == x.shape[1:]:
-            return
-        active, self._active = self._active, None
-        found = trace(self.model, x)
-        self._active = active
-        chosen = select(found, self.selection, first=self.first, exclude=self.exclude)
-        self._shapes = [c.shape[1:] for c in chosen]
-        self._leaf_options = [
-            {"dtype": torch.promote_types(c.dtype, torch.float32), "memory_format": c.memory_format} for c in chosen
-        ]
-        sites, calls = tuple(c.site for c in chosen), {c.site.module: found.calls[c.site.module] for c in chosen}
-        if (sites, calls) != (self._sites, self._calls):
-            self.remove()
-            self._sites, self._calls = sites, calls
-            self._attach(calls)
-        self._input_shape = x.shape[1:]
+    def attach(self, x: Inputs) -> None:
+        """Find the sites and attach the hooks, unless that is done for the mode in which the network is now.
 
-    def _attach(self, calls: Mapping[str, int]) -> None:
+        Args:
+            x: a batch, two rows of which are passed.
+        """
+        mode = self.model.training
+        if self._mode is mode:
+            return
+        found = self._by_mode.get(mode) or self._trace(x)
+        if (found.sites, found.calls) != (self._found.sites, self._found.calls):
+            self._take_hooks_away()
+            self._add_hooks(found)
+        self._found, self._mode, self._by_mode[mode] = found, mode, found
+
+    def resolve(self, x: Inputs) -> None:
+        """Attach, and know the shapes of the activations for inputs of the shape of x, so that noise can be made before the pass."""
+        self.attach(x)
+        shape = shape_of(x)
+        if shape not in self._found.layouts:
+            self._found.layouts[shape] = self._trace(x).layouts[shape]
+        self._found.latest = shape
+
+    def _trace(self, x: Inputs) -> _Found:
+        """The sites in the network's present mode, with the layouts for x."""
+        self._example = each_tensor(two_rows(x), torch.clone)  # not a view, which would keep the whole batch
+        active, self.slot.active = self.slot.active, None
+        found = trace(self.model, x)
+        self.slot.active = active
+        chosen = select(found, self.selection, first=self.first, exclude=self.exclude)
+        return _Found(
+            tuple(c.site for c in chosen),
+            {c.site.module: found.calls[c.site.module] for c in chosen},
+            {shape_of(x): [c.layout for c in chosen]},
+            shape_of(x),
+        )
+
+    def _add_hooks(self, found: _Found) -> None:
         modules = dict(self.model.named_modules())
         groups: dict[tuple[str, Side], list[int]] = {}
-        for index, site in enumerate(self._sites):
+        for index, site in enumerate(found.sites):
             groups.setdefault((site.module, site.side), []).append(index)
         for (name, side), indices in groups.items():
-            hook = _Hook(self, indices, [self._sites[i] for i in indices], calls[name])
+            hook = Hook(self.slot, indices, [found.sites[i] for i in indices], found.calls[name])
             if hook.counts:
                 self._handles.append(self.model.register_forward_pre_hook(hook.reset, prepend=True))
             if side == "input":
@@ -120,46 +159,48 @@ class Sites:
             else:
                 self._handles.append(modules[name].register_forward_hook(hook.after))
 
-    def remove(self) -> None:
-        """Take away our hooks, and only ours; a later `record` attaches them again."""
+    def _take_hooks_away(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._sites, self._input_shape = (), None
+
+    def remove(self) -> None:
+        """Take away our hooks, and only ours; a later `record` attaches them again."""
+        self._take_hooks_away()
+        self._by_mode.clear()
+        self._found, self._mode, self._example = _Found(), None, None
 
     def record(
-        self, x: Tensor, noise: Mapping[Site, Tensor] | None = None, *, constraint: Constraint | None = None
+        self,
+        x: Inputs,
+        noise: Mapping[Site, Tensor | Replacement] | None = None,
+        *,
+        constraint: Constraint | None = None,
     ) -> Pass:
         """A context in which forward passes record their gradient at every site (and add `noise`).
 
         Args:
-            x: the batch that will be passed, shape (B, ...): it sizes the leaves.
-            noise: r for some sites, shape of z; nothing is added elsewhere.
+            x: the batch that will be passed.
+            noise: r for some sites, of the shape of z, or what replaces z; nothing is added elsewhere.
             constraint: see `Constraint`.
         """
-        self.resolve(x)
-        indexed = self._indexed(noise or {})
-        # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
-        plain = constraint is None and self.monitor is None
-        carried = [
-            plain and r is not None and r.dtype == options["dtype"] and r.shape[1:] == shape
-            for r, options, shape in zip(indexed, self._leaf_options, self._shapes, strict=True)
-        ]
-        leaves = [
-            self._leaf(i, x, r if carries else None)
-            for i, (r, carries) in enumerate(zip(indexed, carried, strict=True))
-        ]
-        return Pass(self, indexed, leaves, constraint, carried)
+        self.attach(x)
+        found = self._found
+        return Pass(
+            self.slot,
+            found.sites,
+            self._indexed(noise or {}),
+            [True] * len(found.sites),
+            rows=rows(x),
+            constraint=constraint,
+            layouts=found.layouts.get(shape_of(x)),
+            device=examples(x).device,
+            same=self.dtype == "same",
+            monitor=self.monitor,
+        )
 
-    def _leaf(self, index: int, x: Tensor, r: Tensor | None) -> Tensor:
-        """Zeros, or the noise, in the layout that the site has."""
-        options = self._leaf_options[index]
-        if r is not None:
-            return r.detach().contiguous(memory_format=options["memory_format"]).requires_grad_()
-        return torch.empty((len(x), *self._shapes[index]), device=x.device, **options).zero_().requires_grad_()
-
-    def perturb(self, noise: Mapping[Site, Tensor], *, constraint: Constraint | None = None) -> Pass:
-        """A context in which forward passes continue with z + constraint(r, z) at the sites of `noise`.
+    def perturb(self, noise: Mapping[Site, Tensor | Replacement], *, constraint: Constraint | None = None) -> Pass:
+        """A context in which forward passes continue with z + constraint(r, z), or f(z), at the sites of `noise`.
 
         Keep it open until the loss is back-propagated: under activation checkpointing the forward is run again then.
 
@@ -168,29 +209,38 @@ class Sites:
         """
         if not noise:
             raise SiteError("the perturbation is empty: it names no site")
+        if self._example is not None and self._mode is not self.model.training:
+            self.attach(self._example)
         indexed = self._indexed(noise)
-        monitored = self.monitor is not None
-        watched = [torch.zeros_like(r, requires_grad=True) if monitored and r is not None else None for r in indexed]
-        return Pass(self, indexed, watched, constraint)
+        return Pass(
+            self.slot,
+            self._found.sites,
+            indexed,
+            [self.monitor is not None and r is not None for r in indexed],
+            constraint=constraint,
+            same=self.dtype == "same",
+            monitor=self.monitor,
+        )
 
-    def _indexed(self, noise: Mapping[Site, Tensor]) -> list[Tensor | None]:
-        if unknown := [site for site in noise if site not in self._sites]:
+    def _indexed(self, noise: Mapping[Site, Tensor | Replacement]) -> list[Tensor | Replacement | None]:
+        attached = self._found.sites
+        if unknown := [site for site in noise if site not in attached]:
             raise SiteError(
-                f"site '{unknown[0]}' is not attached; attached are {', '.join(map(str, self._sites)) or 'none yet'}"
+                f"site '{unknown[0]}' is not attached; attached are {', '.join(map(str, attached)) or 'none yet'}"
             )
-        return [noise.get(site) for site in self._sites]
+        return [noise.get(site) for site in attached]
 
     def leave(self) -> None:
         """Close whatever context is open: what an abandoned generator left."""
-        self._active = None
+        self.slot.active = None
 
     def __iter__(self) -> Iterator[Site]:
         """Go through the sites in the order of the calls."""
-        return iter(self._sites)
+        return iter(self._found.sites)
 
     def __len__(self) -> int:
         """Count the sites; 0 before they are resolved."""
-        return len(self._sites)
+        return len(self._found.sites)
 
     def __enter__(self) -> Self:
         """Attach for the duration of a `with`."""
@@ -201,21 +251,26 @@ class Sites:
         self.remove()
 
     def shape(self, site: Site) -> torch.Size:
-        """Shape of the site's activation for one example."""
-        return self._shapes[self._sites.index(site)]
+        """Shape of the site's activation for one example, for inputs of the shape that was resolved last."""
+        return self._layouts[self._found.sites.index(site)].shape
+
+    @property
+    def _layouts(self) -> list[Layout]:
+        return self._found.layouts[self._found.latest]
 
     def __str__(self) -> str:
         """Give a table of names, shapes and entries per example."""
-        if not self._sites:
+        if not self._found.sites:
             return f"Sites({self.selection!r}), not resolved yet: pass an example batch"
         rows = [("site", "shape", "entries")] + [
-            (str(s), str(tuple(h)), f"{h.numel()}") for s, h in zip(self._sites, self._shapes, strict=True)
+            (str(site), str(tuple(layout.shape)), f"{layout.shape.numel()}")
+            for site, layout in zip(self._found.sites, self._layouts, strict=True)
         ]
         wide = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows)
 
 
-def choose_sites(model: nn.Module, example: Tensor, *selections: Selection) -> Sites:
+def choose_sites(model: nn.Module, example: Inputs, *selections: Selection) -> Sites:
     """Sites of the first selection that this network has."""
     for selection in selections[:-1]:
         with suppress(SiteError):
@@ -223,7 +278,7 @@ def choose_sites(model: nn.Module, example: Tensor, *selections: Selection) -> S
     return Sites(model, selections[-1], example=example)
 
 
-def block_sites(model: nn.Module, example: Tensor, sites: Selection | None) -> Sites:
+def block_sites(model: nn.Module, example: Inputs, sites: Selection | None) -> Sites:
     """Batch-norm outputs, or convolution outputs where there is no batch norm, or affine outputs where there is no convolution."""
     if sites is not None:
         return Sites(model, sites, example=example)

@@ -1,29 +1,20 @@
-"""Sites: what can be perturbed in a network, found by watching one forward pass, and how a few of them are chosen."""
+"""Sites: what can be perturbed in a network, found by watching one forward pass."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
-from layerwise.errors import SiteError, did_you_mean
+from layerwise.core.calling import Inputs, call, each_tensor, examples, key_of, rows
+from layerwise.core.modes import batch_norm, unmoved_buffers
 
 Side: TypeAlias = Literal["input", "output"]
-Selection: TypeAlias = str | Sequence[str]
-"""A regular expression or a phrase (`"input"`, `"affine outputs"`, `"first(4)"`, ...), or a list of names and phrases."""
-
-SHORTCUTS = r"(.*\.)?(shortcut|downsample)(\..*)?"
-"""Matches the modules on the skip path of a residual block, under the names that networks give them."""
-
-_BLOCK_CLASSES = ("BasicBlock", "Bottleneck", "PreActBlock", "PreActBottleneck", "ResidualBlock")
 
 
 @dataclass(frozen=True)
@@ -57,6 +48,37 @@ INPUT = Site("", "input")
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How an activation lies in memory, for one example.
+
+    Args:
+        shape: of one example.
+        dtype: of the leaf that records its gradient, at least float32.
+        memory_format: channels last or contiguous.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    @staticmethod
+    def of(z: Tensor) -> Layout:
+        """That of an activation (B, ...)."""
+        return Layout(z.shape[1:], torch.promote_types(z.dtype, torch.float32), _memory_format(z))
+
+    def leaf(self, rows: int, device: torch.device, r: Tensor | None = None) -> Tensor:
+        """A leaf for so many rows: zeros, or the noise r itself."""
+        if r is not None:
+            return r.detach().contiguous(memory_format=self.memory_format).requires_grad_()
+        options: dict[str, Any] = {"dtype": self.dtype, "memory_format": self.memory_format}
+        return torch.empty((rows, *self.shape), device=device, **options).zero_().requires_grad_()
+
+    def fits(self, r: Tensor) -> bool:
+        """Whether noise can be a leaf as it is."""
+        return r.dtype == self.dtype and r.shape[1:] == self.shape
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A site with what one forward pass showed of it."""
 
@@ -67,14 +89,27 @@ class Candidate:
     module: nn.Module
     key: int | str | None = None
 
+    @property
+    def layout(self) -> Layout:
+        """How its values lie."""
+        return Layout(self.shape[1:], torch.promote_types(self.dtype, torch.float32), self.memory_format)
+
 
 @dataclass(frozen=True)
 class Trace:
-    """Every site that one forward pass reached, in the order of the calls."""
+    """Every site that one forward pass reached, in the order of the calls.
+
+    Args:
+        candidates: the sites.
+        calls: how often each module was called, 0 where it was not.
+        batch: rows of the pass.
+        input_key: which of the network's arguments holds the examples, see `layerwise.core.calling.key_of`.
+    """
 
     candidates: tuple[Candidate, ...]
     calls: Mapping[str, int]
     batch: int
+    input_key: int | str | None = None
 
     def __iter__(self) -> Iterator[Candidate]:
         """Go through the candidates in the order of the calls, inputs before outputs."""
@@ -97,12 +132,18 @@ def arguments_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int |
     return {**tensors_of(args), **tensors_of(kwargs)}
 
 
-def trace(model: nn.Module, x: Tensor) -> Trace:
-    """Watch one forward pass, in evaluation mode and without gradient; the model is left as it was.
+ROWS = 2
+"""Rows of a trace: with one, a tensor whose first dimension is not the batch could not be told from one whose it is."""
+
+
+def trace(model: nn.Module, x: Inputs) -> Trace:
+    """Watch one forward pass, in the mode that the network is in and without gradient; the model is left as it was.
+
+    The mode matters: some networks run other modules in training, or the same ones more often (auxiliary heads).
 
     Args:
-        model: the unwrapped network, called as `model(x)`.
-        x: an example batch, shape (B, ...); at most two rows are used.
+        model: the unwrapped network.
+        x: an example batch; two rows are used, the only one twice.
 
     >>> [str(c.site) for c in trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(2, 3))]
     ['input', '0:input', '0', '1:input', '1', 'model']
@@ -112,9 +153,9 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     open_calls: dict[str, list[int]] = {name: [] for name in names.values()}
     found: list[Candidate] = []
 
-    def note(module: nn.Module, side: Side, call: int, values: Mapping[int | str | None, Tensor]) -> None:
+    def note(module: nn.Module, side: Side, turn: int, values: Mapping[int | str | None, Tensor]) -> None:
         for key, value in values.items():
-            site = Site(names[module], side, None if len(values) == 1 and side == "input" else key, call)
+            site = Site(names[module], side, None if len(values) == 1 and side == "input" else key, turn)
             found.append(Candidate(site, value.shape, value.dtype, _memory_format(value), module, key))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -131,153 +172,39 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         for module in names:
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
-        with _undisturbed(model, x):
-            model(x[:2])
+        with _undisturbed(model, examples(x).device):
+            call(model, two_rows(x))
     finally:
         for handle in handles:
             handle.remove()
     once = [c if calls[c.site.module] > 1 else replace(c, site=replace(c.site, call=None)) for c in found]
-    return Trace(tuple(once), {name: calls[name] for name in names.values()}, len(x[:2]))
+    return Trace(tuple(once), {name: calls[name] for name in names.values()}, ROWS, key_of(x))
+
+
+def two_rows(x: Inputs) -> Inputs:
+    """The first two examples, the only one twice."""
+    count = rows(x)
+
+    def cut(value: Tensor) -> Tensor:
+        if not value.ndim or len(value) != count:
+            return value
+        return value[:ROWS] if count > 1 else value.repeat_interleave(ROWS, 0)
+
+    return each_tensor(x, cut)
 
 
 def _memory_format(value: Tensor) -> torch.memory_format:
+    """How its values lie: channels last, or one after the other."""
     channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last and not value.is_contiguous() else torch.contiguous_format
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Evaluation mode, no gradient, random states kept; every module's own mode restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [x.device] if x.device.type == "cuda" else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Without gradient, and without a trace in buffers and random states.
 
-
-def select(found: Trace, selection: Selection, *, first: int | None = None, exclude: Selection = ()) -> list[Candidate]:
-    """Choose sites.
-
-    Args:
-        found: what one forward pass reached.
-        selection: a string is a phrase or a regular expression that has to match a site's whole name; a list holds phrases,
-            exact names, and dotted suffixes of names (used only where no name is exactly that). Phrases: `"input"`,
-            `"affine outputs"` (convolutions and linear layers), `"convolution outputs"`, `"batch-norm outputs"`,
-            `"residual-block outputs"`, `"residual-block states"` (the first block's input x_0 and the outputs
-            x_1..x_N), and `"first(m)"`: the first m affine outputs counted from the input, shortcuts left out.
-        first: keep only the first so many, in the order of the calls (the network's input is not counted).
-        exclude: the same grammar; what it matches is left out. A string may match nothing, a list may not.
-
-    Raises:
-        SiteError: nothing matched, a name is ambiguous or never called, an exclusion names nothing or leaves nothing.
+    Batch norms take their running statistics, since two rows may be too few for those of a batch.
     """
-    chosen = _match(found, selection)
-    if exclude:
-        # A pattern may match nothing (not every network has shortcuts); a name in a list is meant.
-        excluded = {c.site for c in _match(found, exclude, optional=isinstance(exclude, str))}
-        kept = [c for c in chosen if c.site not in excluded]
-        if not kept:
-            raise SiteError(f"exclude={exclude!r} leaves none of the {len(chosen)} sites that {selection!r} chose")
-        chosen = kept
-    if first is not None:
-        inputs = [c for c in chosen if c.site.module == ""]
-        layers = [c for c in chosen if c.site.module != ""]
-        if not 1 <= first <= len(layers):
-            raise SiteError(f"first={first} of {selection!r} is not possible: type a number from 1 to {len(layers)}")
-        chosen = inputs + layers[:first]
-    return [_checked(c, found.batch) for c in chosen]
-
-
-def _match(found: Trace, selection: Selection, *, optional: bool = False) -> list[Candidate]:
-    entries = [selection] if isinstance(selection, str) else list(selection)
-    if not entries:
-        raise SiteError("no site is chosen; name some, for example sites=['input', 'conv1'], or 'batch-norm outputs'")
-    by_name = not isinstance(selection, str)
-    hits: dict[Site, Candidate] = {}
-    for entry in entries:
-        matched = _phrase(found, entry)
-        if matched is None:
-            matched = _named(found, entry) if by_name else _regular(found, entry)
-        if not matched and not optional:
-            raise SiteError(_nothing(found, entry))
-        hits.update({c.site: c for c in matched})
-    return [c for c in found if c.site in hits]
-
-
-def _phrase(found: Trace, entry: str) -> list[Candidate] | None:
-    """What a phrase stands for; None where `entry` is none."""
-    outputs = [c for c in found if c.site.side == "output" and c.site.key is None]
-    if entry == "input":
-        return [c for c in found if c.site.module == "" and c.site.side == "input"]
-    if entry == "affine outputs":
-        return [c for c in outputs if isinstance(c.module, _ConvNd | nn.Linear)]
-    if entry == "convolution outputs":
-        return [c for c in outputs if isinstance(c.module, _ConvNd)]
-    if entry == "batch-norm outputs":
-        return [c for c in outputs if isinstance(c.module, _NormBase)]
-    if entry == "residual-block outputs":
-        return [c for c in outputs if is_residual_block(c.module)]
-    if entry == "residual-block states":
-        blocks = [c for c in found if is_residual_block(c.module)]
-        return [c for c in blocks if c.site.side == "output" and c.site.key is None] + blocks[:1]
-    if counted := re.fullmatch(r"first\((\d+)\)", entry):
-        return select(found, "affine outputs", first=int(counted[1]), exclude=SHORTCUTS)
-    return None
-
-
-def is_residual_block(module: nn.Module) -> bool:
-    """Whether a module says so (`is_residual_block = True`) or has one of the usual class names."""
-    return bool(getattr(module, "is_residual_block", False)) or type(module).__name__ in _BLOCK_CLASSES
-
-
-def _aliases(candidate: Candidate) -> set[str]:
-    """Every name that a selection may use for this one site."""
-    return {str(replace(candidate.site, key=key)) for key in (candidate.site.key, candidate.key, None)}
-
-
-def _regular(found: Trace, pattern: str) -> list[Candidate]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise SiteError(f"the site pattern {pattern!r} is not a regular expression: {error}") from error
-    return [c for c in found if c.site.module and compiled.fullmatch(str(c.site))]
-
-
-def _named(found: Trace, name: str) -> list[Candidate]:
-    exact = [c for c in found if name in _aliases(c)]
-    if not exact and (
-        calls := [c for c in found if c.site.call is not None and str(replace(c.site, call=None)) == name]
-    ):
-        listed = ", ".join(str(c.site) for c in calls)
-        raise SiteError(f"site {name!r} is called {len(calls)} times in one forward pass; name the call: {listed}")
-    if len(exact) > 1:
-        listed = ", ".join(str(c.site) for c in exact)
-        raise SiteError(f"site {name!r} is ambiguous: {len(exact)} tensors pass there; name one: {listed}")
-    return exact or [c for c in found if any(alias.endswith("." + name) for alias in _aliases(c))]
-
-
-def _nothing(found: Trace, entry: str) -> str:
-    if found.calls.get(entry) == 0:
-        return f"site {entry!r} is registered in the network but never called in a forward pass"
-    if entry.startswith("residual-block"):
-        return "no module calls itself a residual block; name the blocks, for example sites=['layer1.0', 'layer1.1']"
-    if entry.endswith("outputs"):
-        return f"the network has no {entry}; list its sites with `layerwise sites MODEL`"
-    names = [str(c.site) for c in found]
-    return f"no site matches {entry!r}; {did_you_mean(entry, names)} (`layerwise sites MODEL` lists all)"
-
-
-def _checked(candidate: Candidate, batch: int) -> Candidate:
-    site, shape = candidate.site, tuple(candidate.shape)
-    if not candidate.dtype.is_floating_point:
-        raise SiteError(
-            f"site '{site}' carries {candidate.dtype} of shape {shape}; only floating-point values can be perturbed"
-        )
-    if not shape or shape[0] != batch:
-        raise SiteError(f"site '{site}' has shape {shape} for a batch of {batch}: its first dimension is not the batch")
-    return candidate
+    devices = [device] if device.type == "cuda" else []
+    with unmoved_buffers(model), batch_norm(model, "eval"), torch.random.fork_rng(devices), torch.no_grad():
+        yield

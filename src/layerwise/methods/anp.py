@@ -17,8 +17,8 @@ from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, normal
 from layerwise.core.registry import register
+from layerwise.core.selection import SHORTCUTS, Selection
 from layerwise.core.sites import Sites
-from layerwise.core.tracing import SHORTCUTS, Selection
 from layerwise.errors import ConfigError
 from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
 from layerwise.methods.standard import Standard
@@ -118,7 +118,7 @@ class ANP(LayerMethod):
                     yield base.loss(model, x, x_adv, y)
             else:
                 with sites.record(x, noise) as descent:
-                    yield descent.watch(base.loss(model, x, x_adv, y), len(x))
+                    yield descent.mean(base.loss, model, x, x_adv, y)
                 g = descent.gradients()
             if not last:
                 r = {site: rule(g[site], r.get(site)) for site in sites}
@@ -135,6 +135,7 @@ class ANP(LayerMethod):
             {k: chain(sign(), scale(self.eps / self.k))(v) for k, v in r.items()} if self.apply == "sign" else dict(r)
         )
         if self.noise_std:
+            sites.resolve(x)
             for site in sites:
                 like = added[site] if site in added else x.new_zeros(len(x), *sites.shape(site))
                 added[site] = like + self.noise_std * normal(like, generator, key=f"{site}/{t}")

@@ -196,7 +196,7 @@ class LayerMethod(Method):
         self.attach(model, x)
         assert self._attached is not None
         self._attached.leave()
-        self._attached.resolve(x)
+        self._attached.attach(x)
         return self._attached
 
 

@@ -13,7 +13,7 @@ from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.core.modes import evaluation
+from layerwise.core.modes import evaluation_mode
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
@@ -69,7 +69,7 @@ class FGSMCKPT(InputMethod):
     def _share(self, model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, noting: Noting) -> Tensor:
         """How much of delta each example gets, shape (B,): from the last checkpoint to the first, each fooled one takes over."""
         share = x.new_ones(len(x))
-        with torch.no_grad(), evaluation(unwrap(model)):
+        with torch.no_grad(), evaluation_mode(unwrap(model)):
             for j in range(self.c - 1, 0, -1):
                 fooled = model(x + j / self.c * delta).argmax(dim=1) != y
                 share = torch.where(fooled, j / self.c, share)

@@ -77,7 +77,7 @@ class LAT(LayerMethod):
         noise = in_pixel_range(self._noise(sites, first, x), x_adv)
         clean = base.loss(model, x, x_adv, y) if self.joint else None
         with sites.record(x, noise) as descent:
-            loss = descent.watch(base.loss(model, x, x_adv, y), len(x))
+            loss = descent.mean(base.loss, model, x, x_adv, y)
             yield loss if clean is None else self.alpha * clean + (1 - self.alpha) * loss
         self._keep(descent.gradients(), first, total)
 
@@ -251,6 +251,7 @@ class GaussianNoise(LayerMethod):
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.batch_perturb(model, x, y, step)
+        sites.resolve(x)
         empty = {site: x.new_zeros(len(x), *sites.shape(site)) for site in sites}
         noise = {site: self.std * normal(z, step.generator, key=str(site)) for site, z in empty.items()}
         with sites.perturb(in_pixel_range(noise, x_adv)):

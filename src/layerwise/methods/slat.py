@@ -18,8 +18,9 @@ from layerwise.core.driving import Step
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
+from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites
-from layerwise.core.tracing import Selection, Site
+from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import InputMethod, LayerMethod, Losses
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM

@@ -90,7 +90,7 @@ class YOPO(LayerMethod):
         again = x.new_zeros(())
         for j in range(self.m):
             with sites.record(x) as descent:
-                loss = descent.watch(self.criterion.mean(model(x_adv), y), len(x)) + again
+                loss = descent.mean(self.criterion.mean, model(x_adv), y) + again
                 if j == self.m - 1 and not self.adjoint_update:
                     yield loss
                     return

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least
+from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites
-from layerwise.core.tracing import Selection
 from layerwise.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.driving import AUTOGRAD, Backward, Partial
-from layerwise.core.modes import evaluation
+from layerwise.core.modes import evaluation_mode, training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
 from layerwise.data import ImageData, batches, rank_rows
@@ -297,7 +297,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
             raise failure
     stack.enter_context(kept_random_states(device))
     seed_everything(settings.seed, place.rank)
-    stack.enter_context(_training(raw))
+    stack.enter_context(training_mode(raw))
     raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
     if settings.channels_last and settings.strategy != fsdp.NAME:  # shards lie one after the other
         raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -355,7 +355,7 @@ def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) 
         raise ConfigError(f"the data set {data.name} has no training images")
     x = found[0].to(place.dtype)
     try:
-        with evaluation(raw), torch.no_grad():
+        with evaluation_mode(raw), torch.no_grad():
             logits = raw(x)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -367,19 +367,6 @@ def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) 
             f"logits of shape ({len(x)}, {data.num_classes})"
         )
     return x
-
-
-@contextmanager
-def _training(raw: nn.Module) -> Iterator[None]:
-    """Training mode, unless the network is in it already: then each module keeps its own. All modes restored."""
-    modes = [(module, module.training) for module in raw.modules()]
-    if not raw.training:
-        raw.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _diverged(loop: Loop, step: int) -> DivergedError:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
 from layerwise.core.criteria import CrossEntropy
-from layerwise.core.modes import evaluation
+from layerwise.core.modes import evaluation_mode
 from layerwise.core.probe import Probe
 from layerwise.core.random import Stream
 from layerwise.data import Split, batches, rank_rows
@@ -57,7 +57,7 @@ def score(
     parts = batches(
         chosen, max(settings.batch_size, rows[1]), device=device, rows=rows, num_workers=settings.num_workers
     )
-    with evaluation(model), autocast():
+    with evaluation_mode(model), autocast():
         for index, (x, y) in enumerate(parts):
             size = min(max(settings.batch_size, rows[1]), examples - index * max(settings.batch_size, rows[1]))
             stream = Stream(settings.seed, index, start=rank_rows(size, rows).start, total=size)

@@ -18,8 +18,9 @@ from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.criteria import Criterion
 from layerwise.core.modes import evaluation_mode, exact_arithmetic, frozen
 from layerwise.core.random import Source, Stream, uniform
+from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, unwrap
-from layerwise.core.tracing import Selection, Site
+from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from layerwise.evaluation.decode import decode
 from layerwise.evaluation.measures.style import canvas, describe, finish_sites, legend_below, line, styled

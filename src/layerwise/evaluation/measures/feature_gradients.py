@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layerwise.core import norms
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.probe import Probe
-from layerwise.core.tracing import Selection
+from layerwise.core.selection import Selection
 from layerwise.evaluation.measures.base import LAYERS, PerSite, attached, batches, examining
 
 

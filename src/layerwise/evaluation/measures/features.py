@@ -15,8 +15,8 @@ from layerwise.core.criteria import CrossEntropy
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Stream, normal
+from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, block_sites
-from layerwise.core.tracing import Selection
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.measures.base import Diagnostic, activations, attached, batches, examining, place
 from layerwise.evaluation.measures.jacobian import last_features

@@ -13,7 +13,7 @@ from layerwise.core import norms
 from layerwise.core.checks import check_radius
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.random import Stream
-from layerwise.core.tracing import Selection
+from layerwise.core.selection import Selection
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.measures.base import (
     LAYERS,

@@ -12,7 +12,7 @@ from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.checks import Radius, format_radius
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.probe import Probe
-from layerwise.core.tracing import Selection
+from layerwise.core.selection import Selection
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measures.base import LAYERS, PerSite, attached, batches, examining, losses
 from layerwise.evaluation.measures.landscape import rademacher
