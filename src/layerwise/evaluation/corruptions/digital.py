@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from layerwise.data.splits import pil_tensor
 from layerwise.evaluation.corruptions import filters
 from layerwise.evaluation.corruptions.scene import Scene
 from layerwise.evaluation.corruptions.severities import Constants
@@ -68,36 +70,52 @@ def _backward(scene: Scene, h: int, w: int, shift: float) -> Tensor:
 def pixelate(x: Tensor, c: Constants, scene: Scene) -> Tensor:
     """The image made smaller by c and large again, both with a box filter."""
     del scene
-    h, w = x.shape[-2:]
-    small = _boxed(x, max(1, int(h * c[0])), max(1, int(w * c[0])))
-    return _boxed(small, h, w)
+    (down, rows), (right, columns) = (_boxes(n, max(1, int(n * c[0])), x.device) for n in x.shape[-2:])
+    # As Pillow does it: first along rows, whole levels after each direction, halves upwards.
+    along = (x @ right.mT).mul_(255).add_(0.5001).floor_()
+    small = (down @ along).add_(0.5001).floor_().to(torch.uint8)
+    return small.index_select(-1, columns).index_select(-2, rows)
 
 
-def _boxed(x: Tensor, h: int, w: int) -> Tensor:
-    """Box-filtered to (h, w) as Pillow does it: first along rows, whole levels after each direction, halves upwards."""
-    along = (x @ _box(x.shape[-1], w).to(x).mT * 255 + 0.5001).floor() / 255
-    return (_box(x.shape[-2], h).to(x) @ along * 255 + 0.5001).floor() / 255
+@lru_cache(maxsize=64)
+def _boxes(size: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What makes `size` pixels smaller, the matrix of `_box`, and which of the small ones each large one shows then.
+
+    The box around the centre of a large pixel holds that of a single small one.
+    """
+    return _box(size, wanted, device), _box(wanted, size, device).argmax(dim=1)
 
 
-def _box(size: int, wanted: int) -> Tensor:
+def _box(size: int, wanted: int, device: torch.device) -> Tensor:
     """(wanted, size) matrix of means over the pixels whose centre lies within half a new pixel of the new centre."""
     ratio = size / wanted
-    centres = (torch.arange(wanted, dtype=torch.float64)[:, None] + 0.5) * ratio
-    away = (torch.arange(size) + 0.5 - centres) / max(ratio, 1.0)
-    inside = ((away > -0.5) & (away <= 0.5)).double()
+    centres = (torch.arange(wanted, dtype=torch.float64, device=device)[:, None] + 0.5) * ratio
+    away = (torch.arange(size, device=device) + 0.5 - centres) / max(ratio, 1.0)
+    inside = ((away > -0.5) & (away <= 0.5)).float()
     return inside / inside.sum(dim=1, keepdim=True)
 
 
 def jpeg_compression(x: Tensor, c: Constants, scene: Scene) -> Tensor:
-    """The image through Pillow's JPEG encoder at quality c and back: one by one on the CPU, since a codec is a program."""
+    """The image through Pillow's JPEG encoder at quality c and back: one by one on the CPU, since a codec is a program.
+
+    Codecs let other threads run, so that as many are at work as torch has threads.
+    """
     from PIL import Image
 
     del scene
-    pixels = (x * 255).round().to("cpu", torch.uint8)
-    results = []
-    for image in pixels:
-        flat = image.squeeze(0) if len(image) == 1 else image.permute(1, 2, 0).contiguous()
+    pixels = torch.mul(x, 255).round_().to("cpu", torch.uint8)
+
+    def code(bands: Tensor) -> None:
+        grey = [Image.fromarray(band) for band in bands.numpy()]
         file = io.BytesIO()
-        Image.fromarray(flat.numpy()).save(file, "JPEG", quality=int(c[0]))
-        results.append(pil_tensor(Image.open(file), "the image"))
-    return torch.stack(results).to(x.device).to(x.dtype) / 255
+        (grey[0] if len(grey) == 1 else Image.merge("RGB", grey)).save(file, "JPEG", quality=int(c[0]))
+        for band, decoded in zip(bands.numpy(), Image.open(file).split(), strict=True):
+            band[:] = decoded
+
+    threads = min(torch.get_num_threads(), len(pixels))
+    if threads < 2:
+        deque(map(code, pixels), maxlen=0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            deque(pool.map(code, pixels), maxlen=0)
+    return pixels.to(x.device)

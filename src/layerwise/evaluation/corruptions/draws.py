@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -44,36 +46,67 @@ class Draws:
 
     def uniform(self, what: str, *shape: int) -> Tensor:
         """Numbers in [0, 1), multiples of 2^-24, float32, shape (B, *shape)."""
-        bits = self._bits(what, math.prod(shape))
-        return _top(bits, 24).to(torch.float32).mul_(2.0**-24).view(len(bits), *shape)
+        return self.uniforms({what: shape})[0]
+
+    def uniforms(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+        """Likewise for several purposes at once, {what: shape}, which spares the calls that many small draws consist of."""
+        counts = [math.prod(shape) for shape in shapes.values()]
+        bits, scratch = self._bits(tuple(shapes), tuple(counts))
+        numbers = _top(bits, 24, scratch).to(torch.float32).mul_(2.0**-24)
+        parts = zip(numbers.split(counts, dim=1), shapes.values(), strict=True)
+        return [part.reshape(len(numbers), *shape) for part, shape in parts]
 
     def normal(self, what: str, *shape: int) -> Tensor:
         """N(0, 1) numbers by Box and Muller's transform, float32, shape (B, *shape)."""
         count = math.prod(shape)
-        bits = self._bits(what, (count + 1) // 2)
+        bits, scratch = self._bits((what,), ((count + 1) // 2,))
         # At most 6.8: u is no smaller than 2^-33.
-        length = _top(bits, 32).to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-        angle = (bits & 0xFFFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-        both = torch.cat([length * angle.cos(), length * angle.sin()], dim=1)
-        return both[:, :count].reshape(len(bits), *shape)
+        length = _top(bits, 32, scratch).to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        bits.bitwise_xor_(_top(bits, 33, scratch)).bitwise_and_(_low(32))
+        angle = bits.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
+        both = torch.empty(len(bits), 2, angle.shape[1], device=angle.device)
+        torch.mul(length, angle.cos(), out=both[:, 0])
+        torch.mul(length, angle.sin_(), out=both[:, 1])
+        return both.flatten(1)[:, :count].reshape(len(bits), *shape)
 
     def integers(self, what: str, bound: Tensor | int, *shape: int) -> Tensor:
         """Whole numbers in [0, bound), int64, shape (B, *shape); a tensor `bound` broadcasts to it."""
         return (self.uniform(what, *shape) * bound).long()
 
-    def _bits(self, what: str, count: int) -> Tensor:
-        digest = hashlib.blake2b(f"{self.seed}/{self.key}/{what}".encode(), digest_size=8).digest()
-        start = _mix((self.rows + 1) * _GOLDEN + int.from_bytes(digest, "little", signed=True))
-        counters = torch.arange(1, count + 1, device=self.rows.device) * _GOLDEN
-        return _mix(start[:, None] + counters)
+    def _bits(self, whats: tuple[str, ...], counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Random bits for so many numbers for each purpose, (B, sum of counts), and a tensor of that shape to work in.
+
+        SplitMix64's are these with their highest 33 bits put upon the lowest; who needs low bits does that.
+        """
+        keys = [hashlib.blake2b(f"{self.seed}/{self.key}/{what}".encode(), digest_size=8).digest() for what in whats]
+        numbers = torch.tensor([int.from_bytes(key, "little", signed=True) for key in keys], device=self.rows.device)
+        start, scratch = _stir((self.rows[:, None] + 1) * _GOLDEN + numbers)
+        start.bitwise_xor_(_top(start, 33, scratch))
+        if len(counts) > 1:
+            start = start.repeat_interleave(torch.tensor(counts, device=start.device), dim=1)
+        return _stir(start + _counters(counts, start.device))
 
 
-def _top(z: Tensor, bits: int) -> Tensor:
-    return (z >> (64 - bits)).bitwise_and_((1 << bits) - 1)
+@lru_cache(maxsize=4)
+def _counters(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(1, count + 1, device=device) for count in counts]).mul_(_GOLDEN)
 
 
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's output function, a bijection on 64 bits; products wrap."""
-    z = (z ^ _top(z, 34)).mul_(_FACTORS[0])
-    z = (z ^ _top(z, 37)).mul_(_FACTORS[1])
-    return z ^ _top(z, 33)
+def _low(bits: int) -> int:
+    return (1 << bits) - 1
+
+
+def _top(z: Tensor, bits: int, out: Tensor) -> Tensor:
+    """The highest bits as a number; the shift alone would copy the sign."""
+    return torch.bitwise_right_shift(z, 64 - bits, out=out).bitwise_and_(_low(bits))
+
+
+def _stir(z: Tensor) -> tuple[Tensor, Tensor]:
+    """SplitMix64's output function but for its last step, in place, and a tensor to work in; products wrap.
+
+    What it costs is memory's traffic: eight passes over numbers of eight bytes.
+    """
+    scratch = torch.empty_like(z)
+    z.bitwise_xor_(_top(z, 34, scratch)).mul_(_FACTORS[0])
+    z.bitwise_xor_(_top(z, 37, scratch)).mul_(_FACTORS[1])
+    return z, scratch

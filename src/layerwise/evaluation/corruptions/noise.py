@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import final
 
 import torch
 from torch import Tensor
@@ -50,22 +52,51 @@ def poisson(x: Tensor, photons: float, u: Tensor) -> Tensor:
     >>> poisson(torch.tensor([0.0, 1.0, 1.0]), 2.0, torch.tensor([0.9, 0.13, 0.14]))
     tensor([0., 0., 1.])
     """
-    first, table = _poisson_table(photons, x.device)
-    level = (x * 255).round().long()
-    found = torch.searchsorted(table.flatten(), (level + u.double()).contiguous(), right=True)
-    return (found - level * table.shape[1] + first[level]).to(x.dtype)
+    table = _poisson_table(photons, x.device)
+    bits = torch.mul(u, 1 << 24).int().flatten()
+    cell = torch.mul(x, 255).round_().int().flatten().bitwise_left_shift_(CELLS).add_(bits >> (24 - CELLS))
+    place = table.guide.index_select(0, cell)
+    more = bits >= table.limits.index_select(0, place)
+    place += more
+    # Few: those whose cell holds several counts.
+    rest = more.nonzero().squeeze(1)
+    while len(rest):
+        rest = rest[bits[rest] >= table.limits[place[rest]]]
+        place[rest] += 1
+    return table.counts.index_select(0, place).to(x.dtype).view_as(x)
+
+
+CELLS = 8
+"""u's highest bits, for each value of which the search knows where to begin."""
+
+
+@final
+@dataclass(frozen=True)
+class PoissonTable:
+    """The distribution functions of the 256 levels, one after the other.
+
+    Args:
+        limits: the u, in units of 2^-24, from which on the count is larger than the entry's; int32.
+        counts: each entry's, float32.
+        guide: the first entry that u may be found at, for each level and each value of u's highest bits; int32.
+    """
+
+    limits: Tensor
+    counts: Tensor
+    guide: Tensor
 
 
 @lru_cache(maxsize=16)
-def _poisson_table(photons: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each level the first count in the table, and level + P(count or fewer) for that and the next ones, sorted throughout.
-
-    Seven deviations around the mean hold all that u, a multiple of 2^-24, can ask for; a wider table no longer fits the cache.
-    """
-    rate = torch.arange(256, dtype=torch.float64, device=device)[:, None] / 255 * photons
-    reach = 7 * math.sqrt(photons) + 20
+def _poisson_table(photons: float, device: torch.device) -> PoissonTable:
+    """Seven deviations around the mean, which hold all that u, a multiple of 2^-24, can ask for."""
+    level = torch.arange(256, dtype=torch.float64, device=device)[:, None]
+    rate, reach = level / 255 * photons, 7 * math.sqrt(photons) + 20
     first = (rate - reach).floor().clamp(min=0)
     count = first + torch.arange(math.ceil(2 * reach), dtype=torch.float64, device=device)
     probability = (count.xlogy(rate) - rate - (count + 1).lgamma()).exp()
-    level = torch.arange(256, dtype=torch.float64, device=device)[:, None]
-    return first.long().squeeze(1), level + probability.cumsum(1).clamp_(max=1)
+    limits = (probability.cumsum(1) * (1 << 24)).ceil_().clamp_(max=1 << 24)
+    limits[:, -1] = 1 << 24
+    starts = torch.arange(1 << CELLS, dtype=torch.float64, device=device) * (1 << (24 - CELLS))
+    guide = torch.searchsorted(limits, starts.expand(256, -1).contiguous(), right=True)
+    guide += torch.arange(256, device=device)[:, None] * limits.shape[1]
+    return PoissonTable(limits.int().flatten(), count.float().flatten(), guide.int().flatten())

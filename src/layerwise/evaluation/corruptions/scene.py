@@ -35,4 +35,4 @@ class Scene:
 
 Corruption: TypeAlias = Callable[[Tensor, Constants, Scene], Tensor]
 """Images whose pixels are multiples of 1/255, shape (B, 1 or 3, H, W), float32, the constants and the scene give such images, not yet
-cut to [0, 1] or to whole levels."""
+cut to [0, 1] or to whole levels; or uint8, where they are whole levels already."""

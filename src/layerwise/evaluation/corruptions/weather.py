@@ -65,22 +65,19 @@ def plasma(draws: Draws, size: int, decay: float) -> Tensor:
         Shape (B, size, size).
     """
     height = torch.zeros(len(draws.rows), size, size, device=draws.rows.device)
-    step, octave = size, 0
-    while step >= 2:
-        half, count = step // 2, size // step
-        amplitude = decay ** (-2.0 * octave)
-
-        def noise(what: str, octave: int = octave, count: int = count, amplitude: float = amplitude) -> Tensor:
-            return (draws.uniform(f"{what} {octave}", count, count) * 2 - 1) * amplitude
-
+    octaves = range(size.bit_length() - 1)
+    new = ("square", "above", "left")
+    noise = iter(draws.uniforms({f"{what} {octave}": (1 << octave,) * 2 for octave in octaves for what in new}))
+    for octave in octaves:
+        step, half = size >> octave, size >> octave + 1
+        square, above, left = ((next(noise) * 2 - 1) * decay ** (-2.0 * octave) for _ in new)
         corners = height[:, ::step, ::step]
         rows = corners + corners.roll(-1, 1)
         columns = corners + corners.roll(-1, 2)
-        centres = (rows + rows.roll(-1, 2)) / 4 + noise("square")
+        centres = (rows + rows.roll(-1, 2)) / 4 + square
         height[:, half::step, half::step] = centres
-        height[:, ::step, half::step] = (centres + centres.roll(1, 1) + columns) / 4 + noise("above")
-        height[:, half::step, ::step] = (centres + centres.roll(1, 2) + rows) / 4 + noise("left")
-        step, octave = half, octave + 1
+        height[:, ::step, half::step] = (centres + centres.roll(1, 1) + columns) / 4 + above
+        height[:, half::step, ::step] = (centres + centres.roll(1, 2) + rows) / 4 + left
     height -= height.amin(dim=(1, 2), keepdim=True)
     return height / height.amax(dim=(1, 2), keepdim=True).clamp_(min=torch.finfo(height.dtype).tiny)
 
