@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.bench.timing import Clock, Run, interleaved, machine, ratio
 from layerwise.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from layerwise.experiments.bench.timing import Clock, Run, interleaved, machine, ratio
 
 SIDE = 224
 PEER = "imagecorruptions"
@@ -66,7 +66,7 @@ def peer(threads: int) -> tuple[Peer | None, dict[str, str]]:
         sys.stderr.write(f"{PEER} is left out: {error}\n")
         return None, {}
     cv2.setNumThreads(threads)
-    own = import_module(f"{PEER}.corruptions")
+    own: Any = import_module(f"{PEER}.corruptions")
     smooth = own.gaussian
 
     def gaussian(*arguments: Any, multichannel: bool = False, **options: Any) -> Any:

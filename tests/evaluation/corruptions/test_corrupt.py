@@ -3,6 +3,7 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.corruptions import CORRUPTIONS, EXTRA, STANDARD, corrupt, generate_frost
 from layerwise.evaluation.corruptions.blur import copies
 from layerwise.evaluation.corruptions.draws import Draws
+from layerwise.evaluation.corruptions.noise import poisson
 from layerwise.evaluation.corruptions.scene import Scene
 from layerwise.evaluation.corruptions.weather import plasma
 from tests.evaluation.corruptions.pictures import small, unit
@@ -78,6 +80,32 @@ def test_an_image_is_corrupted_alike_in_any_batch(name: str) -> None:
     assert ((apart - together[[4, 1]]).abs() > 1e-4).double().mean() < 1e-3
     halves = torch.cat([run(x[:2], name, rows=torch.arange(2)), run(x[2:], name, rows=torch.arange(2, 6))])
     assert ((halves - together).abs() > 1e-4).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_how_many_are_changed_at_once_decides_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = unit(small())[:5]
+    rows = torch.tensor([9, 2, 4, 0, 7])
+    together = run(x, name, rows=rows)
+    monkeypatch.setattr(import_module(corrupt.__module__), "AT_ONCE", 2 * x[0].numel())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert ((run(x, name, rows=rows) - together).abs() > 1e-4).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("photons", [3.0, 60.0, 500.0])
+def test_counts_are_the_quantiles(photons: float) -> None:
+    """Of levels at both ends and between, at numbers that lie beside the limits, where a search can go wrong."""
+    level = torch.tensor([0, 1, 100, 255]).repeat_interleave(4000)
+    counts = torch.arange(2000, dtype=torch.float64)
+    rate = level[::4000, None] / 255 * photons
+    below = (counts.xlogy(rate.double()) - rate - (counts + 1).lgamma()).exp().cumsum(1)
+    limits = (below.unsqueeze(2) * (1 << 24)).ceil() + torch.tensor([-2, 1])
+    # Not at 0, the quantile of which is 0 and lies outside the tables of large rates.
+    u = limits.flatten(1).clamp(1, (1 << 24) - 1).flatten() / (1 << 24)
+    expected = torch.cat(
+        [torch.searchsorted(row, part, right=True) for row, part in zip(below, torch.split(u, 4000), strict=True)]
+    )
+    assert torch.equal(poisson(level / 255, photons, u.float()), expected.float())
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -184,8 +212,10 @@ def test_pixelate_is_pillow_s_box_filter_twice(severity: int, table: str, grey: 
         assert torch.equal(changed, expected[None] if grey else expected.permute(2, 0, 1))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("grey", [True, False])
-def test_jpeg_is_the_codec_s(grey: bool) -> None:
+def test_jpeg_is_the_codec_s(grey: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images = small()[:3, :1] if grey else small()[:3]
     found = (run(unit(images), "jpeg_compression", 5) * 255).round()
     for image, changed in zip(images, found, strict=True):
@@ -323,6 +353,14 @@ def test_gradients_do_not_flow_and_are_left_on() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_inference_mode_changes_nothing() -> None:
+    x = unit(small())[:2]
+    for name in CORRUPTIONS:
+        with torch.inference_mode():
+            changed = run(x, name, seed=11)
+        assert torch.equal(changed, run(x, name, seed=11))
+
+
 @pytest.mark.parametrize(
     ("x", "name", "severity", "error", "words"),
     [
@@ -347,5 +385,4 @@ def test_what_cannot_be_corrupted_is_named(
 
 def test_no_images_are_no_images() -> None:
     for name in CORRUPTIONS:
-        if name != "jpeg_compression":
-            assert run(torch.zeros(0, 3, 32, 32), name).shape == (0, 3, 32, 32)
+        assert run(torch.zeros(0, 3, 32, 32), name).shape == (0, 3, 32, 32)

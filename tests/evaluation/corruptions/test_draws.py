@@ -40,6 +40,12 @@ def test_other_seeds_keys_and_rows_draw_other_numbers(other: Draws) -> None:
     assert abs(float(correlation)) < 4.5 / math.sqrt(a.numel())
 
 
+def test_several_draws_at_once_are_each_its_own() -> None:
+    shapes = {"x": (3, 5), "y": (1,), "z": (2, 2)}
+    for (what, shape), found in zip(shapes.items(), draws(4).uniforms(shapes), strict=True):
+        assert torch.equal(found, draws(4).uniform(what, *shape))
+
+
 def test_other_purposes_draw_other_numbers() -> None:
     assert not torch.equal(draws().uniform("x", 4), draws().uniform("y", 4))
 

@@ -88,9 +88,10 @@ def corrupt(
         frost = load_frost() if name == "frost" else Frost((), "none")
     rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
     scale, key = constants.scale(x.shape[2], x.shape[3]), f"{name}/{severity}"
-    result, size = torch.empty(x.shape, dtype=x.dtype, device=x.device), _at_once(x)
     with exact_arithmetic(x.device), torch.no_grad():
-        for some, numbers, out in zip(x.split(size), rows.split(size), result.split(size), strict=True):
+        result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        parts = (torch.split(whole, _at_once(x)) for whole in (x, rows, result))
+        for some, numbers, out in zip(*parts, strict=True):
             clean = torch.mul(some.to(torch.float32), 255).contiguous().round_().div_(255)
             scene = Scene(Draws(seed, key, numbers), scale, frost)
             changed = chosen(clean, constants.constants[name][severity - 1], scene)

@@ -53,7 +53,7 @@ class Draws:
         counts = [math.prod(shape) for shape in shapes.values()]
         bits, scratch = self._bits(tuple(shapes), tuple(counts))
         numbers = _top(bits, 24, scratch).to(torch.float32).mul_(2.0**-24)
-        parts = zip(numbers.split(counts, dim=1), shapes.values(), strict=True)
+        parts = zip(torch.split(numbers, counts, dim=1), shapes.values(), strict=True)
         return [part.reshape(len(numbers), *shape) for part, shape in parts]
 
     def normal(self, what: str, *shape: int) -> Tensor:

@@ -29,12 +29,12 @@ def fold(index: Tensor, size: int, border: Border) -> Tensor:
     return torch.minimum(index, last - index)
 
 
-def pad(x: Tensor, reach: int, border: Border) -> Tensor:
-    """`reach` more pixels on each side, any number of them."""
-    rows, columns = (
-        fold(torch.arange(-reach, n + reach, device=x.device), n, border) for n in (x.shape[-2], x.shape[-1])
-    )
-    return x.index_select(-2, rows).index_select(-1, columns)
+def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Border) -> Tensor:
+    """So many more rows above and below and columns on the left and on the right, any number of them."""
+    for dim, (before, after) in ((-2, rows), (-1, columns)):
+        size = x.shape[dim]
+        x = x.index_select(dim, fold(torch.arange(-before, size + after, device=x.device), size, border))
+    return x
 
 
 def gaussian_blur(
@@ -79,10 +79,8 @@ def correlate(x: Tensor, kernel: Tensor) -> Tensor:
     window gives the results of a square of TILE x TILE pixels as so many channels (2.5 ms).
     """
     (h, w), size = x.shape[-2:], kernel.shape[0]
-    (top, bottom), (left, right) = ((size // 2, size // 2 + -n % TILE) for n in (h, w))
-    rows = fold(torch.arange(-top, h + bottom, device=x.device), h, "mirror")
-    columns = fold(torch.arange(-left, w + right, device=x.device), w, "mirror")
-    channels = x.index_select(-2, rows).index_select(-1, columns).flatten(0, 1)[:, None]
+    rows, columns = ((size // 2, size // 2 + -n % TILE) for n in (h, w))
+    channels = pad(x, rows, columns, "mirror").flatten(0, 1)[:, None]
     # Shifted copies of the kernel: the window of all of them at once, read backwards.
     wide = F.pad(kernel.to(x), (TILE - 1,) * 4).unfold(0, size + TILE - 1, 1).unfold(1, size + TILE - 1, 1)
     weight = wide.flip(0, 1).reshape(TILE**2, 1, size + TILE - 1, size + TILE - 1)
