@@ -1,11 +1,13 @@
 """Run a script on two checkouts, each in a process of its own, and compare what it wrote.
 
-The script calls `run` once for each checkout: it is started again with that checkout's `src` first on
-the path and one thread. There `side()` says which one it is, and what it gives to `write` comes back.
+The script calls `run_both`: for each checkout it is started again with that checkout's `src` first
+on the path and one thread. There `side()` says which one it is, and what it gives to `write` comes
+back.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +49,69 @@ def use(checkout: Path) -> dict[str, str]:
     }
 
 
-def run(
-    script: str, checkout: Path, which: str, arguments: Sequence[str], cwd: Path | None = None
-) -> Any:
-    """What one side found."""
+def run(script: str, checkout: Path, which: str, arguments: Sequence[str]) -> Any:
+    """What one side finds."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "found.json")
         environment = {**use(checkout), SIDE: which, RESULT: str(result)}
         command = [sys.executable, str(Path(script).resolve()), *arguments]
         started = time.perf_counter()
-        done = subprocess.run(command, env=environment, cwd=cwd or folder, check=False)
+        done = subprocess.run(command, env=environment, cwd=folder, check=False)
         if done.returncode or not result.exists():
             raise SystemExit(f"{which} ({checkout}) failed with code {done.returncode}")
         print(f"{which}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
         return json.loads(result.read_text(encoding="utf-8"))
 
 
+def run_both(
+    script: str,
+    checkouts: Sequence[Path],
+    arguments: Sequence[str],
+    *,
+    keep: Path | None,
+    jobs: int,
+) -> list[Any]:
+    """What each side finds.
+
+    Args:
+        script: the file of the caller.
+        checkouts: before and after.
+        arguments: what the script is started with again; they may hold no path of a checkout.
+        keep: folder of what was found by the same script on the same sources; None runs both.
+        jobs: sides that run at a time.
+    """
+
+    def found(which: str, checkout: Path) -> Any:
+        kept = keep and keep / f"{_key(script, checkout, which, arguments)}.json"
+        if kept and kept.exists():
+            print(f"{which}: as found before, {kept}", file=sys.stderr)
+            return json.loads(kept.read_text(encoding="utf-8"))
+        record = run(script, checkout, which, arguments)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(record), encoding="utf-8")
+        return record
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(found, SIDES, checkouts))
+
+
+def _key(script: str, checkout: Path, which: str, arguments: Sequence[str]) -> str:
+    """All that a record depends on: scripts, sources, what was asked, versions, processor."""
+    digest = hashlib.sha256(
+        repr([which, *arguments, sys.version, metadata.version("torch")]).encode()
+    )
+    names = ["both", "method_table", *(["renamed"] if which == "after" else [])]
+    scripts = [Path(script), *(Path(script).with_name(f"{name}.py") for name in names)]
+    for path in (*scripts, *sorted((checkout / "src" / "layerwise").rglob("*.py"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line]
+    digest.update("".join(flags[:1]).encode())
+    return f"{which}-{digest.hexdigest()[:16]}"
+
+
 def check_package() -> None:
-    """Stop if the package is another than that of the checkout."""
+    """Stop if the package is another than the checkout's."""
     import layerwise
 
     found, expected = Path(layerwise.__file__), Path(os.environ["PYTHONPATH"])

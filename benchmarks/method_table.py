@@ -1,13 +1,8 @@
 """Every training method with its documented variants, as plain data that both checkouts can build.
 
-A method is written once, as it is typed before the change. Where it is typed otherwise after it,
-there are two places to say so, and nothing else has to change:
-
-- `AFTER[name]` translates every use of a class: a function from its fields to what stands there now;
-- `Case(..., after=of(...))` replaces one configuration as a whole.
-
-Radii and steps are chosen so that a step as a fraction of the radius is a power of two: the product is
-then the same number, to the last bit.
+A method is written once, as it is typed before a change; `renamed.py` says what is typed otherwise
+after it. Radii and steps are chosen so that a step as a fraction of the radius is a power of two:
+the product is then the same number, to the last bit.
 """
 
 from __future__ import annotations
@@ -18,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+import renamed
 
 Fields = dict[str, Any]
 EPS = 0.1
@@ -47,9 +44,11 @@ class Spec:
 
     def build(self, side: str, network: Network) -> Any:
         """The object, as this side spells it, for one of the networks."""
-        spec = AFTER[self.name](self.fields) if side == "after" and self.name in AFTER else self
-        values = {key: built(value, side, network) for key, value in spec.fields.items()}
-        return find(spec.name)(**values)
+        name, fields = self.name, self.fields
+        if side == "after" and name in renamed.CLASSES:
+            name, fields = renamed.CLASSES[name](fields)
+        values = {key: built(value, side, network) for key, value in fields.items()}
+        return find(name)(**values)
 
 
 def built(value: Any, side: str, network: Network) -> Any:
@@ -66,8 +65,9 @@ def built(value: Any, side: str, network: Network) -> Any:
 
 
 def find(name: str) -> Any:
-    """A class or function of the package, wherever it lives."""
-    for module in MODULES:
+    """A class or function of the package, wherever it lives, or in the module that is named."""
+    place, _, name = name.rpartition(":")
+    for module in [f".{place}"] if place else MODULES:
         try:
             return getattr(importlib.import_module(f"layerwise{module}"), name)
         except (ImportError, AttributeError):
@@ -96,7 +96,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Network:
-    """A network to train: how it is made from a seed, and which of its sites serve which purpose."""
+    """A network to train: how it is made from a seed, and its sites for each purpose."""
 
     name: str
     make: Callable[[int], nn.Module]
@@ -105,29 +105,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration.
-
-    Args:
-        spec: the method.
-        after: the same method as it is written after the change, where `AFTER` does not say it all.
-        networks: names of those that it makes sense on.
-    """
+    """A method, and the names of the networks that it makes sense on."""
 
     spec: Spec
-    after: Spec | None = None
     networks: Sequence[str] = ("conv", "mlp", "residual")
 
-    def build(self, side: str, network: Network) -> Any:
-        """The method as this side spells it."""
-        spec = self.after if side == "after" and self.after is not None else self.spec
-        return spec.build(side, network)
-
-
-AFTER: dict[str, Callable[[Fields], Spec]] = {}
-"""What a class became: {name before: function from the fields to the spec after}."""
-
-STATE: dict[str, str] = {}
-"""Keys of a method's `state_dict` that were renamed: {before: after}."""
 
 EVAL, TRAIN = of("Probe", batch_norm="eval"), of("Probe", batch_norm="train")
 SMOOTH = of("CrossEntropy", label_smoothing=0.1)

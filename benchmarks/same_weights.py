@@ -3,13 +3,13 @@
     python benchmarks/same_weights.py ../before .
     python benchmarks/same_weights.py ../before . --only 'SLAT|AWP' --networks mlp
 
-trains every configuration of `method_table.py` with both checkouts over 8 batches (two epochs, the last
-batch of each is smaller) on a small convolutional network with batch norm, an MLP and a small
-pre-activation residual network with dropout: by `fit`, by `fit` in two micro-batches, in a user's own
-loop, and with `layerwise.step` where the later checkout has it. Compared are every loss and the SHA-256 of
-every parameter, every buffer and every tensor of the method's state. It exits with 1 on any difference.
+trains every configuration of `method_table.py` with both checkouts over 8 batches (two epochs, the
+last batch of each is smaller) on a small convolutional network with batch norm, an MLP and a small
+pre-activation residual network with dropout: by `fit`, by `fit` in two micro-batches, in a user's
+own loop, and with `layerwise.step` where the later checkout has it. Compared are every loss and the
+SHA-256 of every parameter, buffer and tensor of the method's state; any difference exits with 1.
 
-What is typed otherwise after a change is said in `method_table.py`.
+What is typed otherwise after a change is said in `renamed.py`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import both
 import torch
-from method_table import CASES, PGD, SLAT, STATE, Case, Network, Spec, built, find, of
 from torch import Tensor, nn
+
+import both
+import renamed
+from method_table import CASES, Network, Spec, find, of
 
 IMAGES, BATCH, CLASSES, SHAPE = 56, 16, 5, (3, 8, 8)
 EPOCHS = 2
 Found = dict[str, Any]
+Train = Callable[[nn.Module, Any], Found]
 
 
 class Conv(nn.Module):
@@ -147,18 +150,9 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 """Settings of the loop, each with a few methods of different kinds."""
 
-WITH_LOOPS = {
-    "SLAT": CASES["SLAT"],
-    "LAT": CASES["LAT"],
-    "AWP on PGD": CASES["AWP on PGD"],
-    "Parseval on Free-AT": CASES["Parseval on Free-AT"],
-}
-
-PHASES = {
-    "SLAT": ({"eta": 0.02}, of("SLAT", **SLAT)),
-    "PGD": ({"steps": 2}, PGD),
-}
-"""A method whose field changes at the second epoch."""
+WITH_LOOPS = ("SLAT", "LAT", "AWP on PGD", "Parseval on Free-AT")
+PHASES: dict[str, dict[str, Any]] = {"SLAT": {"eta": 0.02}, "PGD": {"steps": 2}}
+"""Fields that change at the second epoch."""
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -180,24 +174,32 @@ def digest(tensor: Tensor) -> str:
 def digests(model: nn.Module, method: Any, losses: list[float]) -> Found:
     """What is compared: losses, weights and buffers, and the method's state."""
     state = method.state_dict()
-    renamed = {v: k for k, v in STATE.items()} if both.side() == "after" else {}
+    names = renamed.STATE if both.side() == "after" else {}
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise ArithmeticError("weights that are not finite are equal to any others that are not")
     return {
         "losses": [loss.hex() for loss in losses],
         "weights": {name: digest(value) for name, value in model.state_dict().items()},
-        "state": {renamed.get(name, name): digest(value) for name, value in state.items()},
+        "state": {names.get(name, name): digest(value) for name, value in state.items()},
     }
 
 
-def by_fit(model: nn.Module, method: Any, settings: dict[str, Any], phases: list[Any]) -> Found:
+def by_fit(model: nn.Module, method: Any, settings: dict[str, Any], network: Network) -> Found:
     """Trained by `fit`; one split holds everything."""
-    data = find("from_tensors")(*pictures(), test=pictures(), validation=0)
+    images, labels = pictures()
+    phases = settings.get("phases", [])
     fixed = {"accelerator": "cpu", "eval_every": 0, "seed": 3, "channels_last": False}
-    optimizer = find("SGD")(lr=0.05)
-    fields = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": optimizer, **fixed, **settings}
-    training = find("Training")(**fields)
-    done = find("fit")(model, method, data, training=training, phases=phases, progress=False)
+    loop = {
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "optimizer": of("SGD", lr=0.05),
+        **fixed,
+        **settings,
+    }
+    data = of("from_tensors", images=images, labels=labels, test=(images, labels), validation=0)
+    training = of("Training", **{k: v for k, v in loop.items() if k != "phases"})
+    what = {"model": model, "method": method, "data": data, "training": training, "phases": phases}
+    done = of("fit", **what, progress=False).build(both.side() or "", network)
     found = digests(model, method, [float(record["loss"]) for record in done.history])
     average = done.average or {}
     return {**found, "average": {name: digest(value) for name, value in average.items()}}
@@ -237,43 +239,39 @@ def by_step(model: nn.Module, method: Any) -> Found:
     return digests(model, method, [])
 
 
-def attempt(train: Callable[[nn.Module, Any], Found], case: Case, network: Network) -> Found:
+def attempt(train: Train, name: str, spec: Spec, network: Network) -> Found:
     """One training from the same start; an error is a result too, since it has to be the same."""
     which = both.side() or ""
+    if which == "after" and name in renamed.METHODS:
+        spec = Spec(*renamed.METHODS[name])
     model = network.make(0).train()
     torch.manual_seed(11)
     try:
-        return train(model, case.build(which, network))
+        return train(model, spec.build(which, network))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}", "at": place}
 
 
-def trainings(network: Network) -> dict[str, tuple[Case, Callable[[nn.Module, Any], Found]]]:
-    """{what: how} for one network."""
+def trainings(network: Network) -> dict[tuple[str, str], tuple[Spec, Train]]:
+    """{(method, trained by what): (method, how)} for one network."""
 
-    def fit(settings: dict[str, Any], phases: list[Spec] | None = None) -> Any:
-        which = both.side() or ""
+    def fit(settings: dict[str, Any]) -> Train:
+        return lambda model, method: by_fit(model, method, settings, network)
 
-        def train(model: nn.Module, method: Any) -> Found:
-            ready = {key: built(value, which, network) for key, value in settings.items()}
-            return by_fit(model, method, ready, built(phases or [], which, network))
-
-        return train
-
-    found = {}
+    found: dict[tuple[str, str], tuple[Spec, Train]] = {}
     for name, case in CASES.items():
         if network.name in case.networks:
-            found[f"{name} | fit"] = (case, fit({}))
-            found[f"{name} | fit, 2 parts"] = (case, fit({"accumulate": 2}))
-            found[f"{name} | own loop"] = (case, by_hand)
-            found[f"{name} | step"] = (case, by_step)
+            found[name, "fit"] = (case.spec, fit({}))
+            found[name, "fit, 2 parts"] = (case.spec, fit({"accumulate": 2}))
+            found[name, "own loop"] = (case.spec, by_hand)
+            found[name, "step"] = (case.spec, by_step)
     for setting, fields in LOOPS.items():
-        found |= {f"{k} | fit, {setting}": (case, fit(fields)) for k, case in WITH_LOOPS.items()}
-    for name, (change, spec) in PHASES.items():
-        two = [of("Phase", epochs=1), of("Phase", epochs=1, fields=change)]
-        found[f"{name} | fit, phases"] = (Case(spec), fit({}, two))
+        found |= {(name, f"fit, {setting}"): (CASES[name].spec, fit(fields)) for name in WITH_LOOPS}
+    for name, change in PHASES.items():
+        phases = [of("Phase", epochs=1), of("Phase", epochs=1, fields=change)]
+        found[name, "fit, phases"] = (CASES[name].spec, fit({"phases": phases}))
     return found
 
 
@@ -287,9 +285,10 @@ def one_side(only: str, networks: list[str]) -> None:
     found = {}
     for network in NETWORKS:
         if network.name in networks:
-            for what, (case, train) in trainings(network).items():
-                if re.search(only, f"{what} | {network.name}"):
-                    found[f"{what} | {network.name}"] = attempt(train, case, network)
+            for (name, how), (spec, train) in trainings(network).items():
+                what = f"{name} | {how} | {network.name}"
+                if re.search(only, what):
+                    found[what] = attempt(train, name, spec, network)
     both.write(found)
 
 
@@ -303,7 +302,7 @@ def without_step(before: Found, after: Found) -> tuple[Found, Found]:
 
 
 def compared(before: Found, after: Found) -> dict[str, list[str]]:
-    """{training: how it differs}; a training that failed on both sides differs too: it proves nothing."""
+    """{training: how it differs}; one that failed on both sides proves nothing, so it differs."""
     found = {}
     for what in {**before, **after}:
         a, b = before.get(what, {}), after.get(what, {})
@@ -317,47 +316,47 @@ def tell(found: dict[str, list[str]]) -> None:
     """A line a way of training and network, and what differs."""
     total: Counter[tuple[str, str]] = Counter()
     wrong: Counter[tuple[str, str]] = Counter()
-    for what, differing in found.items():
+    for what, unequal in found.items():
         _, how, network = what.split(" | ")
         key = (
             how if how in ("fit", "fit, 2 parts", "own loop", "step") else "fit, settings",
             network,
         )
         total[key] += 1
-        wrong[key] += bool(differing)
+        wrong[key] += bool(unequal)
     print(f"{'trained by':16}{'network':10}{'trainings':>10}{'equal':>8}{'not equal':>11}")
     for how, network in sorted(total):
         key = (how, network)
         print(f"{how:16}{network:10}{total[key]:10}{total[key] - wrong[key]:8}{wrong[key]:11}")
     alike: dict[str, list[str]] = {}
-    for what, differing in found.items():
-        if differing:
-            alike.setdefault("\n    ".join(differing[:3]), []).append(what)
+    for what, unequal in found.items():
+        if unequal:
+            alike.setdefault("\n    ".join(unequal[:3]), []).append(what)
     for how, those in alike.items():
         more = f" and {len(those) - 3} more" if len(those) > 3 else ""
         print(f"{'; '.join(those[:3])}{more}\n    {how}")
+    differing = sum(map(bool, found.values()))
     methods = len({what.partition(" | ")[0] for what in found})
-    print(
-        f"{len(found)} trainings of {methods} configurations, {sum(map(bool, found.values()))} differ"
-    )
+    print(f"{len(found)} trainings of {methods} configurations: {differing} differ")
 
 
 def main() -> None:
     """Train with both checkouts, or be one of the two."""
     as_it_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
-    parser.add_argument("before", type=Path, help="folder of a checkout")
-    parser.add_argument("after", type=Path, help="folder of the other")
+    parser.add_argument("checkouts", type=Path, nargs=2, help="folders: before, after")
     parser.add_argument("--only", default="", help="regular expression: METHOD | HOW | NETWORK")
     every = [network.name for network in NETWORKS]
-    parser.add_argument("--networks", nargs="*", default=every, choices=every)
+    parser.add_argument("--networks", nargs="+", default=every, choices=every)
+    parser.add_argument("--keep", type=Path, help="folder of records that need no second run")
+    parser.add_argument("--jobs", type=int, default=1, help="2 runs both sides at a time")
     args = parser.parse_args()
     if both.side():
         one_side(args.only, args.networks)
         return
-    sides = zip(both.SIDES, (args.before, args.after), strict=True)
-    before, after = (both.run(__file__, path, which, sys.argv[1:]) for which, path in sides)
-    found = compared(*without_step(before, after))
+    again = ["-", "-", "--only", args.only, "--networks", *args.networks]
+    sides = both.run_both(__file__, args.checkouts, again, keep=args.keep, jobs=args.jobs)
+    found = compared(*without_step(*sides))
     tell(found)
     sys.exit(any(found.values()) or not found)
 
