@@ -98,9 +98,7 @@ def run_both(
 
 def _key(script: str, checkout: Path, which: str, arguments: Sequence[str]) -> str:
     """All that a record depends on: scripts, sources, what was asked, versions, processor."""
-    digest = hashlib.sha256(
-        repr([which, *arguments, sys.version, metadata.version("torch")]).encode()
-    )
+    digest = hashlib.sha256(repr([which, *arguments, sys.version, metadata.version("torch")]).encode())
     names = ["both", "method_table", *(["renamed"] if which == "after" else [])]
     scripts = [Path(script), *(Path(script).with_name(f"{name}.py") for name in names)]
     for path in (*scripts, *sorted((checkout / "src" / "layerwise").rglob("*.py"))):
@@ -125,9 +123,7 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
         missing = [f"{where}{key}: only before" for key in before if key not in after]
         new = [f"{where}{key}: only after" for key in after if key not in before]
         common = [key for key in before if key in after]
-        inner = [
-            d for key in common for d in differences(before[key], after[key], f"{where}{key}.")
-        ]
+        inner = [d for key in common for d in differences(before[key], after[key], f"{where}{key}.")]
         return [*missing, *new, *inner]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))

@@ -165,14 +165,10 @@ def _inputs() -> dict[str, Case]:
         "NAT gradient": of("NAT", **nat, step="gradient"),
         "NAT together": of("NAT", **nat, halves="together"),
         "EAT alone": of("EAT", **nat),
-        "EAT gradient together": of(
-            "EAT", **nat, step="gradient", halves="together", sources=[Source(7)]
-        ),
+        "EAT gradient together": of("EAT", **nat, step="gradient", halves="together", sources=[Source(7)]),
         "FGSM-CKPT one": of("FGSMCKPT", eps=EPS, c=1, step=1.0, probe=EVAL),
         "FGS-orig alpha 0": of("FGSOrig", eps=EPS, alpha=0.0),
-        "Adv. Train I alone": of(
-            "AdvTrainI", network=Source(7), num_steps=2, num_classes=3, alpha=0.0
-        ),
+        "Adv. Train I alone": of("AdvTrainI", network=Source(7), num_steps=2, num_classes=3, alpha=0.0),
         "Free-AT": of("FreeAT", eps=EPS, m=3),
         "Free-AT step 0.5": of("FreeAT", eps=EPS, m=2, step=0.5),
         "YOPO": of("YOPO", eps=EPS, alpha=ALPHA, m=3, n=2),
@@ -205,9 +201,7 @@ def _slat() -> dict[str, Case]:
         "SLAT smoothed": Case(of("SLAT", **SLAT, criterion=SMOOTH, probe=EVAL)),
     }
     for name, eta in etas.items():
-        found[f"SLAT eta a site, {name}"] = Case(
-            of("SLAT", sites=SLAT_SITES, eta=eta), networks=(name,)
-        )
+        found[f"SLAT eta a site, {name}"] = Case(of("SLAT", sites=SLAT_SITES, eta=eta), networks=(name,))
     return found
 
 
@@ -230,9 +224,7 @@ def _lad() -> dict[str, Case]:
         "LAD eta 0": Case(of("LAD", **pgd, eta=0.0), networks=RESIDUAL),
         "LAD two inner steps": Case(of("LAD", **pgd, num_inner_steps=2), networks=RESIDUAL),
         "LAD noise": Case(of("LAD", **pgd, noise_std=0.1), networks=RESIDUAL),
-        "LAD-SM noise": Case(
-            of("LAD", **pgd, noise_std=0.1, splitting="strang-marchuk"), networks=RESIDUAL
-        ),
+        "LAD-SM noise": Case(of("LAD", **pgd, noise_std=0.1, splitting="strang-marchuk"), networks=RESIDUAL),
         "LAD reference batch": Case(of("LAD", **pgd, reference_batch=16), networks=RESIDUAL),
         "LAD probe eval": Case(of("LAD", **pgd, probe=EVAL), networks=RESIDUAL),
         "LAD named sites": Case(of("LAD", **pgd, sites=BLOCKS)),
@@ -269,9 +261,7 @@ def _lat() -> dict[str, Case]:
 
 def _anp() -> dict[str, Case]:
     """ANP on every base, and its readings."""
-    found = {
-        f"ANP on {name}": Case(of("ANP", k=2, layers=2, base=base)) for name, base in BASES.items()
-    }
+    found = {f"ANP on {name}": Case(of("ANP", k=2, layers=2, base=base)) for name, base in BASES.items()}
     earlier = {"apply": "sign", "include_input": True, "layers": None, "eta": 0.7, "k": 3}
     fields: dict[str, Fields] = {
         "": {},
@@ -288,10 +278,7 @@ def _anp() -> dict[str, Case]:
         " noise, earlier code": {**earlier, "noise_std": 0.1},
         " last step, probe eval": {"update": "last-step", "probe": EVAL},
     }
-    return found | {
-        f"ANP{name}": Case(of("ANP", **{"k": 2, "layers": 2, **more}))
-        for name, more in fields.items()
-    }
+    return found | {f"ANP{name}": Case(of("ANP", **{"k": 2, "layers": 2, **more})) for name, more in fields.items()}
 
 
 def _deep_defense() -> dict[str, Case]:
@@ -309,10 +296,7 @@ def _deep_defense() -> dict[str, Case]:
         " on FGS-orig": {"base": BASES["FGS-orig"]},
         " on TRADES": {"base": TRADES},
     }
-    return {
-        f"Deep Defense{name}": Case(of("DeepDefense", **{**small, **more}))
-        for name, more in fields.items()
-    }
+    return {f"Deep Defense{name}": Case(of("DeepDefense", **{**small, **more})) for name, more in fields.items()}
 
 
 def _awp() -> dict[str, Case]:

@@ -60,10 +60,8 @@ def seconds(arguments: list[str], checkout: Path) -> float | None:
 def imports_torch(arguments: list[str], checkout: Path) -> bool:
     """Whether torch is among the modules that a run imports."""
     command = [sys.executable, "-X", "importtime", *arguments]
-    done = subprocess.run(
-        command, env=use(checkout), cwd="/", capture_output=True, text=True, check=False
-    )
-    return any(line.endswith("| torch") for line in done.stderr.splitlines())
+    done = subprocess.run(command, env=use(checkout), cwd="/", capture_output=True, text=True, check=False)
+    return any(line.rpartition("|")[2].strip() == "torch" for line in done.stderr.splitlines())
 
 
 def measure(checkouts: dict[str, Path], repeats: int) -> dict[str, dict[str, Any]]:
