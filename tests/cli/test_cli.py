@@ -18,14 +18,15 @@ import torch
 
 from layerwise import models
 from layerwise.attacks import ATTACKS
-from layerwise.cli import listing
+from layerwise.cli import list as listing
 from layerwise.cli.console import TABLE, readable
+from layerwise.cli.main import commands
 from layerwise.core import registry
 from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES
 from layerwise.evaluation.journal import Entry, Journal
 from layerwise.evaluation.judgement import Judgement
 from layerwise.evaluation.measures import DIAGNOSTICS
-from layerwise.experiments import experiment
+from layerwise.experiments import experiment, recipe
 from layerwise.experiments.suites import SUITES
 from layerwise.methods import PGD
 from layerwise.models.weights import unpack_tensors
@@ -47,7 +48,7 @@ def test_without_a_command_there_is_help(layerwise: Command) -> None:
     assert (said.code, said.err) == (0, "")
     assert said == layerwise("--help")
     assert narrow(said.out)
-    for command in ("demo", "train", "evaluate", "report", "reproduce", "tune", "bench", "sites", "list", "doctor"):
+    for command in commands():
         assert re.search(rf"^    {command}\s+\w", said.out, re.MULTILINE)
         own = layerwise(command, "--help")
         assert own.code == 0
@@ -99,11 +100,13 @@ def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: 
         ("methods", registry.names("method")),
         ("models", models.names()),
         ("data", ["digits", "mnist", "cifar10"]),
-        ("recipes", ["slat-digits", "slat-cifar10-wrn-as-printed"]),
+        ("recipes", recipe.names()),
         ("attacks", sorted(ATTACKS)),
         ("suites", sorted(SUITES)),
         ("diagnostics", sorted(DIAGNOSTICS)),
+        ("measures", sorted(DIAGNOSTICS)),
         ("corruptions", [*CORRUPTIONS, *SEQUENCES]),
+        ("criteria", ["CrossEntropy"]),
     ],
 )
 def test_lists(layerwise: Command, what: str, some: list[str]) -> None:
@@ -113,7 +116,7 @@ def test_lists(layerwise: Command, what: str, some: list[str]) -> None:
     assert set(some) <= set(first)
     # Every line of the table explains.
     _, rows = listing.rows(what)
-    assert all(len(row[-1]) > 10 for row in rows)
+    assert all(len(row[-1]) > 10 for row in rows if len(row) > 1)
 
 
 def test_lists_keep_their_lines_in_a_file_or_a_pipe(layerwise: Command) -> None:
@@ -211,9 +214,8 @@ def test_a_dry_run_does_nothing(layerwise: Command, tmp_path: Path) -> None:
 
 
 def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerwise.cli import demo
-
-    monkeypatch.setattr(demo, "read", lambda recipe: experiment.read(recipe, QUICK))
+    read = experiment.read
+    monkeypatch.setattr(experiment, "read", lambda recipe: read(recipe, QUICK))
     said = layerwise("demo", "--seeds", "1", "--quiet")
     assert said.code == 0
     assert re.findall(r"^(\S+-digits) +1 +\d", said.out, re.MULTILINE) == [
@@ -225,9 +227,8 @@ def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest
     assert Path(path).is_file()
     # Finished runs are kept.
     assert layerwise("demo", "--seeds", "1", "--quiet").out == said.out
-    monkeypatch.setattr(
-        demo, "read", lambda recipe: experiment.read(recipe, [*QUICK, "--training.seed=0", "--training.max_steps=3"])
-    )
+    other = [*QUICK, "--training.seed=0", "--training.max_steps=3"]
+    monkeypatch.setattr(experiment, "read", lambda recipe: read(recipe, other))
     shutil.rmtree("runs/demo/slat-digits-seed0/checkpoints")
     Path("runs/demo/slat-digits-seed0/evaluation.json").unlink()
     again = layerwise("demo", "--seeds", "1", "--quiet")
@@ -387,7 +388,7 @@ def test_ctrl_c_at_another_moment_is_no_traceback(layerwise: Command, monkeypatc
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "rows", stop)
+    monkeypatch.setattr(listing, "LISTS", {"methods": stop})
     assert layerwise("list", "methods") == Said(130, "", "stopped by Ctrl-C\n")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from layerwise.core import registry
 from layerwise.core.random import normal, uniform
 from layerwise.errors import ConfigError
-from layerwise.experiments.bench import peers
-from layerwise.experiments.bench.plain import STEPS, Plain, Step
+from layerwise.experiments.bench.plain import STEPS, Plain
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
-from layerwise.experiments.bench.steps import bench_peers, bench_steps, step_table
+from layerwise.experiments.bench.steps import bench_steps, step_table
 from layerwise.experiments.bench.timing import interleaved, medians, ratio, repeated
 from layerwise.methods import PGD, SLAT, TRADES, FreeAT, Method
 from tests.command import Command, layerwise
@@ -120,31 +118,6 @@ def test_contestants_take_turns() -> None:
     assert ratio([2.0, 8.0, 2.0], [1.0, 4.0, 1.0]) == 2.0
 
 
-def test_a_library_that_fails_or_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = ModuleType("torchattacks")
-
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer, method: Any) -> Step:
-        assert method.steps == 2
-        return lambda x, y: peers.descend(model, optimizer, x, y)
-
-    def broken(model: nn.Module, optimizer: torch.optim.Optimizer, method: Any) -> Step:
-        def fail(x: Tensor, y: Tensor) -> None:
-            raise RuntimeError("not today")
-
-        return fail
-
-    monkeypatch.setitem(__import__("sys").modules, "torchattacks", fake)
-    monkeypatch.setitem(__import__("sys").modules, "art", ModuleType("art"))
-    monkeypatch.setitem(__import__("sys").modules, "mair", None)
-    monkeypatch.setitem(peers.PEERS, "PGD", {"torchattacks": step, "ART": broken, "MAIR": step})
-    said: list[str] = []
-    record = bench_peers(small(), ["PGD:steps=2"], rounds=1, seconds=1e-3, say=said.append)
-    assert {row["library"] for row in record["rows"]} == {"layerwise", "by hand", "torchattacks"}
-    assert len(said) == 2
-    assert "MAIR is left out" in said[0]
-    assert "not today" in said[1]
-
-
 def test_a_misspelt_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'SLAT'"):
         parse_method("SLT", small())
@@ -204,48 +177,3 @@ def test_rows_are_medians_over_processes() -> None:
     assert [(row["method"], row["passes"]) for row in record["rows"]] == [("Standard", 3), ("FGSM", 5)]
     tables = [[{"method": "FGSM", "passes": 5, "ratio": r, "to_by_hand": None}] for r in (3.0, 1.0, 1.5)]
     assert medians(tables) == [{"method": "FGSM", "passes": 5, "ratio": 1.5, "to_by_hand": None}]
-
-
-TINY = [
-    "--recipe=n-fgsm-digits",
-    "--attack=pgd-3-1",
-    "--model.name=digits_cnn",
-    "--model.options={width: 8}",
-    "--training.epochs=3",
-    "--training.max_steps=40",
-    "--training.precision=32-true",
-    "--training.compile=false",
-    "--training.channels_last=false",
-    "--training.optimizer.lr=0.05",
-    "--evaluation.num_examples=64",
-    "--evaluation.eps=0.02",
-]
-
-
-@pytest.mark.parametrize("goal", [0.3, 1.0])
-def test_the_time_to_a_goal(layerwise: Command, tmp_path: Path, goal: float) -> None:
-    file = tmp_path / "robust.json"
-    asked = ["--goal", str(goal), "--runs", str(tmp_path), "--name", "timed", "--output", str(file)]
-    said = layerwise("bench", "robust", *TINY, *asked)
-    assert said.code == 0, said.err
-    record = json.loads(file.read_text())
-    evaluation = json.loads((tmp_path / "timed" / "evaluation.json").read_text())
-    reached = {r["attack"]: r["count"]["right"] / r["count"]["total"] for r in evaluation["results"]}
-    assert record["accuracies"] == reached
-    assert record["reached"] is (reached["pgd-3"] >= goal) is (goal == 0.3)
-    assert 0 < record["seconds"] < record["whole_seconds"]
-    assert (record["steps"], record["images"], record["data"]) == (40, 64, "digits")
-    assert f"{goal:.0%} under pgd-3 {'reached' if goal == 0.3 else 'not reached'}" in " ".join(said.out.split())
-
-
-def test_what_cannot_be_timed_to_a_goal(layerwise: Command, tmp_path: Path) -> None:
-    for wrong, told in (
-        ([], "is trained on digits; the benchmark is CIFAR-10's: type a --goal"),
-        (["--goal", "45"], "no accuracy to reach"),
-        (["--goal", "0.4", "--evaluation.attacks=[clean]"], "leave it among evaluation.attacks"),
-        (["--goal", "0.4", "--name", "."], "is there already"),
-    ):
-        said = layerwise("bench", "robust", *TINY, "--runs", str(tmp_path), *wrong)
-        assert said.code == 2
-        assert told in " ".join(said.err.split())
-    assert list(tmp_path.iterdir()) == []

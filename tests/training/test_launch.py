@@ -97,3 +97,30 @@ def test_a_command_starts_its_own_processes_stops_them_and_goes_on_in_one(layerw
     assert layerwise("train", "slat-digits", *SETTINGS, *steps, "--name=one").code == 0
     one, two = (unpack_tensors(tmp_path / "runs" / name / "model.safetensors") for name in ("one", "two"))
     assert apart(one, two) < 1e-6
+
+
+def test_a_killed_process_of_several_is_a_sentence_that_goes_on(layerwise: Command, tmp_path: Path) -> None:
+    steps = ["--training.max_steps=4000", "--training.epochs=400", "--training.checkpoint_every=0.2"]
+    arguments = [*SETTINGS, *steps, "--training.devices=2", "--name=two"]
+    running = start(SCRIPT, tmp_path, "train", "slat-digits", *arguments)
+    begun = time.monotonic()
+    while not checkpoint.found(tmp_path / "runs/two/checkpoints"):
+        assert time.monotonic() < begun + 300
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    os.kill(max(children(running.pid)), signal.SIGKILL)
+    code, out, err = told(running)
+    assert (code != 0, out) == (True, "")
+    (sentence,) = [line for line in err if line.startswith("error: ")]
+    assert sentence.endswith(", and none can go on alone; go on with: layerwise train --resume runs/two")
+    assert not [line for line in err if "Traceback" in line or "fit.py" in line]
+    go_on = layerwise("train", "--resume", "runs/two", "--training.devices=1", "--training.strategy=auto", "--dry-run")
+    assert go_on.code == 0
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started, and theirs; multiprocessing's helper is none."""
+    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    below = [int(pid) for pid, above, text in rows if int(above) == parent and "resource_tracker" not in text]
+    return [*below, *(other for child in below for other in children(child))]

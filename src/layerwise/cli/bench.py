@@ -1,15 +1,15 @@
-"""`layerwise bench`: steps, other libraries' steps, and the time to robustness."""
+"""`layerwise bench step`: what a training step of each method costs on a network and this machine."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerwise.core.checks import at_least
-from layerwise.errors import ConfigError
+from layerwise.cli.arguments import Command
 
 TEXT = """\
 Measure on this machine, in one run, what a training step costs.
@@ -18,21 +18,22 @@ Measure on this machine, in one run, what a training step costs.
                                                standard one and plain code
   layerwise bench step --network preact_resnet18 --shape 3,32,32 --methods SLAT
       PGD:steps=7 "LAT:sites=first(2)" --precision bf16-mixed --capture auto
-  layerwise bench peers                        the same steps with torchattacks,
-                                               ART and MAIR, if installed
-  layerwise bench robust                       seconds to 45 % under PGD-50 on
-                                               CIFAR-10 (for a GPU)
 
 Contestants take turns; ratios are medians over rounds. `docs/performance.md`
 explains every column.
 """
 
-PEERS = ("PGD", "PGD:steps=7", "FGSMRS", "TRADES")
+SMALLEST = {"classes": 2, "batch": 1, "threads": 1, "rounds": 1, "seconds": 0, "processes": 1}
 
 
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
-    parser.add_argument("what", choices=("step", "peers", "robust"), help="what to measure")
+    parser.add_argument("what", choices=("step",), help="what to measure")
+    add_setup(parser)
+
+
+def add_setup(parser: Any) -> None:
+    """The arguments that say what is trained and how it is timed."""
     parser.add_argument("--network", default="lenet", help="a network's name (default: lenet)")
     parser.add_argument("--options", default="{}", help="the network's options, as YAML: '{width: 32}'")
     parser.add_argument("--shape", default="1,28,28", help="of one image, channels,height,width (default: 1,28,28)")
@@ -57,73 +58,65 @@ def add_arguments(parser: Any) -> None:
         help="measure in so many processes, one after the other, and give medians: where memory lies moves times by a few "
         "hundredths (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--recipe", help="of `bench robust` (default: n-fgsm-cifar10)")
-    parser.add_argument("--goal", type=float, help="accuracy to reach, for other data than CIFAR-10 (default: 0.45)")
-    parser.add_argument("--attack", default="pgd-50", help="what judges `bench robust` (default: pgd-50)")
-    parser.add_argument("--name", default="bench-robust", help="run folder of `bench robust` (default: bench-robust)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--output", type=Path, help="also write the record there, as JSON")
 
 
-SMALLEST = {"classes": 2, "batch": 1, "threads": 1, "rounds": 1, "seconds": 0, "processes": 1}
+def run(arguments: Any, settings: list[str]) -> None:
+    """Measure the steps."""
+    from layerwise.experiments.bench.steps import bench_steps, step_table
+
+    measured(arguments, bench_steps, step_table, arguments.methods)
 
 
-def bench_command(arguments: Any, settings: list[str]) -> None:
-    """`layerwise bench`."""
+def measured(
+    arguments: Any,
+    measure: Callable[..., dict[str, Any]],
+    table: Callable[[dict[str, Any]], Any],
+    methods: Sequence[str],
+) -> None:
+    """Measure, show the table, and write the record where the arguments say so.
+
+    Args:
+        arguments: of `add_setup`.
+        measure: makes the record.
+        table: header and rows of it.
+        methods: as they are typed.
+    """
+    import torch
+
     from layerwise.cli.console import complain, say, show_table
-    from layerwise.files import write_text
+    from layerwise.core.checks import at_least
+    from layerwise.experiments.bench.timing import hint, repeated
 
-    if settings and arguments.what != "robust":
-        raise ConfigError(f"bench {arguments.what} does not take {settings[0]}; see `layerwise bench --help`")
     for name, smallest in SMALLEST.items():
         if (value := getattr(arguments, name)) is not None:
             at_least(f"--{name}", value, smallest)
-    if arguments.what == "robust":
-        from layerwise.experiments.bench.robust import RECIPE, bench_robust
+    busy = arguments.clock == "process"
+    threads = 1 if busy else arguments.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    record = repeated(
+        measure,
+        setup_of(arguments),
+        methods,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        clock=time.process_time if busy else time.perf_counter,
+        say=partial(complain, what=""),
+        processes=arguments.processes,
+        threads=threads,
+    )
+    show_table(*table(record))
+    say(hint(torch.device(record["machine"]["device"])))
+    keep(record, arguments.output)
 
-        record = bench_robust(
-            arguments.recipe or RECIPE,
-            settings,
-            folder=arguments.runs / arguments.name,
-            progress=True,
-            goal=arguments.goal,
-            attack=arguments.attack,
-        )
-        scores = ", ".join(f"{name} {value:.1%}" for name, value in record["accuracies"].items())
-        verdict = "reached" if record["reached"] else "not reached"
-        say(
-            f"{record['seconds']:.1f} s of training, {record['steps']:,} batches: {scores}; "
-            f"{record['goal']:.0%} under {record['attack']} {verdict}"
-        )
-    else:
-        import torch
 
-        from layerwise.experiments.bench.steps import bench_peers, bench_steps, peers_table, step_table
-        from layerwise.experiments.bench.timing import hint, repeated
+def keep(record: dict[str, Any], output: Path | None) -> None:
+    """Write a record where `--output` says."""
+    from layerwise.files import write_text
 
-        busy = arguments.clock == "process"
-        threads = 1 if busy else arguments.threads
-        if threads is not None:
-            torch.set_num_threads(threads)
-        setup = setup_of(arguments)
-        measure, table = (bench_steps, step_table) if arguments.what == "step" else (bench_peers, peers_table)
-        methods = arguments.methods or (PEERS if arguments.what == "peers" else [])
-        record = repeated(
-            measure,
-            setup,
-            methods,
-            rounds=arguments.rounds,
-            seconds=arguments.seconds,
-            clock=time.process_time if busy else time.perf_counter,
-            say=partial(complain, what=""),
-            processes=arguments.processes,
-            threads=threads,
-        )
-        show_table(*table(record))
-        say(hint(torch.device(record["machine"]["device"])))
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output, json.dumps(record, indent=1) + "\n")
+    if output is not None:
+        write_text(output, json.dumps(record, indent=1) + "\n")
 
 
 def setup_of(arguments: Any) -> Any:
@@ -147,3 +140,6 @@ def setup_of(arguments: Any) -> Any:
             accelerator=arguments.accelerator,
         ),
     )
+
+
+COMMAND = Command(summary="measure what a training step costs here", text=TEXT, add_arguments=add_arguments, run=run)

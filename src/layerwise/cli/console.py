@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-
-WIDE = 200
-"""Columns of what goes into a file or another program."""
 
 PARENT = os.getppid()
 """Who has started this process; another later, when that one has ended."""
@@ -19,13 +18,22 @@ PARENT = os.getppid()
 
 def say(text: str) -> None:
     """Show a text on standard output; its markdown tables are aligned, long sentences are wrapped at the terminal's width."""
-    from rich.console import Console
-
-    console = Console()
-    for is_table, lines in groupby(readable(text).splitlines(), key=lambda line: line.startswith(TABLE)):
-        body = "\n".join(line.removeprefix(TABLE) for line in lines)
+    for line in readable(text).splitlines():
         # A table's line that is too long is broken by the terminal, at the right edge: wrapping at words would tear its columns.
-        console.print(body, markup=False, highlight=False, soft_wrap=is_table or not console.is_terminal)
+        wide = None if line.startswith(TABLE) else _width()
+        sys.stdout.write("".join(f"{part}\n" for part in _wrapped(line.removeprefix(TABLE), wide)))
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where the text goes into a file or another program, whose lines stay whole."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _wrapped(line: str, width: int | None) -> list[str]:
+    """A line broken at words, its beginning kept as it is."""
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, max(width, 20), replace_whitespace=False, break_long_words=False, break_on_hyphens=False)
 
 
 def is_first() -> bool:
@@ -46,14 +54,13 @@ def complain(sentence: str, *, what: str = "error: ", own: bool = False) -> None
         what: put before it.
         own: it is about this process; of several processes only the first one tells what is not.
     """
-    from rich.console import Console
-
     if not is_first():
         if not own:
             _wait_for_the_first()
             return
         what = f"process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')}: {what}"
-    Console(stderr=True).print(f"{what}{sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    red = sys.stderr.isatty() and os.name == "posix" and not os.environ.get("NO_COLOR")
+    sys.stderr.write(f"\x1b[31m{what}{sentence}\x1b[0m\n" if red else f"{what}{sentence}\n")
 
 
 def _wait_for_the_first(seconds: float = 10.0) -> None:
@@ -64,20 +71,20 @@ def _wait_for_the_first(seconds: float = 10.0) -> None:
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Show a table; its last column wraps."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(name, no_wrap=number + 1 < len(header))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+    """Show a table; its last column wraps at the terminal's width, and a row of one cell begins a group."""
+    body = list(rows)
+    wide = [max(len(row[i]) for row in (header, *body) if len(row) > 1 or not i) for i in range(len(header) - 1)]
+    indent = sum(wide) + 2 * len(wide)
+    whole = _width()
+    room = None if whole is None else max(whole - indent, 20)
+    last = max((len(row[-1]) for row in (header, *body)), default=0) if room is None else room
+    for row in (header, ["-" * w for w in wide] + ["-" * min(last, 60)], *body):
+        if len(row) == 1:
+            sys.stdout.write(f"\n{row[0]}\n")
+            continue
+        first, *more = _wrapped(row[-1], room)
+        begin = "".join(cell.ljust(w + 2) for cell, w in zip(row, wide, strict=False))
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in (begin + first, *(" " * indent + m for m in more))))
 
 
 def tell_messages(*, quiet: bool = False) -> None:

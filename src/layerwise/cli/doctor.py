@@ -1,15 +1,13 @@
-"""What a bug report needs, and a check that the parts work together on this machine."""
+"""`layerwise doctor`: what a bug report needs, and a check that the parts work together on this machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import metadata
+from typing import Any
 
-import torch
-
-from layerwise.data.files import data_root
-from layerwise.training import versions
+from layerwise.cli.arguments import Command
+from layerwise.errors import LayerwiseError
 
 MORE = ("rich", "matplotlib", "pillow", "jinja2", "pyautoattack", "foolbox", "onnx", "onnxscript", "tensorboard")
 """Packages that no result depends on, or that are optional."""
@@ -17,6 +15,11 @@ MORE = ("rich", "matplotlib", "pillow", "jinja2", "pyautoattack", "foolbox", "on
 
 def facts() -> dict[str, str]:
     """Python, system, processor or accelerator, packages; `"not installed"` for what is missing."""
+    import torch
+
+    from layerwise.data.files import data_root
+    from layerwise.training import versions
+
     found = versions()
     gpus = ", ".join(found["gpus"])
     device = f"{gpus}, CUDA {found['cuda']}" if gpus else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
@@ -32,6 +35,8 @@ def facts() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -54,6 +59,8 @@ def doctor() -> tuple[str, bool]:
 
 def _identity() -> None:
     """dL/dr = dL/dz at a site."""
+    import torch
+
     from layerwise.core.sites import Sites
 
     net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double()
@@ -91,3 +98,16 @@ def _folder() -> None:
 
 
 CHECKS: dict[str, Callable[[], None]] = {"recording": _identity, "training": _step, "folder": _folder}
+
+
+def run(arguments: Any, settings: list[str]) -> None:
+    """Print the report."""
+    from layerwise.cli.console import say
+
+    report, healthy = doctor()
+    say(report)
+    if not healthy:
+        raise LayerwiseError("a check failed; put what is above into a bug report")
+
+
+COMMAND = Command(summary="print what a bug report needs, and check that the parts work together", run=run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.arguments import Command, add_quiet, add_runs
 from layerwise.errors import ConfigError
 
 TEXT = """\
@@ -38,13 +39,12 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
+    add_runs(parser)
+    add_quiet(parser)
 
 
-def reproduce_command(arguments: Any, settings: list[str]) -> None:
-    """`layerwise reproduce`."""
-    del settings
+def run(arguments: Any, settings: list[str]) -> None:
+    """Run them, or say what that would cost."""
     from layerwise.cli.console import say, show_table, tell_messages
     from layerwise.reproduce import costs, definitions, runner
     from layerwise.reproduce.render import INDEX, render, to_markdown
@@ -79,3 +79,11 @@ def reproduce_command(arguments: Any, settings: list[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; type the same again, and it goes on where it was") from None
     say(f"\nresults: {arguments.output / size.name / INDEX}")
+
+
+COMMAND = Command(
+    summary="run the papers' tables and figures, and put ours beside theirs",
+    text=TEXT,
+    add_arguments=add_arguments,
+    run=run,
+)

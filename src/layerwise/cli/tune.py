@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.arguments import Command, add_quiet, add_runs
 from layerwise.errors import ConfigError
 
 TEXT = """\
@@ -60,24 +61,24 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the settings that are tried (default: 0)")
     parser.add_argument("--name", help="name of the search (default: the recipe's)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    add_runs(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the search stopped, with the same arguments")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
+    add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this")
 
 
-def tune_command(arguments: Any, settings: list[str]) -> None:
-    """`layerwise tune`."""
+def run(arguments: Any, settings: list[str]) -> None:
+    """Search."""
     from layerwise.cli.console import say, tell_messages
-    from layerwise.experiments import experiment, recipe
-    from layerwise.experiments.ranges import parse_range
 
-    tell_messages(quiet=arguments.quiet)
     if arguments.help:
         say(arguments.parser.format_help())
         return
     if arguments.recipe is None:
         raise ConfigError("tune needs a recipe, for example: layerwise tune slat-digits")
+    tell_messages(quiet=arguments.quiet)
+    from layerwise.experiments import experiment, recipe
+    from layerwise.experiments.ranges import parse_range
     from layerwise.experiments.tune.halving import Plan, tune
 
     asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
@@ -102,3 +103,12 @@ def tune_command(arguments: Any, settings: list[str]) -> None:
     if plan.weights != "last":
         again += f", then layerwise evaluate runs/{name}-tuned --weights {plan.weights}"
     say(f"\nsearch: {folder}\nthe winner on the test images: {again}")
+
+
+COMMAND = Command(
+    summary="search for better settings of a recipe",
+    text=TEXT,
+    add_arguments=add_arguments,
+    run=run,
+    takes_settings=True,
+)

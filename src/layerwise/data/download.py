@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from layerwise.errors import DataError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 CHUNK = 1 << 18
 
@@ -194,37 +194,41 @@ def _receive(remote: Remote, url: str, part: Path, show: Callable[[int], None], 
         raise _Cut(f"the connection ended after {_amount(have)}")
 
 
-def _open(url: str, have: int, timeout: float) -> http.client.HTTPResponse:
+def _open(url: str, have: int, timeout: float) -> HTTPResponse:
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPException
+
     headers = {"User-Agent": "layerwise", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=timeout
-        )
+        response: HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
         return response
     except urllib.error.HTTPError as error:
         error.close()
         raise _Cut(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise _Cut(str(error.reason)) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, HTTPException) as error:
         raise _Cut(str(error) or type(error).__name__) from None
 
 
-def _continues(response: http.client.HTTPResponse, have: int) -> bool:
+def _continues(response: HTTPResponse, have: int) -> bool:
     """Whether the server sends the rest from byte `have` on, and not the whole file again."""
     start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return response.status == 206 and start is not None and int(start[1]) == have
 
 
-def _blocks(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+def _blocks(response: HTTPResponse, most: int) -> Iterator[bytes]:
     """What comes, up to `most` bytes and one more, which makes the checksum of a longer file fail."""
+    from http.client import HTTPException
+
     while most >= 0:
         try:
             # read1 gives what is there; read would lose what came before a server fell silent.
             block = response.read1(min(CHUNK, most + 1))
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             raise _Cut(str(error) or type(error).__name__) from None
         if not block:
             return

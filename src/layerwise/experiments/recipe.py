@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -83,3 +84,16 @@ def summary(recipe: str) -> str:
     """The first comment line of a recipe: what it is."""
     first = path_of(recipe).read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ").strip()
+
+
+def data_of(recipe: str) -> str:
+    """The data set of a recipe of the package, found in its text: a list of all need not take them for settings.
+
+    >>> data_of("slat-digits")
+    'digits'
+    """
+    text = path_of(recipe).read_text(encoding="utf-8")
+    if (own := re.search(r"^data:(?: *\{|(?: *#.*)?\n(?: .*\n)*? +)name: *([\w-]+)", text, re.MULTILINE)) is not None:
+        return own[1]
+    following = re.search(r"^extends: *([\w-]+)", text, re.MULTILINE)
+    return data_of(following[1]) if following is not None else ""

@@ -33,8 +33,8 @@ from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
 from layerwise.training.phases import Phase, Phases
 from layerwise.training.randomness import kept_random_states, seed_everything
-from layerwise.training.ranks import together, total
-from layerwise.training.run import Run, nothing_half_made, plain
+from layerwise.training.ranks import survived, together, total
+from layerwise.training.run import Run, nothing_half_made, plain, to_go_on
 from layerwise.training.saving import keep, restore
 from layerwise.training.session import FitResult, Place, Session
 from layerwise.training.settings import Training
@@ -103,7 +103,7 @@ def fit(
         config=plain(asked if config is None else config),
         process=os.getpid(),
     )
-    with nothing_half_made(job.run), quiet():
+    with nothing_half_made(job.run), survived(partial(to_go_on, job.run)), quiet():
         found = engine(settings).launch(partial(_train, job=job))
     return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -68,3 +69,33 @@ def together(
         failure = error
     failed = any_rank(failure is not None, device)
     return (failure or LayerwiseError("another rank failed; its message says why")) if failed else None
+
+
+@contextmanager
+def survived(advice: Callable[[], str]) -> Iterator[None]:
+    """Say in a sentence that another process of the group has ended: the others learn it by a connection that is closed.
+
+    Args:
+        advice: what to type, asked for only then.
+
+    Raises:
+        LayerwiseError: another process has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_lost(error):
+            raise
+        # All but the first two processes leave it to them, and the first one may be the one that is gone.
+        cause = ConnectionResetError() if not grouped() or dist.get_rank() < 2 else error
+        raise LayerwiseError(
+            f"another of the processes has ended, killed perhaps, or out of memory, and none can go on alone; {advice()}"
+        ) from cause
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error says that a process of the group is gone; gloo has no class of its own for it."""
+    if type(error).__name__ == "ProcessExitedException":  # the parent's of processes that were spawned
+        return True
+    lost = ("gloo", "Connection reset by peer", "Connection closed by peer")
+    return grouped() and (isinstance(error, dist.DistError) or any(sign in str(error) for sign in lost))

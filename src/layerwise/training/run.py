@@ -166,6 +166,19 @@ def nothing_half_made(folder: Path | None) -> Iterator[None]:
         raise
 
 
+def to_go_on(folder: Path | None) -> str:
+    """What to type after a run was cut off.
+
+    >>> to_go_on(None)
+    'nothing is saved, since the run has no folder'
+    """
+    if folder is None:
+        return "nothing is saved, since the run has no folder"
+    if not checkpoints_in(folder / CHECKPOINTS):
+        return "nothing is saved yet: type the same again"
+    return f"go on with: layerwise train --resume {folder}"
+
+
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The configuration of the run in a folder.
 

@@ -12,7 +12,7 @@ from layerwise.errors import CheckpointError
 from layerwise.training import checkpoint
 from layerwise.training.randomness import random_states, set_random_states
 from layerwise.training.ranks import any_rank, from_the_first
-from layerwise.training.run import put_weights
+from layerwise.training.run import put_weights, to_go_on
 from layerwise.training.session import Session
 
 
@@ -61,8 +61,8 @@ def keep(session: Session) -> None:
         by = session.interrupt.requested or "another rank"
         where = f"stopped by {by} after batch {session.step} of {session.total_steps}"
         if session.run is None:
-            raise KeyboardInterrupt(f"{where}; nothing is saved, since the run has no folder")
-        raise KeyboardInterrupt(f"{where} and saved; go on with: layerwise train --resume {session.run.path}")
+            raise KeyboardInterrupt(f"{where}; {to_go_on(None)}")
+        raise KeyboardInterrupt(f"{where} and saved; {to_go_on(session.run.path)}")
 
 
 def restore(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""`layerwise bench step` and `bench peers`: what runs against what, and the tables."""
+"""`layerwise bench step`: what runs against what, and the table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 
 from layerwise.core import registry
 from layerwise.errors import LayerwiseError
-from layerwise.experiments.bench.peers import PEERS, check_installed
 from layerwise.experiments.bench.stepping import Contestant, Setup, by_hand, parse_method, somewhere
 from layerwise.experiments.bench.timing import Clock, Run, interleaved, machine, matrix_ceiling, ratio
 
@@ -61,15 +59,16 @@ def bench_steps(
                 runs[_plain(text)] = plain
         times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
         rows = [_row(text, contestant, setup, times, ceiling) for text, contestant in contestants.items()]
-    described = {**_described(setup, rounds, seconds, clock), "ceiling_tflops": ceiling / 1e12}
-    return {"kind": "step", "machine": machine(place.device), "settings": described, "rows": rows}
+    settings = {**described(setup, rounds, seconds, clock), "ceiling_tflops": ceiling / 1e12}
+    return {"kind": "step", "machine": machine(place.device), "settings": settings, "rows": rows}
 
 
 def _plain(text: str) -> str:
     return f"{text}, by hand"
 
 
-def _described(setup: Setup, rounds: int, seconds: float, clock: Clock) -> Record:
+def described(setup: Setup, rounds: int, seconds: float, clock: Clock) -> Record:
+    """The settings of a measurement, for its record."""
     chosen = setup.training
     training = {
         name: getattr(chosen, name) for name in ("precision", "compile", "capture", "channels_last", "clip_norm")
@@ -119,63 +118,3 @@ def step_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             )
         )
     return header, body
-
-
-def bench_peers(
-    setup: Setup, methods: Sequence[str], *, rounds: int, seconds: float, say: Say, clock: Clock = time.perf_counter
-) -> Record:
-    """Time the same steps of other libraries, and of plain code, against ours; arguments as `bench_steps`."""
-    missing = {name: why for name in ("torchattacks", "ART", "MAIR") if (why := check_installed(name)) is not None}
-    for name, why in missing.items():
-        say(f"{name} is left out: it is not installed, or does not work here ({why})")
-    rows = []
-    for text in methods:
-        name = text.partition(":")[0]
-        with somewhere(text, setup) as contestant:
-            runs: dict[str, Run] = {"layerwise": contestant.run}
-            if (plain := by_hand(contestant, text, setup)) is not None:
-                runs["by hand"] = plain
-            place = contestant.loop.session.place
-            x, y = (v.to(place.device) for v in setup.data())
-            for library, make in PEERS.get(name, {}).items():
-                if library in missing:
-                    continue
-                net = setup.network().to(place.device).train()
-                # Plain SGD, without our tensor rate: ART reads the rate as a number.
-                optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
-                step = make(net, optimizer, contestant.method)
-                try:
-                    step(x, y)
-                except Exception as error:  # whatever another library does
-                    say(f"{library} does not do {text} here ({type(error).__name__}: {error})")
-                    continue
-                runs[library] = partial(step, x, y)
-            times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
-        for library, own in times.items():
-            to_ours = ratio(own, times["layerwise"])
-            rows.append(
-                {"method": text, "library": library, "milliseconds": 1e3 * statistics.median(own), "to_ours": to_ours}
-            )
-    described = _described(setup, rounds, seconds, clock)
-    return {
-        "kind": "peers",
-        "machine": {**machine(place.device), "peers": _versions(missing)},
-        "settings": described,
-        "missing": missing,
-        "rows": rows,
-    }
-
-
-def _versions(missing: Mapping[str, str]) -> dict[str, str]:
-    from importlib import import_module
-
-    present = [name for name in ("torchattacks", "ART", "MAIR") if name not in missing]
-    return {name: str(getattr(import_module(name.lower()), "__version__", "unknown")) for name in present}
-
-
-def peers_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows as people read them."""
-    body: list[tuple[str, ...]] = [
-        (row["method"], row["library"], f"{row['milliseconds']:.2f}", f"{row['to_ours']:.2f}") for row in record["rows"]
-    ]
-    return ("method", "library", "ms", "times ours"), body

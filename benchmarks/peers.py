@@ -1,8 +1,18 @@
-"""The same training step with other libraries, each as its documentation has it used; what is not installed is left out."""
+"""The same training step with other libraries, each as its documentation has it used; what is not installed is left out.
+
+    python -m benchmarks.peers --methods PGD:steps=7 --output benchmarks/results/peers-lenet-cpu.json
+
+Contestants take turns in one run, so that what the machine does beside hits all of them; options are those of `layerwise bench step`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -10,7 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.cli.bench import add_setup, measured
+from layerwise.cli.console import complain
+from layerwise.errors import LayerwiseError
 from layerwise.experiments.bench.plain import Step
+from layerwise.experiments.bench.stepping import Setup, by_hand, somewhere
+from layerwise.experiments.bench.steps import Record, Say, described
+from layerwise.experiments.bench.timing import Clock, Run, interleaved, machine, ratio
+
+METHODS = ("PGD", "PGD:steps=7", "FGSMRS", "TRADES")
+LIBRARIES = ("torchattacks", "ART", "MAIR")
 
 Optimizer: TypeAlias = torch.optim.Optimizer
 Peer: TypeAlias = Callable[[nn.Module, Optimizer, Any], Step]
@@ -131,3 +150,80 @@ def check_installed(library: str) -> str | None:
     except Exception as error:  # whatever another library does at its import
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     return None
+
+
+def bench_peers(
+    setup: Setup, methods: Sequence[str], *, rounds: int, seconds: float, say: Say, clock: Clock = time.perf_counter
+) -> Record:
+    """Time the same steps of other libraries, and of plain code, against ours; arguments as those of `bench_steps`."""
+    missing = {name: why for name in LIBRARIES if (why := check_installed(name)) is not None}
+    for name, why in missing.items():
+        say(f"{name} is left out: it is not installed, or does not work here ({why})")
+    rows = []
+    for text in methods:
+        name = text.partition(":")[0]
+        with somewhere(text, setup) as contestant:
+            runs: dict[str, Run] = {"layerwise": contestant.run}
+            if (plain := by_hand(contestant, text, setup)) is not None:
+                runs["by hand"] = plain
+            place = contestant.loop.session.place
+            x, y = (v.to(place.device) for v in setup.data())
+            for library, make in PEERS.get(name, {}).items():
+                if library in missing:
+                    continue
+                net = setup.network().to(place.device).train()
+                # Plain SGD, without our tensor rate: ART reads the rate as a number.
+                optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
+                step = make(net, optimizer, contestant.method)
+                try:
+                    step(x, y)
+                except Exception as error:  # whatever another library does
+                    say(f"{library} does not do {text} here ({type(error).__name__}: {error})")
+                    continue
+                runs[library] = partial(step, x, y)
+            times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
+        for library, own in times.items():
+            to_ours = ratio(own, times["layerwise"])
+            rows.append(
+                {"method": text, "library": library, "milliseconds": 1e3 * statistics.median(own), "to_ours": to_ours}
+            )
+    return {
+        "kind": "peers",
+        "machine": {**machine(place.device), "peers": versions(missing)},
+        "settings": described(setup, rounds, seconds, clock),
+        "missing": missing,
+        "rows": rows,
+    }
+
+
+def versions(missing: Mapping[str, str]) -> dict[str, str]:
+    """Those of the libraries that are there."""
+    present = [name for name in LIBRARIES if name not in missing]
+    return {name: str(getattr(import_module(name.lower()), "__version__", "unknown")) for name in present}
+
+
+def peers_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows as people read them."""
+    body: list[tuple[str, ...]] = [
+        (row["method"], row["library"], f"{row['milliseconds']:.2f}", f"{row['to_ours']:.2f}") for row in record["rows"]
+    ]
+    return ("method", "library", "ms", "times ours"), body
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and write the record."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_setup(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        measured(arguments, bench_peers, peers_table, arguments.methods or METHODS)
+    except LayerwiseError as error:
+        complain(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`layerwise evaluate`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from layerwise.cli.arguments import Command, add_quiet, add_trust
+from layerwise.cli.train import show_help
+from layerwise.errors import ConfigError
+
+TEXT = """\
+Evaluate a finished run, as its recipe says, by a suite, or otherwise.
+
+  layerwise evaluate runs/slat-digits --suite quick
+                                       a first look in minutes
+  layerwise evaluate runs/slat-digits --suite standard --num-examples 1000
+                                       PGD-50-10 and AutoAttack
+  layerwise evaluate runs/slat-digits --weights best
+  layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
+  layerwise evaluate runs/a --evaluation.corruptions common \\
+      --evaluation.corruption_base runs/standard --record evaluation-c
+                                       mCE against a run with the same record
+  layerwise evaluate runs/a --evaluation.diagnostics "[landscape, alignment]"
+  layerwise list suites                what is in each; also: list attacks,
+                                       list measures, list corruptions
+
+A suite's settings are changed by what is typed beside it. After Ctrl-C, or
+whatever else stopped it, the same command goes on; --fresh begins anew.
+
+The record goes into the run's folder: evaluation.json where nothing differs
+from the run's own settings, evaluation-SUITE.json, evaluation-best.json for
+other weights, evaluation-custom.json for other settings, or where --record
+says. `layerwise evaluate RUN --help` lists every setting.
+"""
+
+
+def add_arguments(parser: Any) -> None:
+    """The command's arguments."""
+    parser.add_argument("folder", nargs="?", type=Path, help="the run's folder, such as runs/slat-digits")
+    parser.add_argument("--suite", help="what to judge by: quick, standard, paper-slat, ... (`layerwise list suites`)")
+    parser.add_argument(
+        "--num-examples", type=int, help="a random subset of so many images, the same for the same seed"
+    )
+    parser.add_argument("--seed", type=int, help="of the subset and of all random numbers (default: 0)")
+    parser.add_argument("--weights", default="last", help="last, best, ema or best-ema (default: last)")
+    parser.add_argument("--record", help="name of the record in the run's folder, without .json")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
+    add_trust(parser, "the run")
+    add_quiet(parser)
+    parser.add_argument("-h", "--help", action="store_true", help="this, and with a run every setting")
+
+
+def run(arguments: Any, settings: list[str]) -> None:
+    """Evaluate, in as many processes as torchrun has started."""
+    folder: Path | None = arguments.folder
+    if arguments.help:
+        show_help(arguments, None if folder is None else str(folder), settings)
+        return
+    if folder is None:
+        raise ConfigError("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
+    from layerwise.evaluation.ranks import launched
+    from layerwise.training.ranks import survived
+
+    with survived(lambda: f"go on with: {_again(arguments)}"), launched():
+        _evaluate(folder, arguments, settings)
+
+
+def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
+    from layerwise.cli.console import say, tell_messages
+    from layerwise.evaluation.ranks import rank_and_world
+    from layerwise.experiments import experiment
+
+    tell_messages(quiet=arguments.quiet)
+    which = arguments.weights
+    chosen, model, data = experiment.open_run(
+        folder, [*_suite(arguments), *settings], trust=arguments.trust, which=which
+    )
+    # Where the data are changes nothing in the record.
+    differs = any(s.startswith("--") and not s.startswith(("--data.root", "--data.download")) for s in settings)
+    differs |= arguments.num_examples is not None or arguments.seed is not None
+    kind = arguments.suite or ("custom" if differs else None)
+    record = arguments.record or "-".join(filter(None, ["evaluation", None if which == "last" else which, kind]))
+    name = folder.resolve().name if which == "last" else f"{folder.resolve().name} ({which} weights)"
+    try:
+        judgement = experiment.judge(
+            model,
+            data,
+            chosen.evaluation,
+            name=name,
+            folder=folder,
+            record=record,
+            progress=not arguments.quiet,
+            load=partial(experiment.load, trust=arguments.trust),
+            fresh=arguments.fresh,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C, what is done is kept; go on with: {_again(arguments)}") from None
+    if rank_and_world()[0]:
+        return
+    say(judgement.to_markdown())
+    say(f"\nrecord: {folder / record}.json")
+
+
+def _again(arguments: Any) -> str:
+    """What goes on with an evaluation."""
+    return "layerwise " + shlex.join(token for token in arguments.typed if token != "--fresh")
+
+
+def _suite(arguments: Any) -> list[str]:
+    """The settings that a suite and the command's own options stand for."""
+    from layerwise.experiments.suites import find_suite
+
+    settings: dict[str, Any] = dict(find_suite(arguments.suite).settings) if arguments.suite else {}
+    own = {"num_examples": arguments.num_examples, "seed": arguments.seed}
+    settings |= {key: value for key, value in own.items() if value is not None}
+    return [f"--evaluation.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items()]
+
+
+COMMAND = Command(
+    summary="evaluate a finished run again", text=TEXT, add_arguments=add_arguments, run=run, takes_settings=True
+)

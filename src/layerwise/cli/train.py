@@ -1,0 +1,135 @@
+"""`layerwise train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust
+from layerwise.errors import ConfigError
+
+TEXT = """\
+Train a recipe and evaluate the result on the test set.
+
+  layerwise train slat-digits                     seconds, nothing to download
+  layerwise train slat-digits --method.eta 0.1    change a setting
+  layerwise train slat-digits --method LAT        another method, same recipe
+  layerwise train slat-digits --method.eta.conv1 0.01
+                                                  one entry of a mapping
+  layerwise train my.yaml --seeds 3               a recipe of your own
+  layerwise train slat-cifar10 --dry-run          what it would do and cost
+  layerwise train --resume runs/slat-digits       go on after Ctrl-C
+
+A recipe of your own is a YAML file of what differs from another recipe:
+
+  extends: slat-digits
+  method: {eta: {input: 0.2, conv1: 0.01, layer1: 0.01}}
+  training: {epochs: 10}
+
+Radii may be fractions, 8/255. Of a name such as `method` the class is chosen,
+null is none. `layerwise train RECIPE --help` lists every setting.
+"""
+
+
+def add_arguments(parser: Any) -> None:
+    """The command's arguments."""
+    parser.add_argument("recipe", nargs="?", help="a recipe's name, a YAML file, or a run folder to --resume")
+    parser.add_argument("--name", help="name of the run folder (default: the recipe's)")
+    add_runs(parser)
+    parser.add_argument(
+        "--seeds", type=int, help="train so many seeds, NAME-seed0, NAME-seed1, ..., and report their mean"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped, with the same settings")
+    parser.add_argument("--dry-run", action="store_true", help="print sites, passes, memory and time, and stop")
+    add_trust(parser, "a run folder that is resumed")
+    add_quiet(parser)
+    parser.add_argument("-h", "--help", action="store_true", help="this, and with a recipe every setting of it")
+
+
+def run(arguments: Any, settings: list[str]) -> None:
+    """Train."""
+    if arguments.help:
+        show_help(arguments, arguments.recipe, settings)
+        return
+    if arguments.recipe is None:
+        raise ConfigError(
+            "train needs a recipe; `layerwise list recipes` shows them, for example: layerwise train slat-digits"
+        )
+    from layerwise.cli.console import say, tell_messages
+    from layerwise.evaluation.ranks import rank_and_world
+    from layerwise.experiments import experiment
+
+    tell_messages(quiet=arguments.quiet)
+    folder, source, trust = _run_folder(arguments)
+    chosen, tree = experiment.read(source, settings)
+    if arguments.dry_run:
+        from layerwise.experiments.plan import plan
+
+        say(plan(chosen, trust=trust))
+        return
+    progress = not arguments.quiet
+    if arguments.seeds is not None:
+        from layerwise.report import compare
+
+        try:
+            folders = experiment.train_seeds(
+                tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=progress
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
+        say(compare(folders).to_markdown())
+        return
+    _, judgement = experiment.train(
+        chosen, tree, folder=folder, resume=arguments.resume, progress=progress, trust=trust
+    )
+    if rank_and_world()[0]:
+        return
+    say(judgement.to_markdown())
+    say(f"\nrun folder: {folder}")
+
+
+def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
+    """The run's folder, the recipe or, for `--resume FOLDER`, the run's own configuration, and whether to import what it names."""
+    from layerwise.experiments import experiment
+
+    given = Path(arguments.recipe)
+    is_run = (given / "config.yaml").is_file()
+    if is_run and not arguments.resume:
+        raise ConfigError(f"{given} is a run folder; type `layerwise train --resume {given}` to go on with it")
+    if is_run:
+        if arguments.seeds is not None or arguments.name is not None:
+            raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")
+        return given, str(given / "config.yaml"), arguments.trust
+    if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
+        experiment.check_run(given)
+    return arguments.runs / (arguments.name or given.stem), arguments.recipe, True
+
+
+def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
+    """The command's own arguments and, where a recipe or run is named, every setting of it."""
+    from layerwise.cli.console import say
+
+    say(arguments.parser.format_help())
+    if source is None:
+        return
+    from layerwise.experiments import experiment
+    from layerwise.spelling import written
+
+    config = Path(source) / "config.yaml"
+    _, tree = experiment.read(str(config) if config.is_file() else source, settings)
+    say(f"settings of {source}, each with its value; the class of a .name decides which follow:\n")
+    for leaf in experiment.SCHEMA.leaves(tree):
+        if arguments.command == "train" or leaf.key.startswith("evaluation."):
+            value: Any = tree
+            for part in leaf.key.split("."):
+                value = None if value is None else value[part]
+            say(f"  --{leaf.key} {written(value, leaf.type)}\n        {leaf.help}")
+
+
+COMMAND = Command(
+    summary="train a recipe and evaluate the result",
+    text=TEXT,
+    add_arguments=add_arguments,
+    run=run,
+    takes_settings=True,
+)
