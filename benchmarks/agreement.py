@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks import FGSM, MIFGSM, PGD, AutoAttack, DeepFoolAttack, InputAttack, ThreatModel
-from layerwise.attacks.base import is_right
+from layerwise.attacks import MIFGSM, AutoAttack, DeepFoolAttack, FGSMAttack, InputAttack, PGDAttack, ThreatModel
+from layerwise.attacks.base import is_correct
 from layerwise.attacks.external import package
 from layerwise.core.checks import parse_radius
 from layerwise.core.deepfool import deepfool
@@ -72,7 +72,7 @@ class Problem:
     def right(self, x: Tensor) -> Tensor:
         """Which images are right."""
         with torch.no_grad():
-            return is_right(self.network(x), self.y)
+            return is_correct(self.network(x), self.y)
 
     def first(self, count: int) -> Problem:
         """The same for the first images only."""
@@ -88,11 +88,11 @@ def same_settings(problem: Problem, torchattacks: Any) -> dict[str, dict[str, Ma
     fixed = {"steps": steps, "random_start": False}
     found: dict[str, dict[str, Make]] = {
         "fgsm": {
-            "layerwise": lambda: p.ours(FGSM()),
+            "layerwise": lambda: p.ours(FGSMAttack()),
             "foolbox": lambda: p.foolbox(getattr(boxes, f"{name}FastGradientAttack")()),
         },
         f"pgd-{steps}": {
-            "layerwise": lambda: p.ours(PGD(steps, alpha=alpha, random_start=False, stop_when_fooled=False)),
+            "layerwise": lambda: p.ours(PGDAttack(steps, alpha=alpha, random_start=False, stop_when_fooled=False)),
             "foolbox": lambda: p.foolbox(
                 getattr(boxes, f"{name}ProjectedGradientDescentAttack")(abs_stepsize=alpha, **fixed)
             ),
@@ -141,8 +141,8 @@ def strength_and_speed(problem: Problem, torchattacks: Any, repeats: int) -> lis
     linf = p.threat.norm == "linf"
     theirs = getattr(package("foolbox").attacks, f"{'Linf' if linf else 'L2'}ProjectedGradientDescentAttack")
     makers: dict[str, Make] = {
-        "layerwise": lambda: p.ours(PGD(steps, alpha=alpha)),
-        "layerwise, last iterate": lambda: p.ours(PGD(steps, alpha=alpha, stop_when_fooled=False)),
+        "layerwise": lambda: p.ours(PGDAttack(steps, alpha=alpha)),
+        "layerwise, last iterate": lambda: p.ours(PGDAttack(steps, alpha=alpha, stop_when_fooled=False)),
         "foolbox": lambda: p.foolbox(theirs(steps=steps, abs_stepsize=alpha)),
     }
     if torchattacks is not None:
@@ -245,7 +245,7 @@ def ensemble(problem: Problem) -> Tensor:
         getattr(boxes, f"{name}DeepFoolAttack")(),
         getattr(boxes, f"{'LInf' if name == 'Linf' else 'L2'}FMNAttack")(steps=200),
     ]
-    ours = [PGD(50, 5), PGD(50, 2, alpha=p.threat.eps / 20), MIFGSM(50), DeepFoolAttack()]
+    ours = [PGDAttack(50, 5), PGDAttack(50, 2, alpha=p.threat.eps / 20), MIFGSM(50), DeepFoolAttack()]
     rows = p.right(p.x).nonzero().flatten()
     for attack in [*ours, *theirs]:
         left = Problem(p.network, p.x[rows], p.y[rows], p.threat, p.steps)

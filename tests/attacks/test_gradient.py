@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from layerwise.attacks import (
     BIM,
     EOT,
-    FGSM,
     MIFGSM,
-    PGD,
     Clean,
     DeepFoolAttack,
+    FGSMAttack,
     InputAttack,
+    PGDAttack,
     StepLL,
     ThreatModel,
     loss_gradient,
@@ -51,14 +51,14 @@ def loop(
 @pytest.mark.parametrize("make", NETS)
 def test_fgsm_is_the_formula_bitwise(make: Any) -> None:
     net, (x, y) = make(), batch(6)
-    assert torch.equal(FGSM()(net, x, y, LINF), (x + 0.05 * gradient(net, x, y).sign()).clamp(0, 1))
-    assert torch.equal(FGSM(step=0.5)(net, x, y, LINF), (x + 0.025 * gradient(net, x, y).sign()).clamp(0, 1))
+    assert torch.equal(FGSMAttack()(net, x, y, LINF), (x + 0.05 * gradient(net, x, y).sign()).clamp(0, 1))
+    assert torch.equal(FGSMAttack(step=0.5)(net, x, y, LINF), (x + 0.025 * gradient(net, x, y).sign()).clamp(0, 1))
 
 
 def test_fgsm_in_l2_is_a_unit_step() -> None:
     net, (x, y) = trained(), batch(6)
     torch.testing.assert_close(
-        FGSM()(net, x, y, L2), (x + 0.4 * unit(gradient(net, x, y))).clamp(0, 1), rtol=0, atol=1e-12
+        FGSMAttack()(net, x, y, L2), (x + 0.4 * unit(gradient(net, x, y))).clamp(0, 1), rtol=0, atol=1e-12
     )
 
 
@@ -69,10 +69,14 @@ def test_bim_and_pgd_are_the_loop(make: Any, threat: ThreatModel) -> None:
     source = Stream(3, total=6)
     start = starting_points(x, threat, source)
     last: Any = {"stop_when_fooled": False}
-    for attack, begin in ((BIM(7, **last), x), (PGD(7, **last), start), (PGD(7, random_start=False, **last), x)):
+    for attack, begin in (
+        (BIM(7, **last), x),
+        (PGDAttack(7, **last), start),
+        (PGDAttack(7, random_start=False, **last), x),
+    ):
         expected = loop(net, x, y, begin, threat, steps=7, alpha=threat.eps / 4)
         torch.testing.assert_close(attack(net, x, y, threat, generator=source), expected, rtol=0, atol=1e-12)
-    given = PGD(7, alpha=0.02, **last)(net, x, y, threat, generator=source)
+    given = PGDAttack(7, alpha=0.02, **last)(net, x, y, threat, generator=source)
     torch.testing.assert_close(given, loop(net, x, y, start, threat, steps=7, alpha=0.02), rtol=0, atol=1e-12)
 
 
@@ -80,14 +84,14 @@ def test_linf_pgd_is_the_loop_bitwise() -> None:
     net, (x, y) = trained(), batch(6)
     source = Stream(3, total=6)
     expected = loop(net, x, y, starting_points(x, LINF, source), LINF, steps=10, alpha=LINF.eps / 4)
-    assert torch.equal(PGD(10, stop_when_fooled=False)(net, x, y, LINF, generator=source), expected)
+    assert torch.equal(PGDAttack(10, stop_when_fooled=False)(net, x, y, LINF, generator=source), expected)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25), (50, 0.25)])
 def test_default_step_size_reaches_the_sphere(steps: int, share: float) -> None:
-    for attack in (BIM(steps), PGD(steps)):
+    for attack in (BIM(steps), PGDAttack(steps)):
         assert attack.resolved(LINF).alpha == pytest.approx(share * LINF.eps)
-    assert PGD(50).resolved(ThreatModel()).alpha == pytest.approx(2 / 255)
+    assert PGDAttack(50).resolved(ThreatModel()).alpha == pytest.approx(2 / 255)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
@@ -152,7 +156,7 @@ def test_restarts_keep_the_worst_of_each_image(restarts: int) -> None:
         for i in range(40)
     ]
     torch.testing.assert_close(
-        PGD(3, restarts, stop_when_fooled=False)(net, x, y, threat, generator=source),
+        PGDAttack(3, restarts, stop_when_fooled=False)(net, x, y, threat, generator=source),
         torch.stack(expected),
         rtol=0,
         atol=1e-12,
@@ -173,7 +177,7 @@ def test_a_fooled_image_is_worse_than_one_of_higher_loss() -> None:
     threat, source = ThreatModel("linf", 0.3), Stream(0, total=40)
     first = starting_points(x, threat, source)
     assert 0 < (first < 0.5).sum() < 40
-    assert (PGD(1, 20)(Sides(), x, y, threat, generator=source) >= 0.5).all()
+    assert (PGDAttack(1, 20)(Sides(), x, y, threat, generator=source) >= 0.5).all()
 
 
 class Flags(nn.Module):
@@ -190,7 +194,7 @@ class Flags(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("attack", [FGSM(), PGD(2, 2), MIFGSM(2), StepLL(), DeepFoolAttack(2)], ids=str)
+@pytest.mark.parametrize("attack", [FGSMAttack(), PGDAttack(2, 2), MIFGSM(2), StepLL(), DeepFoolAttack(2)], ids=str)
 def test_parameters_are_frozen_in_every_pass(attack: InputAttack) -> None:
     net, (x, y) = Flags(), batch(4)
     attack(net, x, y, L2)
@@ -203,13 +207,13 @@ def test_parameters_are_frozen_in_every_pass(attack: InputAttack) -> None:
 def test_fooled_images_drop_out_of_later_restarts() -> None:
     net, (x, y) = Rows(trained()), batch(30, seed=5)
     threat = ThreatModel("linf", 0.1)
-    PGD(2, 3, stop_when_fooled=False)(net, x, y, threat, generator=Stream(0, total=30))
+    PGDAttack(2, 3, stop_when_fooled=False)(net, x, y, threat, generator=Stream(0, total=30))
     rounds = [net.seen[i : i + 3] for i in range(0, 9, 3)]
     assert rounds[0] == [30] * 3
     assert 30 > rounds[1][0] >= rounds[2][0] > 0
     assert all(len(set(r)) == 1 for r in rounds)
     everything = Rows(trained())
-    PGD(2, 3, stop_when_fooled=False)(everything, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
+    PGDAttack(2, 3, stop_when_fooled=False)(everything, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
     assert everything.seen == [30] * 3, "all are fooled by the first restart"
 
 
@@ -228,7 +232,7 @@ def test_an_image_stays_at_its_first_iterate_that_fools(threat: ThreatModel) -> 
     net, (x, y) = trained(), batch(30, seed=5)
     source = Stream(0, total=30)
     start = starting_points(x, threat, source)
-    for attack, begin in ((BIM(6), x), (PGD(6), start)):
+    for attack, begin in ((BIM(6), x), (PGDAttack(6), start)):
         expected = first_fooling(net, x, y, begin, threat, 6)
         found = attack(net, x, y, threat, generator=source)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -236,7 +240,7 @@ def test_an_image_stays_at_its_first_iterate_that_fools(threat: ThreatModel) -> 
         assert 3 < fooled.sum() < 27, "the problem needs images of both kinds"
 
 
-@pytest.mark.parametrize("make", [BIM, PGD, MIFGSM])
+@pytest.mark.parametrize("make", [BIM, PGDAttack, MIFGSM])
 def test_stopping_fools_every_image_that_the_last_iterate_does_and_costs_less(make: Any) -> None:
     net, (x, y) = Rows(trained()), batch(100, seed=5)
     threat, right, rows = ThreatModel("linf", 0.08), {}, {}
@@ -261,7 +265,7 @@ def test_momentum_of_the_others_goes_on_when_one_image_is_fooled() -> None:
 
 def test_nothing_stops_while_gradients_are_averaged() -> None:
     net, (x, y) = Rows(trained()), batch(30, seed=5)
-    EOT(PGD(3), 2)(net, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
+    EOT(PGDAttack(3), 2)(net, x, y, ThreatModel("linf", 0.5), generator=Stream(0, total=30))
     assert net.seen == [30] * 6
 
 
@@ -280,14 +284,14 @@ def test_images_without_finite_logits_are_fooled_from_the_start() -> None:
 
 def test_restarts_without_random_start() -> None:
     with pytest.raises(ConfigError, match="restarts=3 without a random start are all the same; type restarts=1"):
-        PGD(restarts=3, random_start=False)
+        PGDAttack(restarts=3, random_start=False)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PGD(0), "steps=0 is too small"),
-        (lambda: FGSM(step=1.5), "step=1.5 is a fraction of eps"),
+        (lambda: PGDAttack(0), "steps=0 is too small"),
+        (lambda: FGSMAttack(step=1.5), "step=1.5 is a fraction of eps"),
         (lambda: StepLL(step=0.0), "step=0.0 is a fraction of eps"),
         (lambda: BIM(alpha=-1.0), "alpha=-1.0 is too small"),
         (lambda: BIM(alpha=2.0).resolved(LINF), "alpha=2 is in units of 0 to 255 pixels"),
@@ -317,7 +321,7 @@ def test_starts_belong_to_the_image_not_to_the_batch() -> None:
 
 def test_starts_from_a_plain_generator() -> None:
     net, (x, y) = trained(), batch(6)
-    drawn = [PGD(3)(net, x, y, LINF, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    drawn = [PGDAttack(3)(net, x, y, LINF, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -387,12 +391,12 @@ class Step(nn.Module):
 
 def test_networks_without_a_gradient_are_attacked_by_the_start_alone() -> None:
     net, (x, y) = Step(), batch(4)
-    for attack in (FGSM(), BIM(3), MIFGSM(3), MIFGSM(3, stop_when_fooled=False)):
+    for attack in (FGSMAttack(), BIM(3), MIFGSM(3), MIFGSM(3, stop_when_fooled=False)):
         for threat in (LINF, L2):
             assert torch.equal(attack(net, x, y, threat), x), "0 / 0 is nowhere to go"
     source = Stream(0, total=4)
     torch.testing.assert_close(
-        PGD(5)(net, x, y, LINF, generator=source), starting_points(x, LINF, source), rtol=0, atol=1e-15
+        PGDAttack(5)(net, x, y, LINF, generator=source), starting_points(x, LINF, source), rtol=0, atol=1e-15
     )
     with pytest.raises(ConfigError, match="none reaches the images: the network holds a step function"):
         DeepFoolAttack()(net, x, y, L2)
@@ -409,19 +413,19 @@ class Root(nn.Module):
 def test_gradients_that_are_not_finite_stop_no_attack() -> None:
     x, y = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
     assert loss_gradient(Root(), x, y).isfinite().all()
-    moved = FGSM()(Root(), x + torch.tensor([0.0, 0.5, 0.5, 0.5]).reshape(1, 1, 2, 2), y, LINF)
+    moved = FGSMAttack()(Root(), x + torch.tensor([0.0, 0.5, 0.5, 0.5]).reshape(1, 1, 2, 2), y, LINF)
     assert torch.equal(moved[:, 0, 0, 0], torch.zeros(2))
     torch.testing.assert_close(moved[:, 0, 1], torch.full((2, 2), 0.45))
 
 
 ATTACKS: list[InputAttack] = [
     Clean(),
-    FGSM(),
-    FGSM(step=0.3),
+    FGSMAttack(),
+    FGSMAttack(step=0.3),
     BIM(3),
     BIM(3, alpha=0.9),
-    PGD(3),
-    PGD(2, 3, alpha=0.7),
+    PGDAttack(3),
+    PGDAttack(2, 3, alpha=0.7),
     MIFGSM(3),
     MIFGSM(3, alpha=0.6),
     StepLL(),
@@ -477,5 +481,5 @@ def test_more_steps_are_stronger_and_restarts_too() -> None:
         x_adv = attack(net, x, y, ThreatModel("linf", 0.1), generator=Stream(0, total=100))
         return int((net(x_adv).argmax(1) == y).sum())
 
-    clean, fgsm, long, many = (right(a) for a in (Clean(), FGSM(), PGD(20), PGD(20, 5)))
+    clean, fgsm, long, many = (right(a) for a in (Clean(), FGSMAttack(), PGDAttack(20), PGDAttack(20, 5)))
     assert clean > fgsm > long > many > 0

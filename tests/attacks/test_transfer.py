@@ -11,10 +11,10 @@ from layerwise.attacks import (
     BIM,
     BPDA,
     EOT,
-    FGSM,
-    PGD,
     Clean,
+    FGSMAttack,
     InputAttack,
+    PGDAttack,
     ThreatModel,
     Transfer,
     parse_attack,
@@ -52,10 +52,10 @@ def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_the_images_are_the_sources_and_the_worst_counts() -> None:
     target, (x, y) = trained(), batch(80, seed=5)
     source = Stream(0, total=80)
-    made = [PGD(5, stop_when_fooled=False)(net, x, y, THREAT, generator=source) for net in (A, B)]
+    made = [PGDAttack(5, stop_when_fooled=False)(net, x, y, THREAT, generator=source) for net in (A, B)]
     for net, images in zip((A, B), made, strict=True):
-        assert torch.equal(Transfer(PGD(5), (net,))(target, x, y, THREAT, generator=source), images)
-    both = Transfer(PGD(5), (A, B), ("a", "b"))(target, x, y, THREAT, generator=source)
+        assert torch.equal(Transfer(PGDAttack(5), (net,))(target, x, y, THREAT, generator=source), images)
+    both = Transfer(PGDAttack(5), (A, B), ("a", "b"))(target, x, y, THREAT, generator=source)
     losses = torch.stack([F.cross_entropy(target(v), y, reduction="none") for v in made])
     hits = torch.stack([fooled(target, v, y) for v in made])
     assert hits.any(0).sum() > hits.sum(1).max(), "the problem does not need both sources"
@@ -78,7 +78,7 @@ def test_an_image_that_fools_is_worse_than_one_of_higher_loss() -> None:
     down = Linear(torch.tensor([[0.0, 0.0], [-1.0, -1.0], [0.0, 0.0]]), torch.zeros(3))
     x, y = torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.int64)
     for sources in ((up, down), (down, up)):
-        found = Transfer(FGSM(), sources, ("a", "b"))(OddLoss(), x, y, THREAT)
+        found = Transfer(FGSMAttack(), sources, ("a", "b"))(OddLoss(), x, y, THREAT)
         torch.testing.assert_close(found, x + 0.1)
 
 
@@ -98,7 +98,7 @@ def test_sources_are_left_as_they_are() -> None:
     source.conv2.eval()
     modes = [m.training for m in source.modules()]
     before = {k: v.clone() for k, v in source.state_dict().items()}
-    Transfer(PGD(2), (source,))(trained(), x, y, THREAT)
+    Transfer(PGDAttack(2), (source,))(trained(), x, y, THREAT)
     assert [m.training for m in source.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in source.state_dict().items())
     assert [k for k, p in source.named_parameters() if not p.requires_grad] == ["conv1.weight"]
@@ -107,14 +107,14 @@ def test_sources_are_left_as_they_are() -> None:
 
 def test_a_source_in_another_precision() -> None:
     target, (x, y) = trained(torch.float32), batch(40, seed=5, dtype=torch.float32)
-    found = Transfer(PGD(5), (A,))(target, x, y, THREAT, generator=Stream(0, total=40))
+    found = Transfer(PGDAttack(5), (A,))(target, x, y, THREAT, generator=Stream(0, total=40))
     assert found.dtype == torch.float32
     THREAT.check(x, found, attack="transfer")
     assert fooled(target, found, y).any()
 
 
 def test_on_the_record() -> None:
-    chosen = [Clean(), PGD(5), Transfer(PGD(5), (A,), ("a",)), Transfer(PGD(5), (B,), ("b",))]
+    chosen = [Clean(), PGDAttack(5), Transfer(PGDAttack(5), (A,), ("a",)), Transfer(PGDAttack(5), (B,), ("b",))]
     record = evaluate(trained(), batch(60, seed=5), threat=THREAT, attacks=chosen, progress=False, batch_size=25)
     a, b = record["transfer:a:pgd-5"], record["transfer:b:pgd-5"]
     assert a.settings["sources"] == ["a"]
@@ -128,7 +128,7 @@ def test_on_the_record() -> None:
 
 
 def test_batches_do_not_matter() -> None:
-    attack = Transfer(PGD(5), (A, B), ("a", "b"))
+    attack = Transfer(PGDAttack(5), (A, B), ("a", "b"))
     counts = {
         evaluate(trained(), batch(60, seed=5), threat=THREAT, attacks=[attack], progress=False, batch_size=size)
         .results[0]
@@ -149,7 +149,7 @@ def test_names_become_networks() -> None:
     texts = ["clean", "transfer:runs/a,runs/b:pgd-5", "eot-2:transfer:runs/b:bim-5"]
     clean, two, inside = resolve_sources([parse_attack(t) for t in texts], load)
     assert clean == Clean()
-    assert two == Transfer(PGD(5), (A, B), ("runs/a", "runs/b"))
+    assert two == Transfer(PGDAttack(5), (A, B), ("runs/a", "runs/b"))
     assert inside == EOT(Transfer(BIM(5), (B,), ("runs/b",)), 2)
     assert asked == ["runs/a", "runs/b"], "each is loaded once"
     assert [str(a) for a in (clean, two, inside)] == texts
@@ -160,10 +160,10 @@ def test_names_become_networks() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Transfer(PGD(), ()), "transfer has no source"),
-        (lambda: Transfer(PGD(), (A, B)), "two sources are called 'TinyMLP'; give each once, with names"),
-        (lambda: Transfer(PGD(), (A, B), ("a",)), "transfer has 2 sources and 1 names"),
-        (lambda: Transfer(PGD(), (A,), ("a:b",)), "'a:b' cannot name a source"),
+        (lambda: Transfer(PGDAttack(), ()), "transfer has no source"),
+        (lambda: Transfer(PGDAttack(), (A, B)), "two sources are called 'TinyMLP'; give each once, with names"),
+        (lambda: Transfer(PGDAttack(), (A, B), ("a",)), "transfer has 2 sources and 1 names"),
+        (lambda: Transfer(PGDAttack(), (A,), ("a:b",)), "'a:b' cannot name a source"),
     ],
 )
 def test_sources_that_cannot_be(make: Any, message: str) -> None:
@@ -173,12 +173,12 @@ def test_sources_that_cannot_be(make: Any, message: str) -> None:
 
 def test_sources_that_do_not_fit() -> None:
     x, y = batch(4)
-    attack: InputAttack = Transfer(FGSM(), ("runs/a",))
+    attack: InputAttack = Transfer(FGSMAttack(), ("runs/a",))
     with pytest.raises(ConfigError, match="source 'runs/a' is only a name"):
         attack(trained(), x, y, THREAT)
     few = Linear(torch.rand(3, 192, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     with pytest.raises(ConfigError, match="source 'Linear' has 3 logits, the target 5; it was made for other data"):
-        Transfer(FGSM(), (few,))(trained(), x, y, THREAT)
+        Transfer(FGSMAttack(), (few,))(trained(), x, y, THREAT)
     small = Linear(torch.rand(5, 64, dtype=torch.float64), torch.zeros(5, dtype=torch.float64))
     with pytest.raises(ConfigError, match=r"source 'Linear': the network does not take images of shape \(3, 8, 8\)"):
-        Transfer(FGSM(), (small,))(trained(), x, y, THREAT)
+        Transfer(FGSMAttack(), (small,))(trained(), x, y, THREAT)

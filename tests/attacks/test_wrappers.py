@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks import BIM, BPDA, EOT, FGSM, PGD, DeepFoolAttack, StepLL, ThreatModel, loss_gradient
+from layerwise.attacks import BIM, BPDA, EOT, DeepFoolAttack, FGSMAttack, PGDAttack, StepLL, ThreatModel, loss_gradient
 from layerwise.attacks.base import Averaged
 from layerwise.attacks.wrappers import identity_gradient
 from layerwise.core.random import Stream
@@ -48,16 +48,16 @@ def test_bpda_removes_its_hook_after_an_error() -> None:
     net = Wrapped(Quantise(), Brittle())
     x, y = batch(2)
     with pytest.raises(RuntimeError, match="broken"):
-        BPDA(FGSM(), "front")(net, x, y, THREAT)
+        BPDA(FGSMAttack(), "front")(net, x, y, THREAT)
     assert not net.front._forward_hooks
 
 
 def test_bpda_needs_a_module_that_keeps_the_shape() -> None:
     net, (x, y) = Wrapped(Quantise(), trained()), batch(2)
     with pytest.raises(SiteError, match=r"the network has no module 'fron'; did you mean 'front'\?"):
-        BPDA(FGSM(), "fron")(net, x, y, THREAT)
+        BPDA(FGSMAttack(), "fron")(net, x, y, THREAT)
     with pytest.raises(SiteError, match=r"module 'network.fc1' has no identity gradient: \(2, 192\) -> \(2, 16\)"):
-        BPDA(FGSM(), "network.fc1")(net, x, y, THREAT)
+        BPDA(FGSMAttack(), "network.fc1")(net, x, y, THREAT)
 
 
 class Cycle(nn.Module):
@@ -77,9 +77,9 @@ def test_eot_averages_the_gradients() -> None:
     mean = sum(s * gradient(inner, s * x, y) for s in (0.6, 0.8, 1.0, 1.2)) / 4
     assert isinstance(mean, Tensor)
     torch.testing.assert_close(loss_gradient(Averaged(net, 4), x, y), mean, rtol=0, atol=1e-12)
-    assert torch.equal(EOT(FGSM(), 4)(net, x, y, THREAT), (x + 0.15 * mean.sign()).clamp(0, 1))
-    one = FGSM()(net, x, y, THREAT)
-    assert not torch.equal(one, EOT(FGSM(), 4)(net, x, y, THREAT)), "one pass sees one scale"
+    assert torch.equal(EOT(FGSMAttack(), 4)(net, x, y, THREAT), (x + 0.15 * mean.sign()).clamp(0, 1))
+    one = FGSMAttack()(net, x, y, THREAT)
+    assert not torch.equal(one, EOT(FGSMAttack(), 4)(net, x, y, THREAT)), "one pass sees one scale"
 
 
 def test_eot_logits_are_means() -> None:
@@ -102,7 +102,7 @@ class Mask(nn.Module):
 
 def test_eot_is_stronger_on_a_network_with_randomness() -> None:
     net = Wrapped(Mask(), trained())
-    options: dict[str, Any] = {"threat": ThreatModel("linf", 0.1), "attacks": [FGSM()], "progress": False}
+    options: dict[str, Any] = {"threat": ThreatModel("linf", 0.1), "attacks": [FGSMAttack()], "progress": False}
     data = batch(300, seed=3)
     torch.manual_seed(1)
     plain = evaluate(net, data, **options)
@@ -136,8 +136,8 @@ def test_eot_deepfool_runs_on_the_mean() -> None:
 
 def test_eot_of_eot_and_of_nothing() -> None:
     with pytest.raises(ConfigError, match="eot-4:pgd-20 averages already"):
-        EOT(EOT(PGD(), 4))
-    with pytest.raises(ConfigError, match="passes=0 is too small"):
-        EOT(PGD(), 0)
+        EOT(EOT(PGDAttack(), 4))
+    with pytest.raises(ConfigError, match="count=0 is too small"):
+        EOT(PGDAttack(), 0)
     with pytest.raises(ConfigError, match="eot=0 passes cannot be averaged"):
         evaluate(trained(), batch(2), eot=0, progress=False)

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from layerwise import models
-from layerwise.attacks import ATTACKS
 from layerwise.cli import list as listing
 from layerwise.cli.console import TABLE, readable
 from layerwise.cli.main import commands
@@ -101,7 +100,7 @@ def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: 
         ("models", models.names()),
         ("data", ["digits", "mnist", "cifar10"]),
         ("recipes", recipe.names()),
-        ("attacks", sorted(ATTACKS)),
+        ("attacks", registry.names("attack")),
         ("suites", sorted(SUITES)),
         ("diagnostics", sorted(DIAGNOSTICS)),
         ("measures", sorted(DIAGNOSTICS)),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise import data
-from layerwise.attacks import FGSM, MIFGSM, PGD, DeepFoolAttack, ThreatModel
+from layerwise.attacks import MIFGSM, DeepFoolAttack, FGSMAttack, PGDAttack, ThreatModel
 from layerwise.attacks.external import package
 from layerwise.core.deepfool import deepfool
 from layerwise.core.random import Stream
@@ -41,7 +41,7 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
         optimiser = torch.optim.Adam(net.parameters(), 0.01)
         for step in range(40):
             rows = slice(100 * (step % 10), 100 * (step % 10) + 100)
-            images = FGSM()(net, x[rows], y[rows], ThreatModel("linf", 0.05))
+            images = FGSMAttack()(net, x[rows], y[rows], ThreatModel("linf", 0.05))
             optimiser.zero_grad()
             F.cross_entropy(net(images), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -76,8 +76,8 @@ def test_fgsm_and_pgd_from_the_same_start_are_the_same_images(threat: ThreatMode
         steps=20, abs_stepsize=alpha, random_start=False
     )
     for ours, other in (
-        (FGSM(), fgsm),
-        (PGD(20, alpha=alpha, random_start=False, stop_when_fooled=False), pgd),
+        (FGSMAttack(), fgsm),
+        (PGDAttack(20, alpha=alpha, random_start=False, stop_when_fooled=False), pgd),
     ):
         found, expected = ours(net, x, y, threat), theirs(other, eps=eps)
         assert 0.1 < accuracy(found) < accuracy(x) - 0.1, "the problem is neither trivial nor hopeless"
@@ -93,7 +93,7 @@ def test_pgd_is_at_least_as_strong_at_equal_steps(threat: ThreatModel) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         other = accuracy(theirs(attack, eps=threat.eps))
-    found = PGD(20)(net, x, y, threat, generator=Stream(0, total=len(x)))
+    found = PGDAttack(20)(net, x, y, threat, generator=Stream(0, total=len(x)))
     assert accuracy(found) <= other + 0.002
 
 
@@ -120,7 +120,7 @@ def test_an_ensemble_of_ours_is_not_far_above_one_of_foolboxs(threat: ThreatMode
     with torch.no_grad(), torch.random.fork_rng([]):
         torch.manual_seed(0)
         with torch.enable_grad():
-            for attack in (PGD(40, 2), MIFGSM(40), DeepFoolAttack()):
+            for attack in (PGDAttack(40, 2), MIFGSM(40), DeepFoolAttack()):
                 found = attack(net, x, y, threat, generator=Stream(0, total=len(x)))
                 ours &= net(found).argmax(1) == y
             for other in (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerwise.attacks import BIM, BPDA, EOT, FGSM, MIFGSM, PGD, At, Attack, Clean, Square, ThreatModel
+from layerwise.attacks import BIM, BPDA, EOT, MIFGSM, At, Attack, Clean, FGSMAttack, PGDAttack, Square, ThreatModel
 from layerwise.evaluation import CHECKS, wilson
 from layerwise.evaluation.checks import LEVEL, Check, Finding, compare
 
@@ -28,20 +28,20 @@ def names(findings: list[Finding]) -> list[str]:
 @pytest.mark.parametrize(
     ("accuracies", "found"),
     [
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(20): 0.4}, []),
-        ({Clean(): 0.9, FGSM(): 0.905, PGD(20): 0.6}, []),
-        ({Clean(): 0.9, FGSM(): 0.95, PGD(20): 0.65}, ["fgsm-above-clean"]),
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(20): 0.51}, []),
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(20): 0.6}, ["pgd-above-fgsm"]),
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(20): 0.6, BIM(20): 0.45}, []),
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(20): 0.2}, []),
-        ({Clean(): 0.9, FGSM(): 0.7, PGD(20): 0.01}, ["fgsm-far-above-pgd"]),
-        ({Clean(): 0.6, FGSM(): 0.7, PGD(20): 0.01}, ["fgsm-above-clean", "fgsm-far-above-pgd"]),
-        ({Clean(): 0.9, FGSM(): 0.5, PGD(2): 0.6}, []),
-        ({Clean(): 0.9, FGSM(step=0.1): 0.8, PGD(20): 0.1}, []),
-        ({EOT(FGSM(), 4): 0.5, BPDA(PGD(20), "front"): 0.6}, ["pgd-above-fgsm"]),
-        ({Clean(): 0.9, At(FGSM(), 0.2): 0.95, At(PGD(20), 0.2): 0.99}, []),
-        ({PGD(20): 0.5}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(20): 0.4}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.905, PGDAttack(20): 0.6}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.95, PGDAttack(20): 0.65}, ["fgsm-above-clean"]),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(20): 0.51}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(20): 0.6}, ["pgd-above-fgsm"]),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(20): 0.6, BIM(20): 0.45}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(20): 0.2}, []),
+        ({Clean(): 0.9, FGSMAttack(): 0.7, PGDAttack(20): 0.01}, ["fgsm-far-above-pgd"]),
+        ({Clean(): 0.6, FGSMAttack(): 0.7, PGDAttack(20): 0.01}, ["fgsm-above-clean", "fgsm-far-above-pgd"]),
+        ({Clean(): 0.9, FGSMAttack(): 0.5, PGDAttack(2): 0.6}, []),
+        ({Clean(): 0.9, FGSMAttack(step=0.1): 0.8, PGDAttack(20): 0.1}, []),
+        ({EOT(FGSMAttack(), 4): 0.5, BPDA(PGDAttack(20), "front"): 0.6}, ["pgd-above-fgsm"]),
+        ({Clean(): 0.9, At(FGSMAttack(), 0.2): 0.95, At(PGDAttack(20), 0.2): 0.99}, []),
+        ({PGDAttack(20): 0.5}, []),
         ({}, []),
     ],
 )
@@ -50,7 +50,7 @@ def test_contradicting_accuracies(accuracies: dict[Attack, float], found: list[s
 
 
 def test_a_poor_step_in_l2_is_no_sign() -> None:
-    outcomes: dict[Attack, Tensor] = {FGSM(): first(0.7), PGD(20): first(0.01)}
+    outcomes: dict[Attack, Tensor] = {FGSMAttack(): first(0.7), PGDAttack(20): first(0.01)}
     assert compare(outcomes, ThreatModel("l2", 1.0)) == []
     assert names(compare(outcomes, THREAT)) == ["fgsm-far-above-pgd"]
 
@@ -58,20 +58,20 @@ def test_a_poor_step_in_l2_is_no_sign() -> None:
 @pytest.mark.parametrize(
     ("weak", "strong", "found"),
     [
-        (PGD(10), PGD(50), "more-steps-weaker"),
-        (PGD(10), PGD(10, restarts=5), "more-steps-weaker"),
-        (PGD(10, alpha=0.01), PGD(50), ""),  # another step size
-        (PGD(10, restarts=5), PGD(50), ""),  # more of one, less of the other
-        (PGD(10), BIM(50), ""),
+        (PGDAttack(10), PGDAttack(50), "more-steps-weaker"),
+        (PGDAttack(10), PGDAttack(10, restarts=5), "more-steps-weaker"),
+        (PGDAttack(10, alpha=0.01), PGDAttack(50), ""),  # another step size
+        (PGDAttack(10, restarts=5), PGDAttack(50), ""),  # more of one, less of the other
+        (PGDAttack(10), BIM(50), ""),
         (BIM(10), BIM(50), "more-steps-weaker"),
         (MIFGSM(10), MIFGSM(20), "more-steps-weaker"),
-        (EOT(PGD(10), 4), EOT(PGD(50), 4), "more-steps-weaker"),
-        (FGSM(step=0.5), FGSM(), "larger-radius-weaker"),
-        (At(FGSM(), 0.05), FGSM(), "larger-radius-weaker"),
-        (FGSM(), At(FGSM(), 0.2), ""),  # one step beyond the radius in question
-        (PGD(10), At(PGD(10), 0.2), "larger-radius-weaker"),
-        (PGD(10), At(PGD(50), 0.2), ""),
-        (PGD(10), At(PGD(10), 0.2, "l2"), ""),
+        (EOT(PGDAttack(10), 4), EOT(PGDAttack(50), 4), "more-steps-weaker"),
+        (FGSMAttack(step=0.5), FGSMAttack(), "larger-radius-weaker"),
+        (At(FGSMAttack(), 0.05), FGSMAttack(), "larger-radius-weaker"),
+        (FGSMAttack(), At(FGSMAttack(), 0.2), ""),  # one step beyond the radius in question
+        (PGDAttack(10), At(PGDAttack(10), 0.2), "larger-radius-weaker"),
+        (PGDAttack(10), At(PGDAttack(50), 0.2), ""),
+        (PGDAttack(10), At(PGDAttack(10), 0.2, "l2"), ""),
     ],
 )
 def test_what_is_stronger_on_paper_leaves_less(weak: Attack, strong: Attack, found: str) -> None:
@@ -81,24 +81,24 @@ def test_what_is_stronger_on_paper_leaves_less(weak: Attack, strong: Attack, fou
 
 
 def test_the_worst_contradiction_of_a_kind_is_told_once() -> None:
-    outcomes: dict[Attack, Tensor] = {PGD(10): first(0.3), PGD(20): first(0.4), PGD(50): first(0.6)}
+    outcomes: dict[Attack, Tensor] = {PGDAttack(10): first(0.3), PGDAttack(20): first(0.4), PGDAttack(50): first(0.6)}
     (finding,) = compare(outcomes, THREAT)
     assert finding.explanation.startswith("120 of 400 images (0 the other way round)")
 
 
 def test_images_that_only_the_black_box_fools() -> None:
     square = Square()
-    weaker_everywhere: dict[Attack, Tensor] = {PGD(20): first(0.3), square: first(0.6)}
+    weaker_everywhere: dict[Attack, Tensor] = {PGDAttack(20): first(0.3), square: first(0.6)}
     assert compare(weaker_everywhere, THREAT) == []
     # Just as strong in accuracy, but on other images: what is right under PGD (the first 30 %) falls to the search.
-    assert names(compare({PGD(20): first(0.3), square: last(0.3)}, THREAT)) == ["black-box-beats-white-box"]
-    assert compare({FGSM(): first(0.3), square: last(0.3)}, THREAT) == []  # one step is no measure
+    assert names(compare({PGDAttack(20): first(0.3), square: last(0.3)}, THREAT)) == ["black-box-beats-white-box"]
+    assert compare({FGSMAttack(): first(0.3), square: last(0.3)}, THREAT) == []  # one step is no measure
 
 
 @pytest.mark.parametrize("count", [20, 100, 1000])
 def test_few_images_do_not_cry_wolf(count: int) -> None:
     """The same difference of 5 points is chance among 20 images and a contradiction among 1,000."""
-    outcomes: dict[Attack, Tensor] = {FGSM(): first(0.5, count=count), PGD(20): first(0.55, count=count)}
+    outcomes: dict[Attack, Tensor] = {FGSMAttack(): first(0.5, count=count), PGDAttack(20): first(0.55, count=count)}
     assert bool(compare(outcomes, THREAT)) == (count == 1000)
 
 

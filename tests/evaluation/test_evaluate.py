@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks import BIM, FGSM, PGD, Clean, StepLL, ThreatModel
+from layerwise.attacks import BIM, Clean, FGSMAttack, PGDAttack, StepLL, ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation import evaluate
 from layerwise.evaluation.session import judging
@@ -21,9 +21,9 @@ SUITE = ["clean", "fgsm", "bim-5", "pgd-5-3", "mi-fgsm-5", "step-ll"]
 def test_accuracies_are_counted_over_all_images() -> None:
     net, (x, y) = trained(), DATA
     record = evaluate(
-        net, DATA, threat=THREAT, attacks=[Clean(), FGSM(), BIM(5), StepLL()], batch_size=64, progress=False
+        net, DATA, threat=THREAT, attacks=[Clean(), FGSMAttack(), BIM(5), StepLL()], batch_size=64, progress=False
     )
-    masks = [net(a(net, x.double(), y, THREAT)).argmax(1) == y for a in (Clean(), FGSM(), BIM(5), StepLL())]
+    masks = [net(a(net, x.double(), y, THREAT)).argmax(1) == y for a in (Clean(), FGSMAttack(), BIM(5), StepLL())]
     assert [r.count.right for r in record.results] == [int(m.sum()) for m in masks]
     assert {r.count.total for r in record.results} == {150}
     assert record.worst.right == int(torch.stack(masks).all(0).sum())
@@ -36,7 +36,7 @@ def test_the_worst_case_is_taken_image_by_image() -> None:
     threat = ThreatModel("linf", 0.13)
     record = evaluate(trained(), batch(300, seed=8), threat=threat, attacks=suite, progress=False)
     net, (x, y) = trained(), batch(300, seed=8, dtype=torch.float32)
-    right = [net(a(net, x.double(), y, threat)).argmax(1) == y for a in (FGSM(), BIM(5), StepLL())]
+    right = [net(a(net, x.double(), y, threat)).argmax(1) == y for a in (FGSMAttack(), BIM(5), StepLL())]
     assert record.worst.right == int((right[0] & right[1] & right[2]).sum())
     assert record.worst.right < min(int(r.sum()) for r in right), "no single attack is the worst for every image"
 
@@ -72,7 +72,7 @@ def test_random_starts_depend_on_the_image_alone() -> None:
     starts = []
     for size in (20, 150):
         with judging(net, DATA, batch_size=size) as session:
-            attack = PGD(2, alpha=0.01)
+            attack = PGDAttack(2, alpha=0.01)
             starts.append(
                 torch.cat([attack(session.network, x, y, THREAT, generator=s) for x, y, s in session.batches])
             )
@@ -131,7 +131,7 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
     ("attacks", "message"),
     [
         ([], "there is no attack to judge by"),
-        (["pgd-20", PGD(20)], "attack 'pgd-20' is given 2 times"),
+        (["pgd-20", PGDAttack(20)], "attack 'pgd-20' is given 2 times"),
         (["pgd-20", "gpd"], "attack 'gpd' is unknown"),
     ],
 )

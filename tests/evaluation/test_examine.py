@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks import FGSM, PGD, ThreatModel
+from layerwise.attacks import FGSMAttack, PGDAttack, ThreatModel
 from layerwise.attacks.base import Averaged
 from layerwise.core import norms
 from layerwise.core.random import Stream
@@ -114,7 +114,7 @@ class Shell(nn.Module):
 def test_a_larger_radius_that_finds_less() -> None:
     x, y = torch.full((16, 3, 16, 16), 0.5, dtype=torch.float64), torch.zeros(16, dtype=torch.int64)
     network, threat = Shell(x), ThreatModel("linf", 0.1)
-    ends = [PGD(10)(network, x, y, ThreatModel("linf", eps), generator=Stream(0)) for eps in (0.1, 0.2)]
+    ends = [PGDAttack(10)(network, x, y, ThreatModel("linf", eps), generator=Stream(0)) for eps in (0.1, 0.2)]
     right = [int((network(x_adv).argmax(dim=1) == y).sum()) for x_adv in ends]
     assert right[0] == 0
     assert right[1] > 12
@@ -190,7 +190,7 @@ def test_a_single_step_reaches_as_far_as_fgsm(honest: nn.Module) -> None:
     (g,) = torch.autograd.grad(nn.functional.cross_entropy(honest(leaf), y, reduction="sum"), leaf)
     for threat in (LINF, L2):
         step = _Probe(honest, x, y, threat, None).step(g)
-        assert torch.allclose(step, FGSM()(honest, x, y, threat))
+        assert torch.allclose(step, FGSMAttack()(honest, x, y, threat))
 
 
 def test_random_resizing_is_random() -> None:

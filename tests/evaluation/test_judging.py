@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.attacks import FGSM, PGD, ThreatModel, Transfer
+from layerwise.attacks import FGSMAttack, PGDAttack, ThreatModel, Transfer
 from layerwise.data import from_tensors
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation import EpsRef, Rho, evaluate, rho
@@ -183,7 +183,7 @@ def test_examples_are_the_first_images_of_the_evaluation() -> None:
     found = adversarial_examples(net, (X, Y), attack="pgd-5", threat=threat, num_images=4, classes=["a", "b"], seed=3)
     with judging(net, (X, Y), num_examples=4, seed=3) as session:
         x, y, source = next(iter(session.batches))
-        x_adv = PGD(5)(net, x, y, threat, generator=source)
+        x_adv = PGDAttack(5)(net, x, y, threat, generator=source)
     assert [item.label for item in found.items] == y.tolist()
     assert [item.attacked for item in found.items] == net(x_adv).argmax(1).tolist()
     assert [item.predicted for item in found.items] == net(x).argmax(1).tolist()
@@ -353,7 +353,7 @@ def load(run: str) -> nn.Module:
 
 def test_attacks_are_transferred_from_each_source(caplog: pytest.LogCaptureFixture) -> None:
     found = judged(attacks=["clean", "transfer:each:fgsm"], sources=["runs/other"], load=load).evaluation
-    transfer = Transfer(FGSM(), (TinyMLP(seed=7),), ("runs/other",))
+    transfer = Transfer(FGSMAttack(), (TinyMLP(seed=7),), ("runs/other",))
     assert (
         found["transfer:runs/other:fgsm"].count
         == evaluate(trained(torch.float32), WRONG, threat=ThreatModel("linf", 0.1), attacks=[transfer], progress=False)

@@ -330,3 +330,22 @@ def test_points_without_a_pixel_range_are_not_moved_within_one() -> None:
         ):
             fit(network, method, points, training=cheap(), progress=False)
     fit(network, LAT(), points, training=cheap(max_steps=2), progress=False)
+
+
+class Quantised(nn.Module):
+    """A step function before the network: no gradient reaches the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = TinyMLP()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network((8 * x).round() / 8)
+        return out
+
+
+def test_a_look_that_cannot_attack_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for network, told in ((TinyMLP(), 0), (Quantised(), 1)):
+        with caplog.at_level(logging.WARNING, logger="layerwise"):
+            train(network, Standard(), cheap(epochs=1, eval_every=1))
+        assert sum("PGD moved no image" in message for message in caplog.messages) == told

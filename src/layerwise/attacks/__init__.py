@@ -4,9 +4,9 @@ from layerwise.attacks.at import At
 from layerwise.attacks.autoattack import APGDCE, APGDT, FABT, AutoAttack, Square
 from layerwise.attacks.base import Attack, InputAttack, loss_gradient
 from layerwise.attacks.carlini_wagner import CW
-from layerwise.attacks.gradient import BIM, FGSM, MIFGSM, PGD, Clean, DeepFoolAttack, StepLL
+from layerwise.attacks.gradient import BIM, MIFGSM, Clean, DeepFoolAttack, FGSMAttack, PGDAttack, StepLL
 from layerwise.attacks.latent import LatentAttack
-from layerwise.attacks.registry import ATTACKS, parse_attack
+from layerwise.attacks.text import parse_attack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.attacks.transfer import Transfer, resolve_sources
 from layerwise.attacks.wrappers import BPDA, EOT
@@ -14,22 +14,21 @@ from layerwise.attacks.wrappers import BPDA, EOT
 __all__ = [
     "APGDCE",
     "APGDT",
-    "ATTACKS",
     "BIM",
     "BPDA",
     "CW",
     "EOT",
     "FABT",
-    "FGSM",
     "MIFGSM",
-    "PGD",
     "At",
     "Attack",
     "AutoAttack",
     "Clean",
     "DeepFoolAttack",
+    "FGSMAttack",
     "InputAttack",
     "LatentAttack",
+    "PGDAttack",
     "Square",
     "StepLL",
     "ThreatModel",

@@ -8,16 +8,18 @@ from typing import ClassVar, Literal, Self, final
 
 from torch import Tensor, nn
 
-from layerwise.attacks.base import Batch, InputAttack
+from layerwise.attacks.base import Around, Batch, InputAttack
 from layerwise.attacks.threat import ThreatModel
-from layerwise.core.checks import Radius, format_radius
+from layerwise.core.checks import Radius, format_radius, parse_radius
 from layerwise.core.random import Source
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
 @final
+@register("attack", "at")
 @dataclass(frozen=True)
-class At(InputAttack):
+class At(Around):
     """The attack inside with another radius, or another norm, than the evaluation's; it does not count for the worst case there.
 
     Args:
@@ -26,7 +28,9 @@ class At(InputAttack):
         norm: its norm; None is the evaluation's.
     """
 
-    name: ClassVar[str] = "at"
+    form: ClassVar[str] = (
+        "at:RADIUS:ATTACK, for example at:12/255:fgsm, or at:NORM,RADIUS:ATTACK, for example at:l2,0.5:pgd-20"
+    )
 
     attack: InputAttack
     eps: Radius
@@ -38,9 +42,15 @@ class At(InputAttack):
         if isinstance(self.attack, At):
             raise ConfigError(f"{self.attack} has a radius already; give at the attack inside it")
 
+    @classmethod
+    def read(cls, attack: InputAttack, word: str, *numbers: int) -> Self:
+        """RADIUS, or NORM,RADIUS."""
+        norm, _, radius = word.rpartition(",")
+        return cls(attack, parse_radius(radius), norm or None)  # type: ignore[arg-type]  # checked there
+
     @property
     def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`: it is in its own."""
+        """Never: it is in its own."""
         return False
 
     def threat(self, around: ThreatModel) -> ThreatModel:
@@ -48,22 +58,22 @@ class At(InputAttack):
         return ThreatModel(self.norm or around.norm, self.eps)
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
+        """In the own threat model."""
         self.attack.check(x, self.threat(threat))
 
     def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
+        """In the own threat model."""
         own = self.threat(threat)
         return replace(self, attack=self.attack.resolved(own), norm=own.norm)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
+        """Images of the attack inside in the own threat model."""
         return self.attack(model, x, y, self.threat(threat), generator=generator)
 
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
-        """See `Attack.outcomes`; the images are checked against the attack's own threat model."""
+        """Those of the attack inside, whose images are checked against the own threat model."""
         return self.attack.outcomes(model, batches, self.threat(threat))
 
     def __str__(self) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import InputAttack, is_right
+from layerwise.attacks.base import GRADIENT, JUDGED, InputAttack, is_correct
 from layerwise.attacks.external import LOGGER, ExternalAttack, Logits, at_least_one, package, seed_of
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.random import Source, Stream
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
@@ -23,14 +24,25 @@ class _Talk:
         LOGGER.debug(message)
 
 
+class _Member(ExternalAttack):
+    """What the four share: fields that are numbers of steps, restarts and targets."""
+
+    needs: ClassVar[str] = "pyautoattack"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least_one(**{f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
+
+
 def _options(x: Tensor, threat: ThreatModel, seed: int) -> dict[str, Any]:
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     return {"norm": norm, "eps": threat.eps, "seed": seed, "device": x.device, "verbose": False}
 
 
 @final
+@register("attack", "apgd-ce")
 @dataclass(frozen=True)
-class APGDCE(ExternalAttack):
+class APGDCE(_Member):
     """AutoAttack's first member: projected ascent on the cross entropy that sets its own step size.
 
     Args:
@@ -40,18 +52,14 @@ class APGDCE(ExternalAttack):
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks".
     """
 
-    name: ClassVar[str] = "apgd-ce"
-    needs: ClassVar[str] = "pyautoattack"
-
     steps: int = 100
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(steps=self.steps, restarts=self.restarts)
+    def passes(self, classes: int = 10) -> int:
+        """A gradient a step."""
+        return self.restarts * (GRADIENT * self.steps + JUDGED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """See `ExternalAttack.run`."""
         attack = package("pyautoattack.autopgd_base").APGDAttack(
             network, n_iter=self.steps, n_restarts=self.restarts, loss="ce", logger=_Talk(), **_options(x, threat, seed)
         )
@@ -60,8 +68,9 @@ class APGDCE(ExternalAttack):
 
 
 @final
+@register("attack", "apgd-t")
 @dataclass(frozen=True)
-class APGDT(ExternalAttack):
+class APGDT(_Member):
     """AutoAttack's second member: APGD on the targeted difference-of-logits-ratio loss, one likely class after another.
 
     The loss needs four classes; with fewer its numerator, the difference of the two logits, takes its place.
@@ -74,19 +83,15 @@ class APGDT(ExternalAttack):
     Reference: see `APGDCE`.
     """
 
-    name: ClassVar[str] = "apgd-t"
-    needs: ClassVar[str] = "pyautoattack"
-
     steps: int = 100
     restarts: int = 1
     targets: int = 9
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(steps=self.steps, restarts=self.restarts, targets=self.targets)
+    def passes(self, classes: int = 10) -> int:
+        """A gradient a step and class."""
+        return self.restarts * (GRADIENT * self.steps * min(self.targets, classes - 1) + JUDGED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """See `ExternalAttack.run`."""
         attack = package("pyautoattack.autopgd_base").APGDAttack_targeted(
             network,
             n_iter=self.steps,
@@ -107,8 +112,9 @@ class APGDT(ExternalAttack):
 
 
 @final
+@register("attack", "fab-t")
 @dataclass(frozen=True)
-class FABT(ExternalAttack):
+class FABT(_Member):
     """AutoAttack's third member: the fast adaptive boundary attack, which looks for the nearest image of another class.
 
     Args:
@@ -119,19 +125,15 @@ class FABT(ExternalAttack):
     Reference: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
     """
 
-    name: ClassVar[str] = "fab-t"
-    needs: ClassVar[str] = "pyautoattack"
-
     steps: int = 100
     restarts: int = 1
     targets: int = 9
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(steps=self.steps, restarts=self.restarts, targets=self.targets)
+    def passes(self, classes: int = 10) -> int:
+        """About three passes a step and class."""
+        return self.restarts * (3 * self.steps * min(self.targets, classes - 1) + JUDGED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """See `ExternalAttack.run`."""
         attack = package("pyautoattack.fab_pt").FABAttack_PT(
             network,
             n_iter=self.steps,
@@ -145,8 +147,9 @@ class FABT(ExternalAttack):
 
 
 @final
+@register("attack", "square")
 @dataclass(frozen=True)
-class Square(ExternalAttack):
+class Square(_Member):
     """AutoAttack's fourth member: random search with squares, which asks for logits only and needs no gradient.
 
     Args:
@@ -156,18 +159,14 @@ class Square(ExternalAttack):
     Reference: Andriushchenko et al. 2020, "Square attack".
     """
 
-    name: ClassVar[str] = "square"
-    needs: ClassVar[str] = "pyautoattack"
-
     queries: int = 5000
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(queries=self.queries, restarts=self.restarts)
+    def passes(self, classes: int = 10) -> int:
+        """A pass a query."""
+        return self.restarts * self.queries
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
         super().check(x, threat)
         if x.ndim != 4 or (threat.norm == "l2" and x.shape[2] < 5):
             least = " of at least 5 x 5 pixels" if threat.norm == "l2" else " (C, H, W)"
@@ -176,7 +175,6 @@ class Square(ExternalAttack):
             )
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """See `ExternalAttack.run`."""
         attack = package("pyautoattack.square").SquareAttack(
             network,
             n_queries=self.queries,
@@ -189,9 +187,10 @@ class Square(ExternalAttack):
 
 
 @final
+@register("attack", "autoattack")
 @dataclass(frozen=True)
 class AutoAttack(InputAttack):
-    """The standard ensemble: APGD-CE, APGD-T, FAB-T and Square in this order, each on the images that are still right.
+    """The standard ensemble: APGD-CE, APGD-T, FAB-T and Square in this order, each on the images that are still correct.
 
     With other than the default numbers it is not what papers mean by AutoAttack. For networks that draw random numbers put `eot`
     around it.
@@ -203,8 +202,6 @@ class AutoAttack(InputAttack):
 
     Reference: see `APGDCE`.
     """
-
-    name: ClassVar[str] = "autoattack"
 
     steps: int = 100
     targets: int = 9
@@ -220,15 +217,18 @@ class AutoAttack(InputAttack):
         steps, targets = self.steps, self.targets
         return APGDCE(steps), APGDT(steps, targets=targets), FABT(steps, targets=targets), Square(self.queries)
 
+    def passes(self, classes: int = 10) -> int:
+        """Those of the four."""
+        return sum(member.passes(classes) for member in self.members)
+
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
         for member in self.members:
             member.check(x, threat)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`; the members share a seed, as in the package.
+        """Each member on what is still correct; they share a seed, as in the package.
 
         Raises:
             ConfigError: the package is not there, or does not take this shape.
@@ -238,7 +238,7 @@ class AutoAttack(InputAttack):
         # Not the package's own loop: it switches the tracing of debuggers and coverage off, and fails on fewer than four classes.
         for member in self.members:
             with torch.no_grad():
-                rows = is_right(model(found), y).nonzero().flatten()
+                rows = is_correct(model(found), y).nonzero().flatten()
             if not len(rows):
                 break
             found[rows] = member(model, x[rows], y[rows], threat, generator=source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Self, TypeAlias, final
 
 import torch
@@ -17,31 +17,47 @@ from layerwise.core.checks import check_radius, format_radius
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
+from layerwise.core.registry import name_of
 
 Batch: TypeAlias = tuple[Tensor, Tensor, Source]
 """Images (B, C, H, W) in [0, 1], labels (B,), and the source of these rows' random numbers."""
+
+GRADIENT, JUDGED = 2, 1
+"""Passes of a gradient, one forward and one backward, and of looking at what the network says to the images that were made."""
 
 BLOCK = 128
 """Random starts are drawn for blocks of so many images, so that they depend on an image's number and not on the batch size."""
 
 
 class Attack(ABC):
-    """What `evaluate` asks of an attack: which images of a data set stay right under it.
+    """What `evaluate` asks of an attack: which images of a data set it leaves correct.
 
-    A subclass is a frozen dataclass.
+    A subclass is a frozen dataclass, and `@register("attack", "pgd")` gives it its name.
     """
 
-    name: ClassVar[str]
-    """What the attack is called on the command line."""
     numbers: ClassVar[tuple[str, ...]] = ()
-    """The fields that follow the name there, `pgd-50-10`."""
+    """The fields that follow the name on the command line, `pgd-50-10`."""
     resumable: ClassVar[bool] = True
     """Whether each batch is attacked by itself, so that an interrupted evaluation can go on at any batch."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line: its name in the registry, else its import path."""
+        return name_of("attack", type(self))
 
     @property
     def in_threat_model(self) -> bool:
         """Whether it keeps to the threat model, and so counts for the worst case."""
         return True
+
+    def passes(self, classes: int = 10) -> int:
+        """Forward and backward passes that it makes for an image at most; images that are fooled early cost less.
+
+        Args:
+            classes: of the data set.
+        """
+        del classes
+        return GRADIENT + JUDGED
 
     @abstractmethod
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
@@ -53,7 +69,7 @@ class Attack(ABC):
             threat: what is allowed.
 
         Yields:
-            For each batch, which images are still right, bool (B,).
+            For each batch, which images are still correct, bool (B,).
         """
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
@@ -66,9 +82,7 @@ class Attack(ABC):
         Raises:
             ConfigError: saying what to type instead.
         """
-        inner = getattr(self, "attack", None)
-        if isinstance(inner, Attack):
-            inner.check(x, threat)
+        del x, threat
 
     def resolved(self, threat: ThreatModel) -> Self:
         """The same attack with the defaults that depend on the threat model filled in."""
@@ -110,7 +124,7 @@ class InputAttack(Attack):
         """
 
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
-        """See `Attack.outcomes`.
+        """What is correct on the images that it makes.
 
         Raises:
             ConfigError: the attack leaves the threat model.
@@ -120,10 +134,43 @@ class InputAttack(Attack):
             x_adv = self(model, x, y, threat, generator=source)
             allowed.check(x, x_adv, attack=str(self))
             with torch.no_grad():
-                yield is_right(model(x_adv), y)
+                yield is_correct(model(x_adv), y)
 
 
-def is_right(logits: Tensor, y: Tensor) -> Tensor:
+class Around(InputAttack):
+    """An attack around another one: what it does not say itself, the one inside says."""
+
+    form: ClassVar[str]
+    """How it is written, for messages."""
+    prefixed: ClassVar[bool] = True
+    """Whether a word stands before the inner attack, `bpda:MODULE:ATTACK`."""
+
+    attack: InputAttack
+
+    @classmethod
+    @abstractmethod
+    def read(cls, attack: InputAttack, word: str, *numbers: int) -> Self:
+        """Make one of what is written: the inner attack, the word before it, the numbers behind the own name."""
+
+    @property
+    def in_threat_model(self) -> bool:
+        """As the attack inside."""
+        return self.attack.in_threat_model
+
+    def passes(self, classes: int = 10) -> int:
+        """As the attack inside."""
+        return self.attack.passes(classes)
+
+    def check(self, x: Tensor, threat: ThreatModel) -> None:
+        """As the attack inside."""
+        self.attack.check(x, threat)
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """With the attack inside resolved."""
+        return replace(self, attack=self.attack.resolved(threat))  # type: ignore[type-var]
+
+
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
     """Which rows predict their label; a row with a number that is not finite predicts nothing."""
     return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
 
@@ -250,10 +297,10 @@ def ascend(
         g = _finite(raw_gradient(model, x_adv, y)) if not stop else torch.zeros_like(x_adv)
         if stop and len(rows):
             here, logits = gradient_and_logits(model, x_adv[rows], y[rows])
-            right = is_right(logits, y[rows])
-            gone, rows = rows[~right], rows[right]
+            correct = is_correct(logits, y[rows])
+            gone, rows = rows[~correct], rows[correct]
             fooled[gone], stopped[gone] = True, x_adv[gone]
-            g[rows] = _finite(here[right])
+            g[rows] = _finite(here[correct])
         update = g if rule is None else rule(g, update)
         return update
 

@@ -8,14 +8,17 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from layerwise.attacks.base import JUDGED
 from layerwise.attacks.external import ExternalAttack, Logits, at_least_one, package
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.checks import at_least
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
 @final
+@register("attack", "cw")
 @dataclass(frozen=True)
 class CW(ExternalAttack):
     """Carlini and Wagner's l2 attack: min ||x' - x||^2 + c max(z_y - max_k!=y z_k + confidence, 0), x' = (tanh w + 1) / 2.
@@ -34,7 +37,6 @@ class CW(ExternalAttack):
     Reference: Carlini and Wagner 2017, section VI.A.
     """
 
-    name: ClassVar[str] = "cw"
     needs: ClassVar[str] = "foolbox"
     numbers: ClassVar[tuple[str, ...]] = ("steps",)
 
@@ -53,11 +55,14 @@ class CW(ExternalAttack):
 
     @property
     def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`."""
+        """Where it is bounded."""
         return self.bounded
 
+    def passes(self, classes: int = 10) -> int:
+        """About three passes a step and constant."""
+        return 3 * self.steps * self.binary_search_steps + JUDGED
+
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
         super().check(x, threat)
         if self.bounded and threat.norm != "l2":
             raise ConfigError(
@@ -66,7 +71,7 @@ class CW(ExternalAttack):
             )
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """See `ExternalAttack.run`; nothing in it is random."""
+        """Nothing in it is random."""
         foolbox = package("foolbox")
         attack = foolbox.attacks.L2CarliniWagnerAttack(
             steps=self.steps,

@@ -2,7 +2,7 @@
 
 They compute in float32. The network's flags, mode and gradients and PyTorch's random state are as before afterwards; what the packages
 have to say goes to the logger `layerwise.external`, level debug. Their random numbers follow from the seed and from which images of the
-batch are still right, so that accuracies repeat, but move a little with the batch size.
+batch are still correct, so that accuracies repeat, but move a little with the batch size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import InputAttack, is_right
+from layerwise.attacks.base import InputAttack, is_correct
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.checks import at_least
@@ -76,14 +76,14 @@ def package(name: str) -> Any:
 
 
 class ExternalAttack(InputAttack):
-    """An attack of another package on the images that are still right; those that it does not fool stay as they are."""
+    """An attack of another package on the images that are still correct; those that it does not fool stay as they are."""
 
     needs: ClassVar[str]
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`.
+        """What the package finds for the images that are correct, cut to the ball.
 
         Raises:
             ConfigError: the package is not there, or does not take this norm or shape.
@@ -93,7 +93,7 @@ class ExternalAttack(InputAttack):
         with frozen(model), torch.random.fork_rng(_gpus()):
             with torch.no_grad():
                 logits = model(x)
-            rows = is_right(logits, y).nonzero().flatten()
+            rows = is_correct(logits, y).nonzero().flatten()
             if len(rows):
                 network = Logits(model, x.dtype)
                 narrow = x[rows].float()
@@ -103,13 +103,12 @@ class ExternalAttack(InputAttack):
         return found
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
         del x, threat
         package(self.needs)
 
     @abstractmethod
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
-        """Attack images that are right, float32, at least one; `classes` is how many logits there are."""
+        """Attack images that are correct, float32, at least one; `classes` is how many logits there are."""
 
     def _kept(self, x: Tensor, found: Tensor, threat: ThreatModel) -> Tensor:
         """The images as found where they are in the ball, cut to it where not; what is not a number is not an image."""

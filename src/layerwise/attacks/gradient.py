@@ -6,41 +6,55 @@ An attack leaves the network as it is, mode included: `evaluate` puts it in eval
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import InputAttack, ascend, is_right, loss_gradient, starting_points, step_size
+from layerwise.attacks.base import (
+    GRADIENT,
+    JUDGED,
+    InputAttack,
+    ascend,
+    is_correct,
+    loss_gradient,
+    starting_points,
+    step_size,
+)
 from layerwise.attacks.threat import ThreatModel
-from layerwise.core.ascent import accumulate, chain, iterate, normalize
+from layerwise.core.ascent import Ascent, accumulate, chain, iterate, normalize
 from layerwise.core.checks import Radius, at_least
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.deepfool import DeepFool, deepfool
 from layerwise.core.modes import frozen
 from layerwise.core.norms import ORDER, project
 from layerwise.core.random import Source
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
 @final
+@register("attack", "clean")
 @dataclass(frozen=True)
 class Clean(InputAttack):
     """No attack: x' = x."""
 
-    name: ClassVar[str] = "clean"
+    def passes(self, classes: int = 10) -> int:
+        """The image is looked at."""
+        return JUDGED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
+        """The images."""
         del model, y, threat, generator
         return x
 
 
 @final
+@register("attack", "fgsm")
 @dataclass(frozen=True)
-class FGSM(InputAttack):
+class FGSMAttack(InputAttack):
     """Fast gradient sign: x' = clip(x + step eps sign(dL/dx)); l2: the gradient's unit vector instead of its sign.
 
     Args:
@@ -48,14 +62,12 @@ class FGSM(InputAttack):
 
     Reference: Goodfellow et al. 2015, section 4.
 
-    >>> attack = FGSM()
+    >>> attack = FGSMAttack()
     >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> bool((attack(net, x, y, ThreatModel("linf", 0.1)) - x).abs().max() <= 0.1 + 1e-6)
     True
     """
-
-    name: ClassVar[str] = "fgsm"
 
     step: float = 1.0
 
@@ -66,14 +78,49 @@ class FGSM(InputAttack):
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
+        """One step from x."""
         del generator
         return ascend(model, x, y, threat, start=x, steps=1, alpha=self.step * threat.eps)
 
 
+class Iterated(InputAttack):
+    """What attacks of several steps share."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: int
+    alpha: Radius | None
+    stop_when_fooled: bool
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        at_least("steps", self.steps, 1)
+        at_least("alpha", self.alpha or 0.0, 0)
+
+    def resolved(self, threat: ThreatModel) -> Self:
+        """With the step size."""
+        return replace(self, alpha=self.step_size(threat))  # type: ignore[type-var]
+
+    def step_size(self, threat: ThreatModel) -> float:
+        """Alpha; where none is given eps / 4, or eps / steps for fewer than four steps."""
+        return step_size(self.alpha, self.steps, threat)
+
+    def passes(self, classes: int = 10) -> int:
+        """A gradient a step."""
+        return GRADIENT * self.steps + JUDGED
+
+    def ascend(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, start: Tensor, rule: Ascent | None = None
+    ) -> Tensor:
+        """The steps from a start."""
+        stop, alpha = self.stop_when_fooled, self.step_size(threat)
+        return ascend(model, x, y, threat, start=start, steps=self.steps, alpha=alpha, stop=stop, rule=rule)
+
+
 @final
+@register("attack", "bim")
 @dataclass(frozen=True)
-class BIM(InputAttack):
+class BIM(Iterated):
     """Basic iterative method, or IFGSM: projected gradient ascent that starts at x.
 
     Args:
@@ -85,34 +132,22 @@ class BIM(InputAttack):
     Reference: Kurakin et al. 2017, eq. 2 (of "Adversarial examples in the physical world").
     """
 
-    name: ClassVar[str] = "bim"
-    numbers: ClassVar[tuple[str, ...]] = ("steps",)
-
     steps: int = 20
     alpha: Radius | None = None
     stop_when_fooled: bool = True
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least("steps", self.steps, 1)
-        at_least("alpha", self.alpha or 0.0, 0)
-
-    def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
-        return replace(self, alpha=step_size(self.alpha, self.steps, threat))
-
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
+        """Steps from x."""
         del generator
-        alpha = step_size(self.alpha, self.steps, threat)
-        return ascend(model, x, y, threat, start=x, steps=self.steps, alpha=alpha, stop=self.stop_when_fooled)
+        return self.ascend(model, x, y, threat, x)
 
 
 @final
+@register("attack", "pgd")
 @dataclass(frozen=True)
-class PGD(InputAttack):
+class PGDAttack(Iterated):
     """Projected gradient ascent from random starts: x_t+1 = clip(x + project(x_t - x + alpha sign(dL/dx_t))).
 
     Of several restarts the worst is kept for each image: one that fools the network, else the one of the highest loss. Images that
@@ -129,7 +164,6 @@ class PGD(InputAttack):
     Reference: Madry et al. 2018, section 2.1.
     """
 
-    name: ClassVar[str] = "pgd"
     numbers: ClassVar[tuple[str, ...]] = ("steps", "restarts")
 
     steps: int = 20
@@ -140,27 +174,20 @@ class PGD(InputAttack):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("steps", self.steps, 1)
+        super().__post_init__()
         at_least("restarts", self.restarts, 1)
-        at_least("alpha", self.alpha or 0.0, 0)
         if self.restarts > 1 and not self.random_start:
             raise ConfigError(f"restarts={self.restarts} without a random start are all the same; type restarts=1")
 
-    def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
-        return replace(self, alpha=step_size(self.alpha, self.steps, threat))
+    def passes(self, classes: int = 10) -> int:
+        """The steps of every restart, and a look at its end."""
+        return self.restarts * super().passes(classes)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
-        options: dict[str, Any] = {
-            "steps": self.steps,
-            "alpha": step_size(self.alpha, self.steps, threat),
-            "stop": self.stop_when_fooled,
-        }
-        start = starting_points(x, threat, generator) if self.random_start else x
-        worst = ascend(model, x, y, threat, start=start, **options)
+        """The worst of the restarts."""
+        worst = self.ascend(model, x, y, threat, starting_points(x, threat, generator) if self.random_start else x)
         if self.restarts == 1:
             return worst
         fooled, loss = verdict(model, worst, y)
@@ -169,7 +196,7 @@ class PGD(InputAttack):
             if not len(rows):
                 break
             start = starting_points(x, threat, generator, restart)[rows]
-            found = ascend(model, x[rows], y[rows], threat, start=start, **options)
+            found = self.ascend(model, x[rows], y[rows], threat, start)
             fooled_now, loss_now = verdict(model, found, y[rows])
             better = fooled_now | (loss_now > loss[rows])
             worst[rows[better]], loss[rows[better]] = found[better], loss_now[better]
@@ -181,12 +208,13 @@ class PGD(InputAttack):
 def verdict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which images fool the network, and every one's loss."""
     logits = model(x)
-    return ~is_right(logits, y), CrossEntropy()(logits, y)
+    return ~is_correct(logits, y), CrossEntropy()(logits, y)
 
 
 @final
+@register("attack", "mi-fgsm")
 @dataclass(frozen=True)
-class MIFGSM(InputAttack):
+class MIFGSM(Iterated):
     """Momentum iterative FGSM: m_t+1 = mu m_t + g_t / ||g_t||_1, then a step along sign(m) (l2: its unit vector).
 
     Args:
@@ -199,9 +227,6 @@ class MIFGSM(InputAttack):
     Reference: Dong et al. 2018, algorithm 1; iterates are projected on the ball, which eps / steps never needs.
     """
 
-    name: ClassVar[str] = "mi-fgsm"
-    numbers: ClassVar[tuple[str, ...]] = ("steps",)
-
     steps: int = 10
     mu: float = 1.0
     alpha: Radius | None = None
@@ -209,36 +234,23 @@ class MIFGSM(InputAttack):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("steps", self.steps, 1)
+        super().__post_init__()
         at_least("mu", self.mu, 0)
-        at_least("alpha", self.alpha or 0.0, 0)
 
-    def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
-        return replace(self, alpha=self._alpha(threat))
-
-    def _alpha(self, threat: ThreatModel) -> float:
+    def step_size(self, threat: ThreatModel) -> float:
+        """Alpha; where none is given eps / steps."""
         return threat.eps / self.steps if self.alpha is None else self.alpha
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
+        """Steps from x, with momentum."""
         del generator
-        return ascend(
-            model,
-            x,
-            y,
-            threat,
-            start=x,
-            steps=self.steps,
-            alpha=self._alpha(threat),
-            stop=self.stop_when_fooled,
-            rule=chain(normalize("l1"), accumulate(self.mu)),
-        )
+        return self.ascend(model, x, y, threat, x, chain(normalize("l1"), accumulate(self.mu)))
 
 
 @final
+@register("attack", "step-ll")
 @dataclass(frozen=True)
 class StepLL(InputAttack):
     """A step towards the class that the network thinks least likely: x' = clip(x - step eps sign(dL(x, y_LL)/dx)).
@@ -249,18 +261,20 @@ class StepLL(InputAttack):
     Reference: Kurakin et al. 2017, section 2 (of "Adversarial machine learning at scale").
     """
 
-    name: ClassVar[str] = "step-ll"
-
     step: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the step."""
         _check_step(self.step)
 
+    def passes(self, classes: int = 10) -> int:
+        """A look at the classes, and a gradient."""
+        return 1 + GRADIENT + JUDGED
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`; the labels are not used."""
+        """One step from x; the labels are not used."""
         del y, generator
         with torch.no_grad():
             least = model(x).argmin(dim=1)
@@ -273,6 +287,7 @@ class StepLL(InputAttack):
 
 
 @final
+@register("attack", "deepfool")
 @dataclass(frozen=True)
 class DeepFoolAttack(InputAttack):
     """DeepFool's shortest step over the nearest boundary, in the norm of the threat model, cut to the ball and the pixel range.
@@ -287,7 +302,6 @@ class DeepFoolAttack(InputAttack):
     Reference: Moosavi-Dezfooli et al. 2016, algorithm 2.
     """
 
-    name: ClassVar[str] = "deepfool"
     numbers: ClassVar[tuple[str, ...]] = ("num_steps",)
 
     num_steps: int = 50
@@ -300,21 +314,25 @@ class DeepFoolAttack(InputAttack):
         at_least("num_classes", self.num_classes, 2)
         at_least("overshoot", self.overshoot, 0)
 
+    def passes(self, classes: int = 10) -> int:
+        """A forward pass a step, and a backward pass for each class that is looked at."""
+        return self.num_steps * (1 + max(2, min(classes, self.num_classes))) + JUDGED
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`.
+        """The shortest step, cut to the ball.
 
         Raises:
             ConfigError: no gradient reaches the images.
         """
         del y, generator
-        options: dict[str, Any] = {"num_steps": self.num_steps, "num_classes": self.num_classes}
-        found = run_deepfool(model, x, overshoot=self.overshoot, p=ORDER[threat.norm], **options)
+        shape = {"num_steps": self.num_steps, "num_classes": self.num_classes, "overshoot": self.overshoot}
+        found = run_deepfool(model, x, p=ORDER[threat.norm], **shape)
         return (x + project(found.perturbation, threat.norm, threat.eps)).clamp(0, 1)
 
 
-def run_deepfool(model: nn.Module, x: Tensor, **options: Any) -> DeepFool:
+def run_deepfool(model: nn.Module, x: Tensor, **options: float | None) -> DeepFool:
     """`layerwise.core.deepfool.deepfool` from the prediction, the parameters frozen.
 
     Raises:
@@ -325,7 +343,7 @@ def run_deepfool(model: nn.Module, x: Tensor, **options: Any) -> DeepFool:
             raise ConfigError(
                 "DeepFool needs gradients, and none reaches the images: the network holds a step function"
             )
-        return deepfool(model, x, **options)
+        return deepfool(model, x, **options)  # type: ignore[arg-type]
 
 
 def _check_step(step: float) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import Attack, Batch, is_right
+from layerwise.attacks.base import Attack, Batch, is_correct
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.ascent import scaled_signs
 from layerwise.core.checks import at_least
@@ -18,10 +18,12 @@ from layerwise.core.criteria import CrossEntropy
 from layerwise.core.driving import AUTOGRAD
 from layerwise.core.modes import frozen
 from layerwise.core.passes import Gradients, Noise
+from layerwise.core.registry import register
 from layerwise.core.sites import Sites, block_sites
 
 
 @final
+@register("attack", "latent")
 @dataclass(frozen=True)
 class LatentAttack(Attack):
     """Perturb every layer by the gradients of the previous mini-batch: z + eps sign(g of the batch before, row by row).
@@ -39,7 +41,6 @@ class LatentAttack(Attack):
     Reference: Sankaranarayanan et al. 2018, algorithm 1 and table 1.
     """
 
-    name: ClassVar[str] = "latent"
     resumable: ClassVar[bool] = False
 
     eps: float | None = None
@@ -54,22 +55,22 @@ class LatentAttack(Attack):
 
     @property
     def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`: never."""
+        """Never."""
         return False
 
     def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
+        """With its radius."""
         return replace(self, eps=threat.eps if self.eps is None else self.eps)
 
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:
-        """See `Attack.outcomes`."""
+        """Each batch under the noise of the one before."""
         x, y, _ = deque(batches, maxlen=1)[0]
         with block_sites(model, x, self.sites) as sites:
             _, g = _pass(model, sites, x, y, {})
             g = {site: gradient.roll(1, dims=0) for site, gradient in g.items()}
             for x, y, _ in batches:
                 logits, g = _pass(model, sites, x, y, self._noise(g, len(x), threat))
-                yield is_right(logits, y)
+                yield is_correct(logits, y)
 
     def _noise(self, g: Gradients, rows: int, threat: ThreatModel) -> Noise:
         """Row i gets the noise of row i of the batch before, which starts over where it is shorter."""

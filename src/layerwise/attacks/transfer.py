@@ -10,19 +10,21 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import Attack, InputAttack
+from layerwise.attacks.base import JUDGED, Around, Attack, InputAttack
 from layerwise.attacks.gradient import verdict
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.calling import count_classes
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.random import Source
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
 @final
+@register("attack", "transfer")
 @dataclass(frozen=True)
-class Transfer(InputAttack):
+class Transfer(Around):
     """Images made against hold-out networks by another attack, the worst of each image judged on the target.
 
     Of several sources that one counts, for each image, whose image fools the target (else the one of the highest loss there): a
@@ -40,7 +42,7 @@ class Transfer(InputAttack):
     Reference: Liu et al. 2020 (ANP), "Adversarial robustness" in the evaluation.
     """
 
-    name: ClassVar[str] = "transfer"
+    form: ClassVar[str] = "transfer:RUN:ATTACK, for example transfer:runs/a,runs/b:pgd-20"
 
     attack: InputAttack
     sources: tuple[nn.Module | str, ...]
@@ -59,13 +61,17 @@ class Transfer(InputAttack):
             raise ConfigError(f"two sources are called {double[0]!r}; give each once, with names=(...) of their own")
         object.__setattr__(self, "names", names)
 
-    @property
-    def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`."""
-        return self.attack.in_threat_model
+    @classmethod
+    def read(cls, attack: InputAttack, word: str, *numbers: int) -> Self:
+        """RUN,RUN."""
+        return cls(attack, tuple(filter(None, word.split(","))))
+
+    def passes(self, classes: int = 10) -> int:
+        """Those of the attack inside on each source, and a look at what the target says."""
+        return len(self.sources) * self.attack.passes(classes) + JUDGED
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
-        """See `Attack.check`."""
+        """Also whether the sources are there."""
         super().check(x, threat)
         if missing := [source for source in self.sources if isinstance(source, str)]:
             raise ConfigError(
@@ -73,13 +79,13 @@ class Transfer(InputAttack):
             )
 
     def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`; the sources become their names, which is what a record can hold."""
+        """The sources become their names, which is what a record can hold."""
         return replace(self, attack=thorough(self.attack).resolved(threat), sources=self.names)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`.
+        """The worst of the images made on the sources.
 
         Raises:
             ConfigError: a source is still a name, takes other images, or knows other classes.

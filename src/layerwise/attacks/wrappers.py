@@ -9,16 +9,18 @@ from typing import Any, ClassVar, Self, final
 
 from torch import Tensor, nn
 
-from layerwise.attacks.base import Averaged, InputAttack
+from layerwise.attacks.base import JUDGED, Around, Averaged, InputAttack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import at_least
 from layerwise.core.random import Source
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError, SiteError, did_you_mean
 
 
 @final
+@register("attack", "bpda")
 @dataclass(frozen=True)
-class BPDA(InputAttack):
+class BPDA(Around):
     """An attack that sees the identity as the gradient of one module, whose values stay exact.
 
     Args:
@@ -28,24 +30,20 @@ class BPDA(InputAttack):
     Reference: Athalye et al. 2018, section 4.1.
     """
 
-    name: ClassVar[str] = "bpda"
+    form: ClassVar[str] = "bpda:MODULE:ATTACK, for example bpda:quantise:bim-5"
 
     attack: InputAttack
     module: str
 
-    @property
-    def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`."""
-        return self.attack.in_threat_model
-
-    def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
-        return type(self)(self.attack.resolved(threat), self.module)
+    @classmethod
+    def read(cls, attack: InputAttack, word: str, *numbers: int) -> Self:
+        """MODULE."""
+        return cls(attack, word)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`.
+        """Those of the attack inside, through the module.
 
         Raises:
             SiteError: the module does not exist, or changes the shape.
@@ -83,8 +81,9 @@ def identity_gradient(network: nn.Module, name: str) -> Iterator[None]:
 
 
 @final
+@register("attack", "eot")
 @dataclass(frozen=True)
-class EOT(InputAttack):
+class EOT(Around):
     """Expectation over transformations: an attack whose every gradient is the mean over several passes.
 
     Logits (for decisions inside the attack, and DeepFool's boundaries) are means over as many passes. For networks that draw random
@@ -92,37 +91,39 @@ class EOT(InputAttack):
 
     Args:
         attack: the inner attack.
-        passes: how many.
+        count: how many passes.
 
     Reference: Athalye et al. 2018, section 4.2.
     """
 
-    name: ClassVar[str] = "eot"
+    form: ClassVar[str] = "eot-16:ATTACK"
+    prefixed: ClassVar[bool] = False
+    numbers: ClassVar[tuple[str, ...]] = ("count",)
 
     attack: InputAttack
-    passes: int = 16
+    count: int = 16
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("passes", self.passes, 1)
+        at_least("count", self.count, 1)
         if isinstance(self.attack, EOT):
             raise ConfigError(f"{self.attack} averages already; give eot the attack inside it")
 
-    @property
-    def in_threat_model(self) -> bool:
-        """See `Attack.in_threat_model`."""
-        return self.attack.in_threat_model
+    @classmethod
+    def read(cls, attack: InputAttack, word: str, *numbers: int) -> Self:
+        """The number of passes."""
+        return cls(attack, *numbers)
 
-    def resolved(self, threat: ThreatModel) -> Self:
-        """See `Attack.resolved`."""
-        return type(self)(self.attack.resolved(threat), self.passes)
+    def passes(self, classes: int = 10) -> int:
+        """So many times those of the attack inside; its images are judged once."""
+        return self.count * (self.attack.passes(classes) - JUDGED) + JUDGED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
-        """See `InputAttack.__call__`."""
-        return self.attack(Averaged(model, self.passes), x, y, threat, generator=generator)
+        """Those of the attack inside, on the averaged network."""
+        return self.attack(Averaged(model, self.count), x, y, threat, generator=generator)
 
     def __str__(self) -> str:
-        """Write `eot-PASSES:ATTACK`."""
-        return f"eot-{self.passes}:{self.attack}"
+        """Write `eot-COUNT:ATTACK`."""
+        return f"eot-{self.count}:{self.attack}"

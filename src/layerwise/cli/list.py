@@ -84,9 +84,9 @@ def _recipes() -> Rows:
 
 
 def _attacks() -> Rows:
-    from layerwise.attacks import ATTACKS
+    from layerwise.core import registry
 
-    return ("attack", "what it does"), [(name, first_line(cls)) for name, cls in ATTACKS.items()]
+    return ("attack", "what it does"), [(name, entry.summary) for name, entry in registry.entries("attack").items()]
 
 
 def _suites() -> Rows:

@@ -151,6 +151,14 @@ def names(kind: str) -> list[str]:
     return list(entries(kind))
 
 
+def name_of(kind: str, thing: object) -> str:
+    """What a thing is called: its name in the registry, else its import path, by either of which `find` gives it."""
+    for entry in _ENTRIES[kind].values():
+        if entry.thing is thing:
+            return entry.name
+    return ":".join(_origin(thing))
+
+
 def find(kind: str, name: str, *, trust: bool = False) -> Entry:
     """A thing by its name, in any case, or by `my_module:Name`.
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from layerwise.attacks.at import At
-from layerwise.attacks.base import Attack
-from layerwise.attacks.gradient import BIM, FGSM, MIFGSM, PGD, Clean
+from layerwise.attacks.base import Around, Attack
+from layerwise.attacks.gradient import Clean, FGSMAttack, Iterated, PGDAttack
 from layerwise.attacks.threat import ThreatModel
-from layerwise.attacks.wrappers import BPDA, EOT
+from layerwise.attacks.transfer import Transfer
 from layerwise.evaluation.metrics import wilson
 
 LEVEL = 0.98
@@ -240,19 +239,23 @@ class _Run:
 
     @classmethod
     def of(cls, attack: Attack, threat: ThreatModel, right: Tensor) -> _Run:
-        while isinstance(attack, At | BPDA | EOT):
+        while isinstance(attack, Around) and not isinstance(attack, Transfer):
             threat = attack.threat(threat) if isinstance(attack, At) else threat
             attack = attack.attack
         return cls(attack, threat, right)
 
     @property
     def reach(self) -> float:
-        return self.threat.eps * (self.attack.step if isinstance(self.attack, FGSM) else 1)
+        return self.threat.eps * (self.attack.step if isinstance(self.attack, FGSMAttack) else 1)
 
     @property
     def effort(self) -> tuple[int, int]:
         attack = self.attack
-        return (attack.steps, attack.restarts if isinstance(attack, PGD) else 1) if _iterated(attack) else (1, 1)
+        return (
+            (attack.steps, attack.restarts if isinstance(attack, PGDAttack) else 1)
+            if isinstance(attack, Iterated)
+            else (1, 1)
+        )
 
 
 def _clean(attack: Attack) -> bool:
@@ -260,15 +263,11 @@ def _clean(attack: Attack) -> bool:
 
 
 def _one(attack: Attack) -> bool:
-    return isinstance(attack, FGSM) and attack.step == 1
-
-
-def _iterated(attack: Attack) -> TypeGuard[PGD | BIM | MIFGSM]:
-    return isinstance(attack, PGD | BIM | MIFGSM)
+    return isinstance(attack, FGSMAttack) and attack.step == 1
 
 
 def _many(attack: Attack) -> bool:
-    return _iterated(attack) and attack.steps >= 5
+    return isinstance(attack, Iterated) and attack.steps >= 5
 
 
 def _white(attack: Attack) -> bool:
@@ -303,14 +302,16 @@ def _stronger(weak: _Run, strong: _Run, threat: ThreatModel) -> Check | None:
     if weak.effort != strong.effort:
         return MORE_STEPS if all(more) and weak.threat == strong.threat else None
     # A single step that goes far beyond the radius in question often comes out on the other side: that is no sign of anything.
-    known = _iterated(strong.attack) or strong.reach <= threat.eps
+    known = isinstance(strong.attack, Iterated) or strong.reach <= threat.eps
     return LARGER_RADIUS if strong.reach > weak.reach and known else None
 
 
 def _alike(attack: Attack) -> object:
     """Equal for attacks that differ in their effort or their fraction of the radius only; each attack of another kind is alone."""
-    if isinstance(attack, FGSM):
-        return FGSM
-    if isinstance(attack, PGD):
+    if isinstance(attack, FGSMAttack):
+        return FGSMAttack
+    if isinstance(attack, PGDAttack):
         return replace(attack, steps=1, restarts=1)
-    return replace(attack, steps=1) if _iterated(attack) else attack if _white(attack) else id(attack)
+    if isinstance(attack, Iterated):
+        return replace(attack, steps=1)  # type: ignore[type-var]
+    return attack if _white(attack) else id(attack)

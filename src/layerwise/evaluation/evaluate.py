@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from layerwise.attacks.at import At
 from layerwise.attacks.base import Attack, Averaged, InputAttack
-from layerwise.attacks.gradient import FGSM, PGD, Clean
-from layerwise.attacks.registry import parse_attack
+from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
+from layerwise.attacks.text import parse_attack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.attacks.wrappers import EOT
 from layerwise.core.random import Stream
@@ -38,7 +38,7 @@ def evaluate(
     data: Data,
     *,
     threat: ThreatModel = ThreatModel(),  # noqa: B008 - immutable
-    attacks: Sequence[Attack | str] = (Clean(), FGSM(), PGD(20)),
+    attacks: Sequence[Attack | str] = (Clean(), FGSMAttack(), PGDAttack(20)),
     num_examples: int | None = None,
     seed: int = 0,
     batch_size: int = 250,

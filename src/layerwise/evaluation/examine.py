@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import ascend, is_right, raw_gradient, starting_points
+from layerwise.attacks.base import ascend, is_correct, raw_gradient, starting_points
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.modes import frozen
@@ -56,13 +56,13 @@ def examine(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, sourc
         logits = network(x)
     random = checks.RANDOM_GRADIENT.share(_differ(gradient, again), len(x))
     findings = [*_look(logits, gradient), *random]
-    right = is_right(logits, y).nonzero().flatten()
+    right = is_correct(logits, y).nonzero().flatten()
     if random or not threat.eps or not len(right):
         return findings
     probe = _Probe(network, x, y, threat, source)
     findings += probe.slope(right, gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), logits)
     inner = probe.pursue(right, _scaled(threat, INNER[threat.norm]), steps=8)
-    single = probe.is_right(probe.step(_exact_gradient(network, x, y)))
+    single = probe.is_correct(probe.step(_exact_gradient(network, x, y)))
     findings += checks.OVERFITTING.share(single[right] & ~inner.right, len(right))
     return findings + probe.rest(right[: (len(right) + 1) // 2], inner)
 
@@ -144,8 +144,8 @@ class _Probe:
     source: Source
 
     @torch.no_grad()
-    def is_right(self, points: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        return is_right(self.network(points), self.y[rows])
+    def is_correct(self, points: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        return is_correct(self.network(points), self.y[rows])
 
     def step(self, gradient: Tensor, share: float = 1.0) -> Tensor:
         """The images after one step along the gradient."""
@@ -180,7 +180,7 @@ class _Probe:
         x, y = self.x[rows], self.y[rows]
         alpha = threat.eps / 4
         points = ascend(network or self.network, x, y, threat, start=start, steps=steps, alpha=alpha, stop=True)
-        return _Pursuit(points, self.is_right(points, rows))
+        return _Pursuit(points, self.is_correct(points, rows))
 
     def rest(self, rows: Tensor, inner: _Pursuit) -> list[Finding]:
         """The dearer probes, on some of the images: `rows` are the first of those that `inner` attacked."""
@@ -219,7 +219,7 @@ class _Probe:
             now = standing(logits, y[alive])
             better = now < lowest[alive]
             best[alive[better]], lowest[alive[better]] = tried[better], now[better]
-            fooled[alive] = ~is_right(logits, y[alive])
+            fooled[alive] = ~is_correct(logits, y[alive])
         return fooled
 
     def painted(self, noise: Tensor, patch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack
-from layerwise.attacks.registry import parse_attack
+from layerwise.attacks.text import parse_attack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.errors import ConfigError

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from layerwise.attacks import At, Attack, Clean, DeepFoolAttack, InputAttack, ThreatModel
-from layerwise.attacks.costs import passes
 from layerwise.attacks.transfer import resolve_sources
 from layerwise.data import ImageData
 from layerwise.data.splits import Split
@@ -102,7 +101,8 @@ def judge(
     base = _base(settings, folder, record)
     attacks, measures = bench.attacks(), list(bench.measures())
     images = bench.images()
-    costs = {str(a): float(passes(a) * images) for a in attacks} | {m.name: float(m.cost) for m in measures}
+    classes = data.num_classes
+    costs = {str(a): float(a.passes(classes) * images) for a in attacks} | {m.name: float(m.cost) for m in measures}
     if sum(costs.values()) >= LONG:
         logger.info(
             "%s attacks and %s measures on %s images, at most %.3g passes of single images",
@@ -210,7 +210,7 @@ class _Bench:
         """Everything else that is asked for."""
         s, images, classes = self.settings, self.images(), max(self.data.num_classes, 2)
         for steps in s.rho_steps:
-            cost = images * passes(DeepFoolAttack(num_steps=steps, num_classes=classes))
+            cost = images * DeepFoolAttack(num_steps=steps, num_classes=classes).passes(classes)
             yield _Measure(f"rho, {steps} steps", "rho", cost, partial(self._rho, steps))
         if s.eps_ref:
             yield _Measure("eps_ref", "eps_ref", 70 * images, self._eps_ref)
@@ -227,7 +227,7 @@ class _Bench:
                 "pictures are left out: no attack makes images within the threat model, type one such as pgd-20"
             )
         elif s.num_pictures and attack is not None:
-            cost = s.num_pictures * passes(attack)
+            cost = s.num_pictures * attack.passes(classes)
             yield _Measure(f"{s.num_pictures} pictures, {attack}", "examples", cost, partial(self._pictures, attack))
 
     def _rho(self, steps: int, _: Board | bool) -> tuple[Rho]:

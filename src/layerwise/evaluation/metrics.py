@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.gradient import FGSM, run_deepfool
+from layerwise.attacks.gradient import FGSMAttack, run_deepfool
 from layerwise.attacks.threat import ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation.session import Data, Session, judging
@@ -252,7 +252,7 @@ def fgsm_accuracies(model: nn.Module, data: Data, radii: Sequence[float], **opti
 
 
 def _fgsm(session: Session, radius: float) -> Count:
-    outcomes = FGSM().outcomes(session.network, session.batches, ThreatModel("linf", radius))
+    outcomes = FGSMAttack().outcomes(session.network, session.batches, ThreatModel("linf", radius))
     right = torch.cat(list(outcomes))
     return Count(int(right.sum()), len(right))
 

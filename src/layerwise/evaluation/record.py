@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from layerwise.attacks.base import Attack
 from layerwise.attacks.threat import ThreatModel
-from layerwise.attacks.transfer import Transfer
 from layerwise.errors import CheckpointError
 from layerwise.evaluation.checks import Finding
 from layerwise.evaluation.decode import decode
@@ -220,4 +219,4 @@ def black_box_worst(evaluation: Evaluation) -> Result | None:
 
 
 def _transfers(settings: Any) -> bool:
-    return isinstance(settings, dict) and (settings.get("name") == Transfer.name or _transfers(settings.get("attack")))
+    return isinstance(settings, dict) and (settings.get("name") == "transfer" or _transfers(settings.get("attack")))

@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise import models
-from layerwise.attacks import Clean, parse_attack
-from layerwise.attacks.autoattack import AutoAttack
+from layerwise.attacks import parse_attack
 from layerwise.errors import LayerwiseError
 from layerwise.experiments.config import Tree
 from layerwise.experiments.experiment import SCHEMA, make_phases
@@ -145,17 +144,7 @@ def _effort(column: Column, scale: Scale) -> tuple[int, int]:
         return few, MEASURES.get(column.measure, 0)
     text, sources = scale.attack(column.options["attack"]), column.options.get("sources")
     images = scale.judged(text) if sources is None else scale.images and scale.few
-    return images or 10_000, _passes(parse_attack(text)) * len(sources or [1])
-
-
-def _passes(attack: Any) -> int:
-    """Forward and backward passes of an image; those of AutoAttack if every second image stays right."""
-    if isinstance(attack, Clean):
-        return 1
-    if isinstance(attack, AutoAttack):
-        return (2 * attack.steps * (1 + 3 * attack.targets) + attack.queries) // 2
-    steps = getattr(attack, "steps", 1) * getattr(attack, "restarts", 1) * getattr(attack, "binary_search_steps", 1)
-    return 2 * steps + 1
+    return images or 10_000, parse_attack(text).passes() * len(sources or [1])
 
 
 @final

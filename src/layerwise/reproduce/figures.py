@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise import models
-from layerwise.attacks import PGD, InputAttack, ThreatModel, parse_attack
+from layerwise.attacks import InputAttack, PGDAttack, ThreatModel, parse_attack
 from layerwise.core import registry
 from layerwise.core.checks import parse_radius
 from layerwise.core.driving import AUTOGRAD
@@ -193,7 +193,7 @@ def _reassignment(bench: Bench, subject: Subject, options: Mapping[str, Any]) ->
 
 def _representation(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
     x, y = _few(bench, subject, 100)
-    polluted = {"pgd": PGD(10)(subject.network, x, y, ThreatModel()), "gaussian": corrupt(x, "gaussian_noise", 3)}
+    polluted = {"pgd": PGDAttack(10)(subject.network, x, y, ThreatModel()), "gaussian": corrupt(x, "gaussian_noise", 3)}
     sites = tuple(options["sites"])
     return {
         name: look.representation_insensitivity(subject.network, x, images, sites=sites)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypedDict
@@ -9,18 +10,20 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.ascent import iterate, random_start
-from layerwise.core.criteria import CrossEntropy
+from layerwise.attacks.base import ascend
+from layerwise.attacks.threat import ThreatModel
+from layerwise.core.ascent import random_start
 from layerwise.core.modes import evaluation_mode
-from layerwise.core.probe import Probe
 from layerwise.core.random import Stream
 from layerwise.data import Split, batches, rank_rows
 from layerwise.training.ranks import total
 from layerwise.training.settings import Training
 
+logger = logging.getLogger("layerwise")
+
 
 class Scores(TypedDict):
-    """Shares of right answers and the number of images; `robust` is None where no attack was made."""
+    """Shares of correct answers and the number of images; `robust` is None where no attack was made."""
 
     clean: float
     robust: float | None
@@ -53,7 +56,7 @@ def score(
     """
     examples = min(len(split), settings.eval_examples or len(split))
     chosen = split.subset(range(examples))
-    right = torch.zeros(2, device=device, dtype=torch.int64)
+    correct = torch.zeros(2, device=device, dtype=torch.int64)
     parts = batches(
         chosen, max(settings.batch_size, rows[1]), device=device, rows=rows, num_workers=settings.num_workers
     )
@@ -62,8 +65,8 @@ def score(
             size = min(max(settings.batch_size, rows[1]), examples - index * max(settings.batch_size, rows[1]))
             stream = Stream(settings.seed, index, start=rank_rows(size, rows).start, total=size)
             if len(x):
-                right += _right(model, x.to(dtype), y, settings, stream)
-    clean, robust = total(right).tolist()
+                correct += _correct(model, x.to(dtype), y, settings, stream, first=index == 0)
+    clean, robust = total(correct).tolist()
     return {
         "clean": clean / examples,
         "robust": robust / examples if settings.eval_steps else None,
@@ -71,19 +74,20 @@ def score(
     }
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor, settings: Training, stream: Stream) -> Tensor:
-    """Right answers before and after the attack (2,)."""
-
-    def gradient(x_adv: Tensor, last: bool) -> Tensor:
-        return Probe()(model, x_adv, y, criterion=CrossEntropy(), wrt_input=True)[0]
-
+def _correct(model: nn.Module, x: Tensor, y: Tensor, settings: Training, stream: Stream, *, first: bool) -> Tensor:
+    """Correct answers before and after the attack (2,)."""
     with torch.no_grad():
         clean = model(x).argmax(dim=1) == y
     if not settings.eval_steps:
         return torch.stack([clean.sum(), clean.sum()])
-    start = random_start(x, settings.eval_eps, "linf", stream)
-    attack = {"steps": settings.eval_steps, "alpha": settings.eval_alpha, "eps": settings.eval_eps}
-    x_adv = iterate(x, start, norm="linf", gradient=gradient, **attack)  # type: ignore[arg-type]
+    threat = ThreatModel("linf", settings.eval_eps)
+    start = random_start(x, threat.eps, threat.norm, stream)
+    x_adv = ascend(model, x, y, threat, start=start, steps=settings.eval_steps, alpha=settings.eval_alpha)
+    if first and threat.eps and torch.equal(x_adv, start):
+        logger.warning(
+            "the validation's PGD moved no image, since no gradient reaches the network's input: its robust accuracy "
+            "says nothing; --training.eval_steps 0 leaves it out"
+        )
     with torch.no_grad():
         robust = clean & (model(x_adv).argmax(dim=1) == y)
     return torch.stack([clean.sum(), robust.sum()])

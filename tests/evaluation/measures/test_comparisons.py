@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.attacks import FGSM, PGD, ThreatModel
+from layerwise.attacks import FGSMAttack, PGDAttack, ThreatModel
 from layerwise.core.random import Source
 from layerwise.errors import ConfigError, SiteError
 from layerwise.evaluation import evaluate
@@ -137,7 +137,7 @@ def test_images_made_on_the_judge_itself_are_those_of_fgsm() -> None:
     radii = (0.0, 0.05, 0.15)
     found = degree_of_adversarialness(one, {"itself": one, "other": two}, X, Y, radii=radii)
     for name, maker in (("itself", one), ("other", two)):
-        images = [FGSM()(maker, X, Y, ThreatModel(eps=eps)) for eps in radii]
+        images = [FGSMAttack()(maker, X, Y, ThreatModel(eps=eps)) for eps in radii]
         expected = [float((one(x).argmax(1) == Y).double().mean()) for x in images]
         assert found.accuracies[name] == tuple(expected)
     assert (found.radii, found.images) == (radii, 40)
@@ -157,13 +157,13 @@ def test_accuracy_over_radius_agrees_with_evaluate() -> None:
     found = accuracy_over_radius(one, X, Y, fgsm, radii=[0.15, 0.0, 0.05])
     assert found.radii == (0.0, 0.05, 0.15)
     for eps, count in zip(found.radii, found.counts, strict=True):
-        judged = evaluate(one, (X, Y), threat=ThreatModel(eps=eps), attacks=[FGSM()], progress=False)
+        judged = evaluate(one, (X, Y), threat=ThreatModel(eps=eps), attacks=[FGSMAttack()], progress=False)
         assert count == judged["fgsm"].count
     assert found.counts[0].right > found.counts[1].right > found.counts[2].right
 
 
 def test_an_attack_of_the_evaluation_is_an_attack_here() -> None:
-    one, attack = learnt(0), PGD(steps=3, restarts=1)
+    one, attack = learnt(0), PGDAttack(steps=3, restarts=1)
     found = accuracy_over_radius(
         one, X, Y, lambda m, x, y, eps, s: attack(m, x, y, ThreatModel(eps=eps), generator=s), radii=[0.0, 0.15]
     )

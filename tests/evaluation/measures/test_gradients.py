@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.attacks import FGSM, ThreatModel
+from layerwise.attacks import FGSMAttack, ThreatModel
 from layerwise.core.criteria import Criterion
 from layerwise.core.random import Stream
 from layerwise.errors import ConfigError, DataError, SiteError
@@ -93,7 +93,7 @@ def test_a_network_without_any_gradient_has_no_mean_and_still_a_figure() -> None
 def test_the_landscape_begins_at_the_clean_loss_and_reaches_that_of_fgsm() -> None:
     model, eps = TinyConv().double().eval(), 0.2
     found = loss_landscape(model, X, Y, eps=eps, adversarial=[0, 1], random=[0])
-    x_adv = FGSM()(model, X, Y, ThreatModel(eps=eps))
+    x_adv = FGSMAttack()(model, X, Y, ThreatModel(eps=eps))
     with torch.no_grad():
         logits = model(X), model(x_adv)
     assert [row[0] for row in found.loss] == pytest.approx([float(F.cross_entropy(z, Y)) for z in logits], rel=1e-12)

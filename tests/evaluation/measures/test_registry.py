@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.attacks.gradient import FGSM
+from layerwise.attacks.gradient import FGSMAttack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.random import Stream
 from layerwise.errors import ConfigError
@@ -88,7 +88,7 @@ def test_the_radius_of_an_l2_ball_is_spread_over_the_pixels() -> None:
 def test_representations_are_compared_under_the_noise_that_was_named() -> None:
     found = parse_diagnostic("representation-insensitivity images=5")(SUBJECT)
     with examining(SUBJECT.model, X) as network:
-        polluted = FGSM()(network, X[:5], Y[:5], SUBJECT.threat)
+        polluted = FGSMAttack()(network, X[:5], Y[:5], SUBJECT.threat)
     assert found == representation_insensitivity(SUBJECT.model, X[:5], polluted)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import is_right
+from layerwise.attacks.base import is_correct
 from layerwise.core.checks import check_radius
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measures.base import Diagnostic, Pollute, batches, examining, fgsm, place
@@ -101,7 +101,7 @@ def degree_of_adversarialness(
                 for k, radius in enumerate(radii):
                     made = attack(source, images, labels, radius, stream)
                     with torch.no_grad():
-                        right[i, k] += is_right(judge(place(judge, made)), place(judge, labels)).sum().cpu()
+                        right[i, k] += is_correct(judge(place(judge, made)), place(judge, labels)).sum().cpu()
     shares = (right.double() / len(x)).tolist()
     return Adversarialness(
         tuple(map(float, radii)), {name: tuple(row) for name, row in zip(makers, shares, strict=True)}, len(x)

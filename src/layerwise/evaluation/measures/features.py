@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import is_right
+from layerwise.attacks.base import is_correct
 from layerwise.core.ascent import scaled_signs
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.passes import Noise
@@ -152,7 +152,7 @@ def feature_clouds(
             for kind in ("adversarial", "random"):
                 for size in eps:
                     found = [
-                        (z.flatten(1).cpu(), is_right(logits, labels).cpu())
+                        (z.flatten(1).cpu(), is_correct(logits, labels).cpu())
                         for z, logits, labels in _under_noise(
                             network, read, noisy, x, y, kind=kind, eps=size, seed=seed, batch_size=batch_size
                         )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.attacks.base import is_right, loss_gradient
+from layerwise.attacks.base import is_correct, loss_gradient
 from layerwise.core.checks import Radius
 from layerwise.core.random import Source, uniform
 from layerwise.errors import ConfigError
@@ -130,7 +130,7 @@ def loss_landscape(
                     with torch.no_grad():
                         logits = network(point.clamp(0, 1) if clip else point)
                     loss[i, j] += F.cross_entropy(logits.double(), labels, reduction="sum").cpu()
-                    right[i, j] += is_right(logits, labels).sum().cpu()
+                    right[i, j] += is_correct(logits, labels).sum().cpu()
     return Landscape(
         tuple(map(float, adversarial)),
         tuple(map(float, random)),

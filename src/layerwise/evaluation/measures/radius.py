@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import is_right
+from layerwise.attacks.base import is_correct
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measures.base import Curves, Pollute, batches, examining
 from layerwise.evaluation.metrics import Count
@@ -84,7 +84,7 @@ def accuracy_over_radius(
 
     Reference: SLAT, figure 3.
 
-    >>> from layerwise.diagnostics import fgsm
+    >>> from layerwise.evaluation.measures import fgsm
     >>> found = accuracy_over_radius(nn.Linear(4, 2), torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), fgsm, radii=[0.1, 0])
     >>> found.radii, found.counts[0].total
     ((0.0, 0.1), 8)
@@ -100,5 +100,5 @@ def accuracy_over_radius(
             for k, eps in enumerate(steps):
                 made = attack(network, images, labels, eps, source) if eps else images
                 with torch.no_grad():
-                    right[k] += int(is_right(network(made), labels).sum())
+                    right[k] += int(is_correct(network(made), labels).sum())
     return RadiusCurve(tuple(steps), tuple(Count(r, len(x)) for r in right), unit)

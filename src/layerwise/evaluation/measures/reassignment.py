@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from layerwise.attacks.base import is_right
+from layerwise.attacks.base import is_correct
 from layerwise.core.sites import unwrap
 from layerwise.core.tracing import trace
 from layerwise.errors import ConfigError, did_you_mean
@@ -118,7 +118,7 @@ def _accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> floa
     right = 0
     with torch.no_grad():
         for images, labels, _ in batches(network, x, y, batch_size=batch_size):
-            right += int(is_right(network(images), labels).sum())
+            right += int(is_correct(network(images), labels).sum())
     return right / len(x)
 
 

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.gradient import PGD, StepLL
+from layerwise.attacks.gradient import PGDAttack, StepLL
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import at_least
 from layerwise.core.random import Source, Stream, normal
@@ -143,7 +143,7 @@ def _radius_curve(s: Subject, *, images: int, steps: int) -> Diagnostic:
     norm, eps = s.threat.norm, s.threat.eps
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, radius: float, source: Source, /) -> Tensor:
-        return PGD(steps)(model, x, y, ThreatModel(norm, radius), generator=source)
+        return PGDAttack(steps)(model, x, y, ThreatModel(norm, radius), generator=source)
 
     top = math.inf if norm == "l2" else 1.0
     radii = [eps * share for share in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0) if eps * share <= top]
