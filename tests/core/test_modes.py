@@ -78,6 +78,39 @@ def test_a_norm_in_evaluation_mode_stays_there(mode: BatchNormMode) -> None:
         assert torch.equal(model(X), expected)
 
 
+@pytest.mark.parametrize(("norm", "shape"), NORMS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("outer", ["batch", "eval"])
+@pytest.mark.parametrize("inner", ["batch", "train", "eval"])
+def test_a_mode_inside_another_is_its_own(
+    norm: nn.Module, shape: tuple[int, ...], outer: BatchNormMode, inner: BatchNormMode
+) -> None:
+    model = nn.Sequential(norm.double(), nn.BatchNorm1d(2))
+    model[1].eval()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm(2 * x)  # so that running statistics and those of the batch differ
+    before, modes = buffers(norm), switches(model)
+    with batch_norm(model, "eval" if inner == "eval" else "batch"):
+        alone = norm(x)
+    with batch_norm(model, outer):
+        outside, around = norm(x), switches(model)
+        with batch_norm(model, inner):
+            found = norm(x)
+        assert torch.equal(norm(x), outside)
+        assert switches(model) == around
+    assert torch.equal(found, alone)
+    assert torch.equal(found, outside) is ((inner == "eval") == (outer == "eval"))
+    assert switches(model) == modes
+    assert all(torch.equal(a, b) for a, b in zip(buffers(norm), before, strict=True))
+
+
+def test_another_network_inside_is_left_alone() -> None:
+    model, other = TinyConv().double(), TinyConv().double()
+    before = buffers(other)
+    with batch_norm(model, "batch"), batch_norm(other, "train"):
+        other(X)
+    assert not any(torch.equal(a, b) for a, b in zip(buffers(other), before, strict=True))
+
+
 def test_only_the_norms_are_switched() -> None:
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3))
     with batch_norm(model, "eval"):

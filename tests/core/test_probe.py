@@ -185,6 +185,20 @@ def test_probes_inside_one_freezing_find_the_same(mode: BatchNormMode) -> None:
     assert all(torch.equal(before[k], v) for k, v in state(model).items())
 
 
+@pytest.mark.parametrize("outer", ["batch", "eval"])
+@pytest.mark.parametrize("mode", ["batch", "train", "eval"])
+def test_a_probe_inside_another_has_its_own_batch_norm_mode(mode: BatchNormMode, outer: BatchNormMode) -> None:
+    """And no running statistics move, since outside they rest."""
+    model, probe = TinyConv().double(), Probe(batch_norm=mode)
+    before = state(model)
+    with Probe(batch_norm=outer).around(model):
+        found, _ = probe(model, X, Y, criterion=CE, wrt_input=True)
+        after, _ = Probe(batch_norm=outer)(model, X, Y, criterion=CE, wrt_input=True)
+    assert all(torch.equal(before[k], v) for k, v in state(model).items())
+    assert torch.equal(after, Probe(batch_norm=outer)(model, X, Y, criterion=CE, wrt_input=True)[0])
+    assert torch.equal(found, probe(model, X, Y, criterion=CE, wrt_input=True)[0])
+
+
 @pytest.mark.parametrize("criterion", [CE, CrossEntropy(label_smoothing=0.1), divergence])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reduced_losses_have_the_gradients_of_each_examples_loss(criterion: Criterion, dtype: torch.dtype) -> None:

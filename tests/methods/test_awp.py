@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
+from layerwise.core.modes import BatchNormMode
+from layerwise.core.probe import Probe
 from layerwise.core.random import Stream
 from layerwise.core.sites import Sites
 from layerwise.core.tape import Tape, remembered
@@ -39,7 +41,7 @@ from layerwise.methods import (
 )
 from layerwise.training import fit
 from tests.methods.cases import backward, data, differing, distance, resnet, train
-from tests.networks import TinyConv, TinyMLP, batch
+from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 from tests.training.fakes import cheap, pictures, weights
 
 X, Y = batch(6)
@@ -110,6 +112,14 @@ def test_a_base_that_is_wrapped_finds_the_same_and_no_probe_is_made_twice(base: 
     assert len(forwards) == 2 * method.passes.forward
     assert differing(train(AWP(base=base(), gamma=0.0), resnet(), data(2)), expected) == []
     assert distance(train(AWP(base=base(), gamma=0.1), resnet(), data(2)), expected) > 1e-4
+
+
+@pytest.mark.parametrize("mode", ["batch", "eval"])
+def test_probes_of_a_base_keep_their_batch_norm_mode(mode: BatchNormMode) -> None:
+    """The first loss is made with batch statistics, whatever its probes take."""
+    base = FGSM(eps=0.1, probe=Probe(batch_norm=mode))
+    expected = train(base, TinyResNet().double(), data(1))
+    assert distance(train(AWP(base=base, gamma=1e-13), TinyResNet().double(), data(1)), expected) < 1e-9
 
 
 def steps(method: Method, model: nn.Module, **more: Any) -> Iterator[dict[str, Tensor]]:

@@ -31,7 +31,9 @@ def cells(numbers: Any = NUMBERS) -> Cells:
         ({"order": ["top", "near", "high", "top"], "in": "x"}, FAILS),
         ({"greater": ["top / x", "low / x"]}, HOLDS),
         ({"greater": ["top", "low"], "times": 8, "in": "x"}, HOLDS),
+        ({"greater": ["top", "low"], "times": 8.5, "in": "x"}, OPEN),  # 90 +- 1 and 85 +- 8.5
         ({"greater": ["top", "low"], "times": 9, "in": "x"}, OPEN),
+        ({"greater": ["top", "low"], "times": 9.5, "in": "x"}, OPEN),  # 90 +- 1 and 95 +- 9.5
         ({"greater": ["top", "low"], "times": 12, "in": "x"}, FAILS),
         ({"greater": ["top", "low"], "by": 85, "in": "x"}, FAILS),
         ({"less": ["low", "high"], "in": "x"}, HOLDS),

@@ -94,6 +94,37 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, name
     assert said[0].endswith("going on with the one before")
 
 
+def of_two_ranks(path: Path) -> Path:
+    """The checkpoint as if another rank had written to it too."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    other = path / "rank-1.safetensors"
+    other.write_bytes((path / "rank-0.safetensors").read_bytes())
+    manifest["files"][other.name] = checkpoint._checksum(other)
+    del manifest["sha256"]
+    (path / "manifest.json").write_bytes(checkpoint._rendered(manifest))
+    return path
+
+
+@pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_every_rank_passes_over_a_checkpoint_of_which_any_ranks_file_is_damaged(
+    tmp_path: Path, damage: Any, damaged: int
+) -> None:
+    """Though each reads its own only: otherwise one would go on from another step than the rest."""
+    of_two_ranks(store(tmp_path, 1))
+    newest = of_two_ranks(store(tmp_path, 2))
+    for rank in (0, 1):
+        whole, said = checkpoint.load_latest(tmp_path, rank=rank, world=2)
+        assert whole is not None
+        assert (whole.step, whole.world, len(whole.ranks), said) == (2, 2, 1, [])
+    damage(newest / f"rank-{damaged}.safetensors")
+    for rank in (0, 1):
+        contents, said = checkpoint.load_latest(tmp_path, rank=rank, world=2)
+        assert contents is not None
+        assert (contents.step, len(said)) == (1, 1)
+        assert f"step-00000002 is damaged: rank-{damaged}.safetensors" in said[0]
+
+
 def test_any_bit_of_the_manifest_counts(tmp_path: Path) -> None:
     store(tmp_path, 1)
     path = store(tmp_path, 2) / "manifest.json"

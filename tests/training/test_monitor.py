@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from layerwise.core.sites import Sites
 from layerwise.methods import LAT, SLAT, Standard
-from layerwise.training import SGD, DivergedError
+from layerwise.training import SGD, DivergedError, load_weights
 from layerwise.training.metrics import SEVERAL, MetricsFile, Totals, finite
 from layerwise.training.monitor import OverfitMonitor, lost_noise, measured
 from tests.networks import TinyConv, TinyMLP, batch
-from tests.training.fakes import Scripted, cheap, train
+from tests.training.fakes import Scripted, apart, cheap, train, weights
 
 
 def flags(curve: list[float]) -> list[int]:
@@ -56,6 +56,21 @@ def test_the_collapse_is_flagged_in_the_history(monkeypatch: pytest.MonkeyPatch,
     assert "robust accuracy fell to 1.0% in epoch 3, from 50.0% at best" in result.messages[0]
     assert result.best is not None
     assert (result.best["epoch"], result.best["robust"]) == (2, 0.5)
+
+
+def test_of_equally_good_epochs_the_first_is_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A later one would be preferred for nothing that was measured, and the best weights would be written anew each epoch."""
+    from layerwise.training import epochs
+
+    curve = iter([0.4, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(epochs, "score", lambda *args, **kwargs: {"clean": 0.9, "robust": next(curve), "examples": 100})
+    result = train(TinyMLP(), Standard(), cheap(epochs=4, eval_every=1), run=tmp_path / "run")
+    assert result.best is not None
+    assert result.best["epoch"] == 2
+    after_two, best = TinyMLP(), TinyMLP()
+    train(after_two, Standard(), cheap(epochs=2))
+    load_weights(best, tmp_path / "run", "best")
+    assert apart(weights(best), weights(after_two)) == 0
 
 
 def test_perturbations_are_measured_once_an_epoch(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -38,6 +39,9 @@ def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None
     by the batch and touches no buffer. Saving and restoring the buffers instead would break the backward of an earlier pass,
     because it changes in place what that pass saved.
 
+    Inside another mode each mode is its own, but what moves no running statistics outside moves none inside: `"train"` is
+    then `"batch"`.
+
     Args:
         model: any module.
         mode: see `BatchNormMode`.
@@ -47,18 +51,31 @@ def batch_norm(model: nn.Module, mode: BatchNormMode = "batch") -> Iterator[None
     """
     if mode not in MODES:
         raise ConfigError(f"batch-norm mode {mode!r} is unknown; type one of {', '.join(map(repr, MODES))}")
+    outside = _outside.get()
+    norms = [m for m in all_modules(model) if isinstance(m, _NormBase)]
     if mode == "train":
-        yield
-        return
-    changed = [m for m in all_modules(model) if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    kept = [(m, {name: getattr(m, name) for name in _switches(m, mode)}) for m in changed]
-    for module in changed:
-        _set(module, _switches(module, mode))
+        norms, mode = [m for m in norms if m in outside], "batch"
+    # Inside another mode a norm's own switches are covered: it begins with those, and then comes this mode.
+    switched = {
+        m: {**outside.get(m, {}), **_switches(m, mode)}
+        for m in norms
+        if m in outside or (m.training and m.track_running_stats)
+    }
+    kept = {m: {name: getattr(m, name) for name in names} for m, names in switched.items()}
+    own = {"training": True, "track_running_stats": True}
+    token = _outside.set({**outside, **{m: outside.get(m, {**own, **kept[m]}) for m in kept}})
     try:
+        for module, attributes in switched.items():
+            _set(module, attributes)
         yield
     finally:
-        for module, before in kept:
+        _outside.reset(token)
+        for module, before in kept.items():
             _set(module, before)
+
+
+_outside: ContextVar[dict[nn.Module, dict[str, object]]] = ContextVar("layerwise_norms", default={})  # noqa: B039 - never changed
+"""What the norms were before the modes that are in force."""
 
 
 def _switches(module: nn.Module, mode: BatchNormMode) -> dict[str, object]:
