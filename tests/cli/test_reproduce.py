@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.costs import current
 
 from layerwise.experiments.config import Tree
-from layerwise.reproduce import costs, definitions
+from layerwise.reproduce import costs, definitions, listed
 from layerwise.reproduce.definitions import System, items
 from layerwise.reproduce.scales import scale
 from layerwise.reproduce.systems import resolve
@@ -72,12 +73,17 @@ def test_seeds_multiply_the_cost() -> None:
     assert (len(one.systems), len(full.systems)) == (3, 12)
 
 
-@pytest.mark.usefixtures("only_digits")
 def test_the_list_has_a_time_at_each_scale(layerwise: Command) -> None:
     said = layerwise("reproduce", "list")
     assert said.code == 0
-    assert "slat/table-x" in said.out
     assert "Times assume" in said.out
+    first = [line.split()[0] for line in said.out.splitlines() if "/" in line.partition(" ")[0]]
+    assert first == list(definitions.items())
+
+
+@pytest.mark.slow
+def test_what_is_listed_is_what_it_costs() -> None:
+    assert listed.FILE.read_text(encoding="utf-8") == current(), "type: python -m benchmarks.costs"
 
 
 @pytest.mark.usefixtures("only_digits")

@@ -47,6 +47,10 @@ def test_help_imports_nothing_heavy() -> None:
         assert len(out.splitlines()) > 1
 
 
+def test_what_reproduction_costs_is_data() -> None:
+    assert fresh("from layerwise.cli.main import main\nmain(['reproduce', 'list'])").endswith("\n[]\n")
+
+
 def test_lists_without_torch_are_those_with_torch() -> None:
     code = f"""
 import json

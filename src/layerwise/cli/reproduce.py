@@ -46,18 +46,18 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any, settings: list[str]) -> None:
     """Run them, or say what that would cost."""
     from layerwise.cli.console import say, show_table, tell_messages
+
+    what, *rest = arguments.what
+    if what == "list":
+        if rest:
+            raise ConfigError(f"`reproduce list` takes nothing more, found {rest[0]!r}; leave it out")
+        _list()
+        return
     from layerwise.reproduce import costs, definitions, runner
     from layerwise.reproduce.render import INDEX, render, to_markdown
     from layerwise.reproduce.scales import scale
 
     tell_messages(quiet=arguments.quiet)
-    what, *rest = arguments.what
-    if what == "list":
-        if rest:
-            raise ConfigError(f"`reproduce list` takes nothing more, found {rest[0]!r}; leave it out")
-        show_table(*costs.listing(definitions.items().values()))
-        say(costs.ASSUMED)
-        return
     if what == "render":
         if not rest:
             raise ConfigError(
@@ -79,6 +79,16 @@ def run(arguments: Any, settings: list[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; type the same again, and it goes on where it was") from None
     say(f"\nresults: {arguments.output / size.name / INDEX}")
+
+
+def _list() -> None:
+    """Every table and figure, and its cost."""
+    from layerwise.cli.console import say, show_table
+    from layerwise.reproduce import listed
+
+    header, rows, assumed = listed.read()
+    show_table(header, rows)
+    say(assumed)
 
 
 COMMAND = Command(
