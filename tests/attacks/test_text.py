@@ -26,6 +26,7 @@ from layerwise.attacks import (
     Transfer,
     parse_attack,
 )
+from layerwise.core import registry
 from layerwise.core.registry import entries, find, names
 from layerwise.errors import ConfigError
 
@@ -179,6 +180,8 @@ register("attack", "darker")(type("Darker", (Lighter,), {"__module__": __name__}
 def test_an_attack_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_attacks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
+    # What is registered here is forgotten at the end.
+    monkeypatch.setitem(registry._ENTRIES, "attack", {e.name: e for e in entries("attack").values()})
     for text in ("their_attacks:Lighter-3", "their_attacks:Lighter-3 by=2/255", "eot-2:their_attacks:Lighter-3"):
         attack = parse_attack(text, trust=True)
         assert str(attack) == text
