@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Self
 
 import pytest
@@ -20,7 +21,6 @@ from lightning_fabric.accelerators.cpu import CPUAccelerator
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 from layerwise.experiments import experiment
 from layerwise.training import optim
@@ -32,6 +32,7 @@ aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 """With copies, where a GPU takes tensors of the CPU too."""
+MIXED = COPIES | INDEXED
 READS = {aten._local_scalar_dense, aten.equal, aten.is_nonzero}
 READS |= {aten.nonzero, aten.masked_select, aten._unique2, aten.bincount}
 """What the host waits for, beside copies and masks as indices: numbers, and shapes that numbers decide."""
@@ -115,27 +116,60 @@ class Place(TorchDispatchMode):
     ) -> Any:
         """See `TorchDispatchMode`."""
         kwargs, kind = dict(kwargs or {}), func.overloadpacket
-        tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        tensors = [*tensors_of(args), *tensors_of(kwargs.values())]
         held = any(isinstance(v, Held) for v in tensors)
         asked = kwargs.get("device")
         goes = asked is not None and torch.device(asked).type == ELSEWHERE.type
         if not held and not goes:
             return func(*args, **kwargs)
         strangers = [v for v in tensors if not isinstance(v, Held) and v.ndim]
-        if held and strangers and kind not in COPIES | INDEXED:
+        if held and strangers and kind not in MIXED:
             raise RuntimeError(f"Expected all tensors to be on the same device: {func} was given one of the CPU")
         crosses = strangers or (asked is not None and not goes)
-        masked = kind in INDEXED and any(v.dtype == torch.bool for v in tree_leaves(args[1]) if isinstance(v, Tensor))
-        if kind in READS or masked or (kind in COPIES | INDEXED and crosses):
+        masked = kind in INDEXED and any(v.dtype == torch.bool for v in tensors_of(args[1]))
+        if kind in READS or masked or (kind in MIXED and crosses):
             self.waits[str(kind)] += 1
         if asked is not None:
             kwargs["device"] = CPU
-        inner = tree_map(lambda v: v.here if isinstance(v, Held) else v, (args, kwargs))
-        found = func(*inner[0], **inner[1])
+        found = func(*(here(v) for v in args), **{name: here(v) for name, v in kwargs.items()})
         if (asked is not None and not goes) or (kind is aten.copy_ and not isinstance(args[0], Held)):
             return args[0] if kind is aten.copy_ else found
-        wrapped = tree_map(lambda v: Held(v) if isinstance(v, Tensor) else v, found)
-        return return_and_correct_aliasing(func, args, kwargs, wrapped) if held else wrapped  # type: ignore[no-untyped-call]
+        wrapped = there(found)
+        if not held or not aliases(func):
+            return wrapped
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)  # type: ignore[no-untyped-call]
+
+
+# A kernel's arguments are tensors and lists of them: PyTorch's walk through any tree takes longer than all kernels.
+
+
+def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among the values, and in the lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_of(value)
+
+
+def here(value: Any) -> Any:
+    """With numbers in place of tensors elsewhere."""
+    if isinstance(value, list | tuple):
+        return type(value)(here(v) for v in value)
+    return value.here if isinstance(value, Held) else value
+
+
+def there(value: Any) -> Any:
+    """With tensors elsewhere in place of numbers."""
+    if isinstance(value, list | tuple):
+        return type(value)(there(v) for v in value)
+    return Held(value) if isinstance(value, Tensor) else value
+
+
+@cache
+def aliases(func: Any) -> bool:
+    """Whether a kernel gives what it was given, or a view of it."""
+    return any(given.alias_info is not None for given in func._schema.returns)
 
 
 class Generator(torch.Generator):
