@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from layerwise.experiments.suites import SUITES
 from layerwise.methods import PGD
 from layerwise.models.weights import unpack_tensors
 from tests.command import QUICK, Command, Said, done, finished, layerwise, told
+from tests.forks import typed
 
 __all__ = ["done", "finished", "layerwise"]  # fixtures
 
@@ -356,18 +356,17 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_ends_at_the_same_bits(layerwise: 
         "--training.log_every=1",
         "--training.checkpoint_every=100",
     ]
-    command = [sys.executable, "-m", "layerwise", "train", *argv]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    metrics, patience = tmp_path / "runs/slat-digits/metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and '"train"' in metrics.read_text()) and time.monotonic() < patience:
-        assert running.poll() is None
+    running = typed(tmp_path, "train", *argv)
+    metrics = tmp_path / "runs/slat-digits/metrics.jsonl"
+    while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert running.process.is_alive(), running.told()
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    running.stop(signal.SIGINT)
+    code, _, lines = running.told()
+    assert code == 130
+    err = "\n".join(lines)
     stopped = re.fullmatch(
-        r"(?s).*stopped by Ctrl-C after batch (\d+) of 150 and saved; go on with: layerwise (train --resume runs/slat-digits)\n",
+        r"(?s).*stopped by Ctrl-C after batch (\d+) of 150 and saved; go on with: layerwise (train --resume runs/slat-digits)",
         err,
     )
     assert stopped, err

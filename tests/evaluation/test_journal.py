@@ -7,8 +7,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from layerwise.errors import CheckpointError
 from layerwise.evaluation import Evaluation, evaluate
 from layerwise.evaluation.journal import Journal
 from tests.evaluation.problems import trained
+from tests.forks import started
 from tests.networks import batch
 
 DATA = batch(70, seed=3, dtype=torch.float32)
@@ -113,26 +112,23 @@ def test_results_do_not_depend_on_the_other_attacks() -> None:
     assert timeless(run(None)).results[1] == timeless(run(None, attacks=["pgd-3"])).results[0]
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from tests.evaluation.test_journal import Noisy, run
-net = Noisy()
-net.delay = 0.003
-run(Path(sys.argv[1]), net)
-"""
+def slowly(path: Path) -> None:
+    """Evaluate, so slowly that it can be killed meanwhile."""
+    torch.set_num_threads(1)
+    net = Noisy()
+    net.delay = 0.003
+    run(path, net)
 
 
 def killed(path: Path, lines: int) -> None:
     """Evaluate in another process, and kill it when its journal has so many lines."""
-    running = subprocess.Popen([sys.executable, "-c", PROGRAM, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    patience = time.monotonic() + 60
+    running = started(slowly, path)
     while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
-        assert running.poll() is None
-        assert time.monotonic() < patience
+        assert running.is_alive()
         time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow

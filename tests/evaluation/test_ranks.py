@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch.distributed as dist
 
 from layerwise.attacks.threat import ThreatModel
 from layerwise.evaluation import Evaluation, evaluate
+from tests.forks import together
 from tests.networks import TinyConv, batch
 
 ATTACKS = ["clean", "pgd-2", "fgsm"]
@@ -34,10 +33,8 @@ def told(record: Evaluation) -> dict[str, Any]:
     return found
 
 
-def rank(index: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=index, world_size=2)
+def rank(index: int, folder: Path) -> None:
+    dist.init_process_group("gloo")
     judged_batches: list[int] = []
     network_call = TinyConv.forward
 
@@ -49,15 +46,10 @@ def rank(index: int, port: int, folder: Path) -> None:
     # Both name the journal; only the first holds it.
     record = told(judged(folder / "a.journal"))
     (folder / f"{index}.json").write_text(json.dumps({"record": record, "passes": len(judged_batches)}))
-    dist.destroy_process_group()
 
 
 def test_two_processes_share_the_batches_and_agree_with_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(rank, args=(port, tmp_path), nprocs=2)
+    together(2, rank, tmp_path)
     first, second = (json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2))
     assert first["record"] == second["record"] == told(judged())
     assert not (tmp_path / "a.journal").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -40,11 +39,3 @@ def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         whole["machine"] = {"cores": os.cpu_count(), **versions()}
         RECORD.parent.mkdir(parents=True, exist_ok=True)
         RECORD.write_text(json.dumps(whole, indent=1) + "\n")
-
-
-@pytest.fixture(scope="session")
-def forks() -> Any:
-    """Processes that are forked from one that has imported torch: real ones, in a few milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.torture.child"])
-    return context

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from layerwise.errors import CheckpointError
 from layerwise.methods import Standard
 from layerwise.training import Training, checkpoint
+from tests.forks import exit_code
 from tests.networks import TinyMLP
 from tests.torture.child import NO_NAMESPACE, on_a_small_disk, starved
 from tests.torture.disk import Write, watching
@@ -82,32 +83,30 @@ def test_full_at_every_write_in_turn(tmp_path: Path, figures: dict[str, Any]) ->
 LIMITS = sized(2, 12)
 
 
-def test_the_kernel_refuses_to_let_files_grow(tmp_path: Path, forks: Any, figures: dict[str, Any]) -> None:
+def test_the_kernel_refuses_to_let_files_grow(tmp_path: Path, figures: dict[str, Any]) -> None:
     """Exit code 2 at once, at whichever file is the first to be too large; then on to the end with room."""
-    assert spawned(forks, starved, str(tmp_path / "whole"), 0) == 0
+    assert exit_code(starved, str(tmp_path / "whole"), 0) == 0
     expected = outcome(tmp_path / "whole")
     largest = max(p.stat().st_size for p in (tmp_path / "whole").rglob("*") if p.is_file())
     for step in range(LIMITS):
         folder = tmp_path / f"run{step}"
         limit = 1 + largest * step // LIMITS
-        assert spawned(forks, starved, str(folder), limit) == 2
+        assert exit_code(starved, str(folder), limit) == 2
         told = folder.with_suffix(".error").read_text()
         assert "File too large" in told
         assert "free space and resume" in told
-        assert spawned(forks, starved, str(folder), 0) == 0
+        assert exit_code(starved, str(folder), 0) == 0
         assert differing(expected, outcome(folder)) == []
     figures.setdefault("full_disk", {})["file_limits"] = LIMITS
 
 
 @pytest.mark.parametrize("share", [0.7] if not TORTURE else [0.02, 0.2, 0.5, 0.7, 0.9])
-def test_a_disk_that_is_really_full(tmp_path: Path, forks: Any, figures: dict[str, Any], share: float) -> None:
-    assert spawned(forks, starved, str(tmp_path / "whole"), 0) == 0
+def test_a_disk_that_is_really_full(tmp_path: Path, figures: dict[str, Any], share: float) -> None:
+    assert exit_code(starved, str(tmp_path / "whole"), 0) == 0
     whole = tmp_path / "whole"
     size = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
     (tmp_path / "disk").mkdir()
-    code = spawned(
-        forks, on_a_small_disk, str(tmp_path / "disk"), str(tmp_path / "run"), max(8192, round(size * share))
-    )
+    code = exit_code(on_a_small_disk, str(tmp_path / "disk"), str(tmp_path / "run"), max(8192, round(size * share)))
     if code == NO_NAMESPACE:
         pytest.skip("this kernel lets nobody mount a file system of their own")
     assert code == 2
@@ -115,16 +114,16 @@ def test_a_disk_that_is_really_full(tmp_path: Path, forks: Any, figures: dict[st
     if share >= 0.7:
         assert checkpoint.found(tmp_path / "run" / "checkpoints")
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1] == []
-    assert spawned(forks, starved, str(tmp_path / "run"), 0) == 0
+    assert exit_code(starved, str(tmp_path / "run"), 0) == 0
     assert differing(outcome(whole), outcome(tmp_path / "run")) == []
     figures.setdefault("full_disk", {}).setdefault("real_disks", []).append(share)
 
 
-def test_a_folder_that_may_only_be_read(tmp_path: Path, forks: Any) -> None:
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
     """Root may write everywhere but on a file system that is read-only."""
     (tmp_path / "disk").mkdir()
     if os.geteuid() == 0:
-        code = spawned(forks, on_a_small_disk, str(tmp_path / "disk"), str(tmp_path / "run"), 0)
+        code = exit_code(on_a_small_disk, str(tmp_path / "disk"), str(tmp_path / "run"), 0)
         if code == NO_NAMESPACE:
             pytest.skip("this kernel lets nobody mount a file system of their own")
         assert code == 2
@@ -138,11 +137,3 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path, forks: Any) -> None:
     (tmp_path / "disk" / "run").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match=r"cannot write .*run: Permission denied; make it writable and resume"):
         run(tmp_path / "disk" / "run")
-
-
-def spawned(forks: Any, act: Callable[..., None], *arguments: Any) -> int | None:
-    process = forks.Process(target=act, args=arguments)
-    process.start()
-    process.join()
-    code: int | None = process.exitcode
-    return code

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from layerwise.training import checkpoint
+from tests.forks import started
 from tests.methods.cases import METHODS
 from tests.torture.child import killed
 from tests.torture.outcome import differing, outcome
@@ -24,12 +25,10 @@ KILLS = sized(-(-6 // len(CASES)), -(-40 // len(CASES)))
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_killed_runs_end_as_the_one_that_was_left_alone(
-    tmp_path: Path, forks: Any, figures: dict[str, Any], method: str
-) -> None:
+def test_killed_runs_end_as_the_one_that_was_left_alone(tmp_path: Path, figures: dict[str, Any], method: str) -> None:
     draw, count, whole = random.Random(f"{method}/{KILLS}"), tmp_path / "count", tmp_path / "whole"
     begun = time.perf_counter()
-    assert ended(forks, method, whole, -1, 0.0, count) == 0
+    assert ended(method, whole, -1, 0.0, count) == 0
     seconds, expected = time.perf_counter() - begun, outcome(whole)
     kills = {"writing": 0, "any": 0}
     folder = tmp_path / "broken"
@@ -38,7 +37,7 @@ def test_killed_runs_end_as_the_one_that_was_left_alone(
         kind = "writing" if kills["writing"] <= kills["any"] else "any"
         moment = draw.randrange(int(count.read_text())) if kind == "writing" else 10**9
         after = draw.uniform(0, seconds) if kind == "any" else None
-        code = ended(forks, method, folder, moment, draw.random(), count, after)
+        code = ended(method, folder, moment, draw.random(), count, after)
         assert code in (0, -9)
         if code == 0:  # it was done before: once more from the beginning
             assert differing(expected, outcome(folder)) == []
@@ -47,29 +46,25 @@ def test_killed_runs_end_as_the_one_that_was_left_alone(
         kills[kind] += 1
         # What was being written is not taken for whole, nor does it stand for damage.
         assert checkpoint.load_latest(folder / "checkpoints")[1] == []
-    assert ended(forks, method, folder, 10**9, 0.0, count) == 0
+    assert ended(method, folder, 10**9, 0.0, count) == 0
     assert differing(expected, outcome(folder)) == []
     left = [p.name for p in folder.rglob("*") if p.name.endswith((".part", ".writing"))]
     assert left == []
     figures.setdefault("kills", {})[method] = kills
 
 
-def ended(
-    forks: Any, method: str, folder: Path, at: int, share: float, count: Path, after: float | None = None
-) -> int | None:
+def ended(method: str, folder: Path, at: int, share: float, count: Path, after: float | None = None) -> int | None:
     """The exit code of a process that trains."""
-    process = forks.Process(target=killed, args=(method, str(folder), at, share, str(count)))
-    process.start()
+    process = started(killed, method, str(folder), at, share, str(count))
     process.join(after)
     if process.is_alive() and after is not None:
         process.kill()
         process.join()
-    code: int | None = process.exitcode
-    return code
+    return process.exitcode
 
 
-def test_the_comparison_sees_a_bit(tmp_path: Path, forks: Any) -> None:
-    assert ended(forks, "Standard", tmp_path / "run", -1, 0.0, tmp_path / "count") == 0
+def test_the_comparison_sees_a_bit(tmp_path: Path) -> None:
+    assert ended("Standard", tmp_path / "run", -1, 0.0, tmp_path / "count") == 0
     first, second = outcome(tmp_path / "run"), outcome(tmp_path / "run")
     assert differing(first, second) == []
     states = second["kept"][3][0]["random"]

@@ -15,11 +15,11 @@ from layerwise.core.cost import Passes
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.methods import Losses, Method
+from tests.forks import exit_code
 from tests.methods.cases import METHODS, make
 from tests.networks import TinyResNet
 from tests.torture.memory import KNOWN, resident
 from tests.torture.size import TORTURE, sized
-from tests.torture.test_full_disk import spawned
 from tests.training.fakes import cheap, pictures, train
 
 STEPS = sized(200, 2000)
@@ -77,8 +77,8 @@ def measured(name: str, folder: str, steps: int, found: str) -> None:
     Path(found).write_text(str(growth(method, Path(folder) if name == "LAT" else None, steps)))
 
 
-def grown(forks: Any, place: Path, name: str, steps: int) -> float:
-    assert spawned(forks, measured, name, str(place / "run"), steps, str(place / "found")) == 0
+def grown(place: Path, name: str, steps: int) -> float:
+    assert exit_code(measured, name, str(place / "run"), steps, str(place / "found")) == 0
     return float((place / "found").read_text())
 
 
@@ -88,9 +88,9 @@ needs_linux = pytest.mark.skipif(not KNOWN, reason="the resident memory is read 
 
 @needs_linux
 @pytest.mark.parametrize("name", sorted(METHODS) if TORTURE else CHOSEN)
-def test_memory_is_flat(tmp_path: Path, forks: Any, figures: dict[str, Any], name: str) -> None:
+def test_memory_is_flat(tmp_path: Path, figures: dict[str, Any], name: str) -> None:
     # LAT with checkpoints and metrics, which on a disk cost more than the steps of all others.
-    more = grown(forks, tmp_path, name, STEPS)
+    more = grown(tmp_path, name, STEPS)
     soak = figures.setdefault(f"soak_{STEPS}_steps", {"allowed_megabytes": ALLOWED, "grown_megabytes": {}})
     soak["grown_megabytes"][name] = round(more, 2)
     assert more < ALLOWED
@@ -98,7 +98,7 @@ def test_memory_is_flat(tmp_path: Path, forks: Any, figures: dict[str, Any], nam
 
 @needs_linux
 @pytest.mark.parametrize("kind", LEAKS)
-def test_a_leak_is_seen(tmp_path: Path, forks: Any, figures: dict[str, Any], kind: str) -> None:
-    more = grown(forks, tmp_path, kind, STEPS)
+def test_a_leak_is_seen(tmp_path: Path, figures: dict[str, Any], kind: str) -> None:
+    more = grown(tmp_path, kind, STEPS)
     figures.setdefault("planted_leak_megabytes", {})[kind] = round(more, 2)
     assert more > ALLOWED

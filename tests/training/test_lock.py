@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from layerwise.methods import Standard
 from layerwise.training import checkpoint, lock
 from layerwise.training.lock import LOCK, held
 from layerwise.training.run import Run, nothing_half_made
+from tests.forks import forks, started
 from tests.networks import TinyMLP
 from tests.torture.child import holds
 from tests.training.fakes import Scripted, cheap, train
@@ -23,12 +23,10 @@ CONFIG = {"the": "same"}
 @pytest.fixture
 def holder(tmp_path: Path) -> Any:
     """Another process that trains in the folder `run`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.torture.child"])
-    ready = context.Event()
-    process = context.Process(target=holds, args=(str(tmp_path / "run"), ready))
-    process.start()
-    assert ready.wait(60)
+    ready = forks().Event()
+    process = started(holds, str(tmp_path / "run"), ready)
+    while not ready.wait(0.1):
+        assert process.is_alive()
     yield process
     process.kill()
     process.join()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise.core import registry
@@ -49,6 +46,7 @@ from layerwise.methods import (
     Standard,
 )
 from layerwise.training import AdamW, FitResult, checkpoint, fsdp
+from tests.forks import together
 from tests.networks import TinyConv
 from tests.training.fakes import Scripted, apart, cheap, pictures, same, train, weights
 
@@ -149,25 +147,8 @@ def alone(name: str) -> tuple[dict[str, Tensor], FitResult]:
 
 
 def rank(
-    index: int,
-    port: int,
-    folder: Path,
-    world: int,
-    names: tuple[str, ...],
-    each: dict[str, Any],
-    options: dict[str, Any],
+    index: int, folder: Path, world: int, names: tuple[str, ...], each: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": f"{world}",
-        "LOCAL_WORLD_SIZE": f"{world}",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
     for name in names:
         case = CASES[name]
         fsdp.UNIT = 1_000_000 if "yopo" in name else 100
@@ -178,7 +159,6 @@ def rank(
         torch.save(found, folder / f"{name}-{index}.pt")
     if names == tuple(CASES):
         torch.save(shares_of(index), folder / f"shares-{index}.pt")
-    dist.destroy_process_group()
 
 
 def shares_of(index: int) -> dict[str, Any]:
@@ -206,11 +186,7 @@ def spawned(
     **options: Any,
 ) -> Any:
     """So many ranks train the cases, with other settings for all of them or for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    return spawn(rank, args=(port, path, world, names, each or {}, options), nprocs=world, join=join)
+    return together(world, rank, path, world, names, each or {}, options, join=join)
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +256,7 @@ def killed(folder: Path, name: str, steps: int) -> None:
     """Two ranks train, and are killed at some moment after so many batches."""
     context = spawned(folder, 2, (name,), join=False, **LONG)
     try:
-        begun = time.monotonic()
         while len(checkpoint.found(folder / name / "checkpoints")) < steps:
-            assert time.monotonic() < begun + 300
             assert all(process.is_alive() for process in context.processes)
             time.sleep(0.002)
     finally:

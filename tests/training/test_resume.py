@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,16 @@ def test_a_run_killed_three_times_is_the_uninterrupted_one_bit_by_bit(tmp_path: 
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that is heard as in a terminal, also where the tests run under nohup."""
+    found: signal.Signals = request.param
+    before = signal.signal(found, signal.default_int_handler if found == signal.SIGINT else signal.SIG_DFL)
+    yield found
+    signal.signal(found, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], indirect=True)
 def test_ctrl_c_saves_within_an_epoch_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     settings = cheap(checkpoint_every=10, optimizer=AdamW(lr=0.01))
     whole, net = TinyMLP(), TinyMLP()

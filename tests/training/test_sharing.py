@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from layerwise.errors import ConfigError
 from layerwise.methods import AWP, DeepDefense, GradAlign, Parseval, Standard
 from layerwise.training import DivergedError, Training, fsdp
 from layerwise.training.sync_norm import synchronised
+from tests.forks import together
 from tests.networks import TinyConv
 from tests.training.fakes import Scripted, apart, cheap, pictures, same, train, weights
 
@@ -83,10 +82,7 @@ def diverging(**options: Any) -> str:
     return "nothing"
 
 
-def rank(index: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(index), "LOCAL_RANK": str(index)}
-    os.environ |= {**place, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+def rank(index: int, folder: Path) -> None:
     said = [diverging(strategy="fsdp2"), diverging(strategy="ddp", batch_norm="synchronised")]
     own = TinyConv()
     train(own, Standard(), cheap(devices=2, strategy="fsdp2", eval_every=1), pictures(24))
@@ -98,17 +94,12 @@ def rank(index: int, port: int, folder: Path) -> None:
     torch.save(
         {name: passed(name, rows) for name in NORMS} | {"said": said, "own": weights(own)}, folder / f"{index}.pt"
     )
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("sharing")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(rank, args=(port, folder), nprocs=2)
+    together(2, rank, folder)
     return [torch.load(folder / f"{index}.pt", weights_only=True) for index in range(2)]
 
 
