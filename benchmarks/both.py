@@ -117,6 +117,20 @@ def check_package() -> None:
         raise SystemExit(f"layerwise comes from {found}, expected from {expected}")
 
 
+def compared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[str]]:
+    """{what: how it differs}; what failed on both sides proves nothing, so it differs too."""
+    found = {}
+    for what in {**before, **after}:
+        sides = {"before": before.get(what), "after": after.get(what)}
+        failed = [
+            f"{name}: {side['error']} ({side['at']})"
+            for name, side in sides.items()
+            if isinstance(side, dict) and "error" in side
+        ]
+        found[what] = failed or differences(sides["before"], sides["after"])
+    return found
+
+
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
     """Every place in two records, as deep as they go, where they are not equal; NaN equals NaN."""
     if isinstance(before, dict) and isinstance(after, dict):

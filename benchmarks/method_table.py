@@ -22,15 +22,9 @@ ALPHA = EPS / 4
 """Step of attacks with several."""
 
 MODULES = (
-    "",
-    ".methods",
-    ".training",
-    ".data",
-    ".probe",
-    ".core",
-    ".core.probe",
-    ".core.criteria",
-    ".attacks",
+    *("", ".methods", ".training", ".data"),
+    *(".evaluation", ".evaluation.corruptions", ".evaluation.measures", ".diagnostics", ".attacks"),
+    *(".core", ".core.probe", ".core.criteria", ".core.random", ".probe", ".random"),
 )
 """Where a name is looked for, below `layerwise`; the first that has it."""
 
@@ -75,7 +69,7 @@ def find(name: str) -> Any:
     raise LookupError(f"layerwise has no {name} in any of {', '.join(MODULES)}")
 
 
-def of(name: str, **fields: Any) -> Spec:
+def of(name: str, /, **fields: Any) -> Spec:
     """Shorthand for a spec."""
     return Spec(name, fields)
 

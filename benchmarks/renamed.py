@@ -19,3 +19,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {}
 
 STATE: dict[str, str] = {}
 """{key of a method's `state_dict` after: before}."""
+
+RECORD: dict[str, str] = {}
+"""{field of a record after: before}."""

@@ -301,17 +301,6 @@ def without_step(before: Found, after: Found) -> tuple[Found, Found]:
     return kept[0], kept[1]
 
 
-def compared(before: Found, after: Found) -> dict[str, list[str]]:
-    """{training: how it differs}; one that failed on both sides proves nothing, so it differs."""
-    found = {}
-    for what in {**before, **after}:
-        a, b = before.get(what, {}), after.get(what, {})
-        sides = dict(zip(both.SIDES, (a, b), strict=True)).items()
-        failed = [f"{name}: {s['error']} ({s['at']})" for name, s in sides if "error" in s]
-        found[what] = failed or both.differences(a, b)
-    return found
-
-
 def tell(found: dict[str, list[str]]) -> None:
     """A line a way of training and network, and what differs."""
     total: Counter[tuple[str, str]] = Counter()
@@ -356,7 +345,7 @@ def main() -> None:
         return
     again = ["-", "-", "--only", args.only, "--networks", *args.networks]
     sides = both.run_both(__file__, args.checkouts, again, keep=args.keep, jobs=args.jobs)
-    found = compared(*without_step(*sides))
+    found = both.compared(*without_step(*sides))
     tell(found)
     sys.exit(any(found.values()) or not found)
 
