@@ -171,21 +171,26 @@ def special() -> dict[str, Reading]:
     }
 
 
-def plain(value: Any) -> Any:
-    """A result in JSON's types; tensors as digests, numbers to the last bit."""
+def plain(value: Any, where: str = "") -> Any:
+    """A result in JSON's types, as it was called before; tensors as digests, numbers to the last bit."""
     if isinstance(value, Tensor):
         return digest(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        names = renamed.RECORD if both.side() == "after" else {}
-        kept = {names.get(str(key), str(key)): each for key, each in value.items()}
-        return {key: plain(each) for key, each in kept.items() if key not in LEFT_OUT}
+        kept = {called(str(key), where): each for key, each in value.items()}
+        return {key: plain(each, key) for key, each in kept.items() if key not in LEFT_OUT}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(each, where) for each in value]
     if isinstance(value, float):
         return value.hex()
     return value if value is None or isinstance(value, bool | int | str) else repr(value)
+
+
+def called(field: str, where: str) -> str:
+    """What a field was called before."""
+    names = renamed.RECORD if both.side() == "after" else {}
+    return names.get(f"{where}.{field}", names.get(field, field))
 
 
 def measured(read: Reading) -> Any:
