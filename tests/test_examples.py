@@ -30,8 +30,7 @@ def test_own_methods_noise_is_the_stated_share_of_every_activation(share: float)
     method.attach(model, x)
     sites = method.attached_sites()[0]
     sites.monitor = {}
-    for loss in method.losses(model, x, y, generator=Stream(0)):
-        loss.backward()  # type: ignore[union-attr]
+    lw.step(method, model, x, y, torch.optim.SGD(model.parameters(), lr=0.1), generator=Stream(0))
     assert [str(site) for site in sites] == ["bn1", "layer1.bn", "layer2.bn"]
     for measured in sites.monitor.values():
         assert float(measured["relative"]) == pytest.approx(share, rel=1e-5)

@@ -49,6 +49,7 @@ NAMES = [
     "Sites",
     "Standard",
     "TRADES",
+    "Step",
     "ThreatModel",
     "Training",
     "YOPO",
@@ -61,6 +62,7 @@ NAMES = [
     "from_tensors",
     "load",
     "load_data",
+    "step",
 ]
 
 HEAVY = [

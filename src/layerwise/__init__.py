@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from layerwise.attacks import ThreatModel
     from layerwise.core.criteria import CrossEntropy
-    from layerwise.core.driving import Partial
+    from layerwise.core.driving import Partial, Step, step
     from layerwise.core.probe import Probe
     from layerwise.core.sites import Sites
     from layerwise.core.tracing import Site
@@ -104,6 +104,7 @@ __all__ = [
     "Site",
     "Sites",
     "Standard",
+    "Step",
     "ThreatModel",
     "Training",
     "__version__",
@@ -115,12 +116,13 @@ __all__ = [
     "from_tensors",
     "load",
     "load_data",
+    "step",
 ]
 
 _PLACES = {
     "attacks": ("ThreatModel",),
     "core.criteria": ("CrossEntropy",),
-    "core.driving": ("Partial",),
+    "core.driving": ("Partial", "Step", "step"),
     "core.probe": ("Probe",),
     "core.sites": ("Sites",),
     "core.tracing": ("Site",),

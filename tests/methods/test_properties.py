@@ -17,6 +17,7 @@ from layerwise.methods import TRADES, InputMethod, LayerMethod
 from tests.methods.cases import (
     METHODS,
     CheckpointedResNet,
+    backward,
     backward_next,
     data,
     differing,
@@ -146,10 +147,39 @@ def test_passes_that_look_for_noise_touch_no_parameter(name: str) -> None:
     losses = iter(method.losses(model, x, y, generator=Stream(0)))
     next(losses)
     assert [p.requires_grad for p in model.parameters()] == flags
+    if name == "AWP":  # it has set them aside, and brings them back when the generator goes on or is closed
+        assert all(p.grad is None for p in model.parameters())
+        losses.close()
     assert [n for n, p in model.named_parameters() if p.grad is not None] == ["fc.weight"]
     assert model.fc.weight.grad is marker
     assert bool((marker == 1).all())
     assert all(m.training for m in model.modules())
+
+
+@methods()
+def test_gradients_that_are_there_already_are_kept(name: str) -> None:
+    """A user's own accumulation: each micro-batch's generator runs to its end, and the step comes later."""
+    model, method = plain(), make(name)
+
+    def added(x: Tensor, y: Tensor, step: int) -> None:
+        for loss in method.losses(model, x, y, generator=Stream(0, step)):
+            backward(loss)
+
+    (one, two) = data(2)
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    separate = []
+    for step, (x, y) in enumerate((one, two)):
+        model.zero_grad()
+        added(x, y, step)
+        separate.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
+    method.load_state_dict(state)
+    model.load_state_dict(plain().state_dict())
+    model.zero_grad()
+    for step, (x, y) in enumerate((one, two)):
+        added(x, y, step)
+    for p, a, b in zip(model.parameters(), *separate, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(found, a + b, rtol=1e-8, atol=1e-10)
 
 
 @methods()

@@ -77,18 +77,18 @@ def _identity() -> None:
 
 def _step() -> None:
     """One SLAT step on the embedded data."""
+    import torch
+
     from layerwise import data, models
-    from layerwise.core.driving import Partial
+    from layerwise.core.driving import step
     from layerwise.methods import SLAT
 
     digits = data.load("digits")
     model = models.build("digits_cnn", num_classes=10, shape=digits.shape)
     x, y = next(iter(data.batches(digits.train, 32)))
-    for item in SLAT(eta=0.1).losses(model, x, y):
-        loss = item.loss if isinstance(item, Partial) else item
-        if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()}")
-        loss.backward()  # type: ignore[no-untyped-call]
+    loss = step(SLAT(eta=0.1), model, x, y, torch.optim.SGD(model.parameters(), lr=0.1))
+    if not loss.isfinite():
+        raise ValueError(f"the loss is {loss.item()}")
 
 
 def _folder() -> None:

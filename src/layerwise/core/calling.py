@@ -153,6 +153,15 @@ def take(x: Inputs, chosen: slice) -> Inputs:
     return each_tensor(x, lambda value: value[chosen] if value.ndim and len(value) == count else value)
 
 
+def parts_of(size: int, count: int) -> list[slice]:
+    """The rows of `count` contiguous parts, as equal as can be.
+
+    >>> parts_of(10, 3)
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+    """
+    return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
 def move(x: Inputs, device: torch.device | str) -> Inputs:
     """The batch on a device."""
     return each_tensor(x, lambda value: value.to(device, non_blocking=True))

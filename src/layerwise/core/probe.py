@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.criteria import Criterion
-from layerwise.core.driving import PLAIN, Backward, Step
+from layerwise.core.driving import AUTOGRAD, PLAIN, Backward, Exact, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
+from layerwise.core.norms import safe_divide
 from layerwise.core.passes import Constraint, Gradients, Pass
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
@@ -88,10 +89,15 @@ class Probe:
             loss = (self.criterion or criterion).sum(logits(model, with_examples(x, leaf)), y)
             leaves = [leaf] * wrt_input + (active.leaves if active is not None else [])
             # A loss that no leaf reaches has no graph; the sites then say which of them was missed or is dead.
+            exact = backward is AUTOGRAD or isinstance(backward, Exact)
+            factor = None if exact or not loss.requires_grad else _factor_of(loss)
             if loss.requires_grad or active is None:
                 backward(loss, inputs=leaves)
         gradient = leaf.grad if leaf.grad is not None else given.detach().new_zeros(()).expand_as(given)
-        return gradient.detach(), active.gradients() if active is not None else {}
+        g = active.gradients() if active is not None else {}
+        if factor:
+            return safe_divide(gradient.detach(), factor[0]), {k: safe_divide(v, factor[0]) for k, v in g.items()}
+        return gradient.detach(), g
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
@@ -105,6 +111,13 @@ class Probe:
                 yield
             finally:
                 _around.reset(token)
+
+
+def _factor_of(loss: Tensor) -> list[Tensor]:
+    """What the engine multiplies or divides the loss with, once it has."""
+    found: list[Tensor] = []
+    loss.register_hook(lambda gradient: found.append(gradient.detach()))  # type: ignore[no-untyped-call]
+    return found
 
 
 _around: ContextVar[tuple[nn.Module, BatchNormMode] | None] = ContextVar("layerwise_around", default=None)

@@ -90,6 +90,14 @@ Source: TypeAlias = Stream | torch.Generator | None
 """Where random numbers come from: a `Stream`, a plain generator on the right device, or PyTorch's own (None)."""
 
 
+def repeatable(source: Source) -> Stream:
+    """A source whose second reading gives the same numbers, and whose rows can be shared out."""
+    if isinstance(source, Stream):
+        return source
+    device = torch.device("cpu") if source is None else source.device
+    return Stream(int(torch.randint(2**62, (), generator=source, device=device)))
+
+
 def uniform(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:
     """Independent U(-1, 1) entries of the shape, type and device of `like` (B, ...)."""
     return _draw(like, source, key, torch.rand).mul_(2).sub_(1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.core.calling import parts_of
 from layerwise.core.random import Stream
 from layerwise.data.augment import Augment
 from layerwise.data.splits import Split
@@ -33,7 +34,7 @@ def rank_rows(size: int, rows: tuple[int, int]) -> slice:
     [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
     """
     rank, world = rows
-    return slice(size * rank // world, size * (rank + 1) // world)
+    return parts_of(size, world)[rank]
 
 
 def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:

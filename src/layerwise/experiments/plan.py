@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from itertools import accumulate, chain, islice
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.driving import AUTOGRAD, Partial
+from layerwise.core.driving import Part, drive
 from layerwise.core.random import Stream
 from layerwise.data import ImageData, batches, num_batches
 from layerwise.experiments.experiment import Experiment, best_device, build_model, load_data, make_phases
@@ -110,10 +109,7 @@ def _seconds(method: Method, model: nn.Module, pairs: list[tuple[Tensor, Tensor]
 def _train(method: Method, model: nn.Module, x: Tensor, y: Tensor, *, step: int = 0) -> None:
     """A batch without the optimiser's step."""
     model.train()
-    with closing(method.losses(model, x, y, generator=Stream(0, step))) as losses:
-        for loss in losses:
-            AUTOGRAD(loss.loss if isinstance(loss, Partial) else loss)
-    model.zero_grad()
+    drive(method, model, [Part(x, y, Stream(0, step), 1.0)], step=model.zero_grad)
 
 
 def kept_bytes(model: nn.Module, run: Callable[[], None]) -> int:

@@ -13,7 +13,7 @@ from layerwise.core.cost import Passes
 from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.norms import safe_divide
-from layerwise.core.random import Source, Stream
+from layerwise.core.random import repeatable
 from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.core.tape import Tape
@@ -31,7 +31,8 @@ class AWP(Wrapper):
 
     Every weight of more than one dimension is moved along its own d before the step and back after it. The base's loss is back-propagated
     once more for d, over the whole global batch; what its probes found is remembered, so that no attack is run twice. Only the descent at
-    the moved weights changes batch norm's running statistics.
+    the moved weights changes batch norm's running statistics. Gradients that are there already, of the caller's earlier micro-batches,
+    are set aside meanwhile and have no part in d.
 
     Args:
         gamma: size of the perturbation relative to the weight; 0 is the base, bitwise.
@@ -53,6 +54,7 @@ class AWP(Wrapper):
             found = f"{name} takes {steps} steps" if steps != 1 else f"{name} is one already"
             raise ConfigError(f"AWP perturbs the weights around one step a batch, and {found}; type another base{hint}")
         self._shift: _Shift | None = None
+        self._before: _Before | None = None
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's loss at w, back-propagated only; then the same loss at w + v, with what its probes found at w."""
@@ -60,16 +62,23 @@ class AWP(Wrapper):
         if not self.gamma:
             yield from self.base.batch_losses(model, x, y, step)
             return
-        tape, again = Tape(), replace(step, generator=_repeatable(step.generator))
+        tape, again = Tape(), replace(step, generator=repeatable(step.generator))
+        raw = unwrap(model)
         trial = self.base.batch_losses(model, x, y, again)
         try:
-            with batch_norm(unwrap(model), "batch"):
+            with batch_norm(raw, "batch"):
                 loss = self._first(trial, tape)
-            yield Partial(loss)
+            before = self._set_aside(raw)
+            try:
+                yield Partial(loss)
+            except BaseException:
+                self._bring_back(before)
+                raise
         finally:
             trial.close()
         if self._shift is None:  # the first micro-batch moves the weights for all
-            self._shift = _Shift(unwrap(model), self.gamma)
+            self._shift = _Shift(raw, self.gamma)
+            self._bring_back(before)
         shift, losses = self._shift, self.base.batch_losses(model, x, y, again)
         try:
             yield self._first(losses, tape)
@@ -87,6 +96,19 @@ class AWP(Wrapper):
                 f"{type(self.base).__name__} adds up several losses, and AWP takes one; type another base"
             )
         return loss
+
+    def _set_aside(self, raw: nn.Module) -> _Before:
+        """The gradients that are there already, of micro-batches of the caller's: those of the first losses come alone."""
+        left = self._before is not None and all(w.grad is None for w in raw.parameters())  # by an abandoned generator
+        if self._before is None or left:
+            self._before = _Before(raw)
+        return self._before
+
+    def _bring_back(self, before: _Before) -> None:
+        """Put the gradients back, once: the micro-batches of a batch share them."""
+        if before is self._before:
+            before.restore()
+            self._before = None
 
     def _undo(self, shift: _Shift | None) -> None:
         """Move the weights back, once: the micro-batches of a batch share the shift."""
@@ -108,7 +130,7 @@ class _Shift:
         self.moved: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             for w in raw.parameters():
-                d, w.grad = w.grad, None
+                d = w.grad
                 if d is not None and w.ndim > 1:
                     v = d * (gamma * safe_divide(w.norm(), d.norm()))
                     # An overflow under fp16 scaling moves nothing; its step would be skipped, but the weights stay.
@@ -123,9 +145,16 @@ class _Shift:
                 w.sub_(v)
 
 
-def _repeatable(source: Source) -> Stream:
-    """A source whose second reading gives the same numbers."""
-    if isinstance(source, Stream):
-        return source
-    device = torch.device("cpu") if source is None else source.device
-    return Stream(int(torch.randint(2**62, (), generator=source, device=device)))
+@final
+class _Before:
+    """The gradients that the weights had, taken off them until they are put back."""
+
+    def __init__(self, raw: nn.Module) -> None:
+        self.gradients = [(w, w.grad) for w in raw.parameters()]
+        for w, _ in self.gradients:
+            w.grad = None
+
+    def restore(self) -> None:
+        """Give them back, in place of what has come since."""
+        for w, gradient in self.gradients:
+            w.grad = gradient

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion
-from layerwise.core.driving import AUTOGRAD, Backward, Partial, Step
+from layerwise.core.driving import AUTOGRAD, Backward, Step
+from layerwise.core.driving import Losses as Losses
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
 
-Losses: TypeAlias = Generator[Tensor | Partial, None, None]
-"""What a mini-batch has to be descended on, one after the other."""
 Perturbed: TypeAlias = tuple[Tensor, Gradients]
 """An adversarial input, detached, and {site: gradient} of the probe that found it."""
 
@@ -26,12 +24,7 @@ Perturbed: TypeAlias = tuple[Tensor, Gradients]
 class Method(ABC):
     """A training method: hyper-parameters, and a generator of losses.
 
-    A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. A user's own loop is four lines:
-
-        for loss in method.losses(model, x, y):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. `layerwise.step` trains on a batch with it.
     """
 
     def losses(

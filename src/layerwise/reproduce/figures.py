@@ -14,7 +14,7 @@ from layerwise import models
 from layerwise.attacks import InputAttack, PGDAttack, ThreatModel, parse_attack
 from layerwise.core import registry
 from layerwise.core.checks import parse_radius
-from layerwise.core.driving import AUTOGRAD
+from layerwise.core.driving import step
 from layerwise.core.random import Source, normal
 from layerwise.data import load
 from layerwise.data.batching import batches
@@ -303,11 +303,7 @@ def _toy(item: Item, bench: Bench, folder: Path) -> list[Picture]:
             model = models.build("toy", num_classes=2, shape=(2, 1, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         for _ in range(TOY_STEPS):
-            for loss in method.losses(model, points, y):
-                assert isinstance(loss, Tensor)
-                optimizer.zero_grad()
-                AUTOGRAD(loss)
-                optimizer.step()
+            step(method, model, points, y, optimizer)
         method.detach()
         found: Found = {name: look.decision_boundary(model.eval(), points, y, points=80)}
         for _, figure in _figures(found):

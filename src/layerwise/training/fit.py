@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.driving import AUTOGRAD, Backward, Partial
+from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
 from layerwise.core.modes import evaluation_mode, training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
 from layerwise.data import ImageData, batches, rank_rows
-from layerwise.errors import ConfigError, LayerwiseError
+from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.models.weights import pack_tensors
 from layerwise.training import fsdp
@@ -220,41 +220,24 @@ def advance(loop: Loop, method: Method, x: Tensor, y: Tensor) -> dict[str, dict[
 
 
 def _descend(loop: Loop, method: Method, x: Tensor, y: Tensor) -> None:
-    """One global batch: its micro-batches' generators advance in lockstep, and a round of plain losses ends with a step."""
-    session, model, backward, sees = loop.session, loop.model, loop.backward, loop.sees
-    parts = session.parts(x, y)
-    sources = [method.losses(model, p.x, p.y, backward=backward, generator=p.source) for p in parts]
-    pending = stepped = False
-    try:
-        while True:
-            round_: set[type] = set()
-            for index, (part, source) in enumerate(zip(parts, sources, strict=True)):
-                with loop.unsynchronised(index + 1 < len(parts)):
-                    item = next(source, None)
-                    round_.add(Partial if isinstance(item, Partial) else type(item))
-                    if item is None:
-                        continue
-                    loss = item.loss if isinstance(item, Partial) else item
-                    session.observe(loss, part, later=sees)
-                    if sees and not math.isfinite(loss.item()):
-                        raise NotFinite(session.step)
-                    # Before the next generator moves: a recomputation in this backward has to find this one's noise.
-                    backward(loss if part.share == 1 else loss * part.share)
-            if len(round_) > 1:
-                raise LayerwiseError(f"{type(method).__name__}.losses yields differently for the parts of one batch")
-            if stepped and session.average is not None:
-                # Not right after the step: what a method does to the weights then belongs to them (Parseval's retraction, AWP's way back).
-                session.average.update()
-            if round_ == {type(None)}:
-                break
-            pending, stepped = round_ == {Partial}, round_ != {Partial}
-            if stepped:
-                _step(loop)
-    finally:
-        for source in sources:
-            source.close()
-    if pending:
-        raise LayerwiseError(f"{type(method).__name__}.losses ends with a Partial; end with a loss to step on")
+    """One global batch."""
+    session, sees = loop.session, loop.sees
+
+    def seen(loss: Tensor, part: Part) -> None:
+        session.observe(loss, part, later=sees)
+        if sees and not math.isfinite(loss.item()):
+            raise NotFinite(session.step)
+
+    drive(
+        method,
+        loop.model,
+        session.parts(x, y),
+        step=partial(_step, loop),
+        backward=loop.backward,
+        seen=seen,
+        within=loop.unsynchronised,
+        settled=None if session.average is None else session.average.update,
+    )
 
 
 def _step(loop: Loop) -> None:
@@ -328,7 +311,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
         session,
         model,
         optimizer,
-        AUTOGRAD if bare else fabric.backward,
+        AUTOGRAD if bare else Exact(fabric.backward),
         None if shards.cut else capturing(session),
     )
 

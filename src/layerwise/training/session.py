@@ -6,13 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.driving import Part, cut
 from layerwise.core.random import Bank, Stream
 from layerwise.core.shards import weights_of
 from layerwise.data import ImageData, batches, num_batches, rank_rows
@@ -74,17 +75,6 @@ class Place:
     rank: int
     world: int
     autocast: Callable[[], AbstractContextManager[object]]
-
-
-@final
-@dataclass(frozen=True)
-class Part:
-    """A micro-batch: images, labels, random numbers, and its share of the global batch's mean loss."""
-
-    x: Tensor
-    y: Tensor
-    source: Stream
-    share: float
 
 
 @final
@@ -240,12 +230,7 @@ class Session:
         own = rank_rows(total, (self.place.rank, world)).start
         count = min(settings.accumulate, total // world)
         stream = Stream(settings.seed, self.step, own, total, own, len(x), self.bank)
-        if count == 1:
-            return [Part(x, y, stream, len(x) * world / total)]
-        cuts = [rank_rows(len(x), (i, count)) for i in range(count)]
-        streams = [replace(stream, start=own + cut.start) for cut in cuts]
-        shares = [(cut.stop - cut.start) * world / total for cut in cuts]
-        return [Part(x[c], y[c], stream, share) for c, stream, share in zip(cuts, streams, shares, strict=True)]
+        return cut(x, y, stream, count, lambda rows: rows * world / total)
 
     def set_rate(self) -> None:
         """The learning rate of the batch that comes next, the same for all its steps, so that no schedule depends on their number."""
