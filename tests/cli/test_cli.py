@@ -251,6 +251,21 @@ def test_another_judgement_leaves_the_runs_own(layerwise: Command, done: Path) -
     assert layerwise("evaluate", "runs/done", "--data.root=.").out.endswith("runs/done/evaluation.json\n")
 
 
+def test_a_run_that_may_only_be_read_has_its_record_elsewhere(
+    layerwise: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "done" not in str(path) and access(path, mode))
+    before = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
+    told(layerwise("evaluate", "runs/done"), r"^error: runs/done may only be read; type --output FOLDER, where the rec")
+    base = ["--evaluation.corruptions=fog", "--evaluation.corruption_base=runs/done"]
+    said = layerwise("evaluate", "runs/done", "--output", "there/is", "--record", "mine", *base)
+    assert said.code == 0, said.err
+    assert said.out.endswith("\nrecord: there/is/mine.json\n")
+    assert Judgement.read(Path("there/is"), "mine").corruption_scores is not None
+    assert {p: p.read_bytes() for p in done.rglob("*") if p.is_file()} == before
+
+
 def test_other_weights_have_a_record_of_their_own(layerwise: Command, done: Path) -> None:
     shutil.copy(done / "model.safetensors", done / "best.safetensors")
     said = layerwise("evaluate", "runs/done", "--weights", "best")

@@ -121,3 +121,20 @@ def test_render_shows_the_page_and_its_verdicts(layerwise: Command, tmp_path: Pa
 )
 def test_mistakes_are_told(layerwise: Command, argv: list[str], message: str) -> None:
     told(layerwise("reproduce", *argv), message)
+
+
+def test_when_nothing_could_be_run_the_command_fails_and_names_the_whole_path(
+    layerwise: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = item(rows={"SLAT": {"recipe": "slat-mnist"}, "PGD": {"recipe": "pgd-mnist"}})
+    monkeypatch.setattr(definitions, "items", lambda: {"slat/table-x": missing})
+    monkeypatch.setattr(definitions, "find", lambda name: [missing])
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path / "my data"))
+    said = layerwise("reproduce", "slat/table-x", "--scale", "reduced", "--quiet")
+    assert said.code == 2
+    assert said.err.endswith(
+        "error: nothing could be run, and each reason is told above; mend it and type the same again\n"
+    )
+    assert said.err.count(f"not found in {tmp_path / 'my data'}/MNIST/raw") == 1
+    record = (tmp_path / "results/reduced/slat/table-x.json").read_text()
+    assert str(tmp_path) not in record

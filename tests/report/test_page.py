@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -189,7 +190,8 @@ def test_what_is_missing_names_the_command_that_makes_it(tmp_path: Path) -> None
     page = Page(html)
     assert page.said("h2") == ["bare", *SECTIONS]
     # The verdict, all that `evaluate` measures, and how to judge again.
-    assert html.count(f"<code>layerwise evaluate {folder} --") == 1 + 11 + 1
+    typed = f"<code>layerwise evaluate {shlex.quote(str(folder))} --"
+    assert html.replace("&#39;", "'").count(typed) == 1 + 11 + 1
     assert "<code>layerwise train RECIPE</code>" in html
     assert "<code>layerwise train slat-digits</code>" in html
     assert not page.of("img")

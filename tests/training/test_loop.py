@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.core.driving import Step
 from layerwise.data import batches, load
-from layerwise.errors import ConfigError, LayerwiseError
+from layerwise.data.splits import TensorSplit
+from layerwise.errors import ConfigError, DataError, LayerwiseError
 from layerwise.methods import ANP, FGSM, FGSMRS, LAD, LAT, PGD, SLAT, Losses, Method, Standard
 from layerwise.models import build
 from layerwise.training import SGD, AdamW, Cyclic, Phase, fit
@@ -349,3 +350,13 @@ def test_a_look_that_cannot_attack_says_so(caplog: pytest.LogCaptureFixture) -> 
         with caplog.at_level(logging.WARNING, logger="layerwise"):
             train(network, Standard(), cheap(epochs=1, eval_every=1))
         assert sum("PGD moved no image" in message for message in caplog.messages) == told
+
+
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_images_of_one_class_are_told_before_the_first_step(num_classes: int) -> None:
+    usual, method = pictures(8), Scripted()
+    same_label = TensorSplit(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
+    data = replace(usual, train=same_label, classes=usual.classes[:num_classes])
+    with pytest.raises(DataError, match="every training image has label 0, so there is nothing to learn"):
+        train(TinyMLP(), method, cheap(), data)
+    assert method.events == []

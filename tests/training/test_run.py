@@ -146,6 +146,17 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     assert same(before, weights(net))
 
 
+def test_weights_of_a_quantised_network_are_told() -> None:
+    net = TinyMLP()
+    name, weight = next(iter(net.state_dict().items()))
+    small = {**net.state_dict(), name: weight.to(torch.int8)}
+    with pytest.raises(CheckpointError, match=rf"'{name}' holds torch.int8 numbers, as a quantised network has, the"):
+        put_weights(net, small, where="it")
+    half = {**net.state_dict(), name: weight.to(torch.bfloat16)}
+    put_weights(net, half, where="it")
+    assert net.state_dict()[name].dtype == torch.float32
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot make the run folder"):

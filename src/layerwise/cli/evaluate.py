@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ Evaluate a finished run, as its recipe says, by a suite, or otherwise.
 A suite's settings are changed by what is typed beside it. After Ctrl-C, or
 whatever else stopped it, the same command goes on; --fresh begins anew.
 
-The record goes into the run's folder: evaluation.json where nothing differs
+The record goes into the run's folder (or --output): evaluation.json where nothing differs
 from the run's own settings, evaluation-SUITE.json, evaluation-best.json for
 other weights, evaluation-custom.json for other settings, or where --record
 says. `layerwise evaluate RUN --help` lists every setting.
@@ -49,6 +51,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--weights", default="last", help="last, best, ema or best-ema (default: last)")
     parser.add_argument("--record", help="name of the record in the run's folder, without .json")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
+    parser.add_argument("--output", type=Path, help="folder of the record (default: the run's own)")
     add_trust(parser, "the run")
     add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and with a run every setting")
@@ -75,7 +78,10 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
     from layerwise.experiments import experiment
 
     tell_messages(quiet=arguments.quiet)
-    which = arguments.weights
+    which, output = arguments.weights, arguments.output or folder
+    experiment.check_run(folder)
+    if not os.access(next(path for path in (output, *output.parents) if path.exists()), os.W_OK):
+        raise ConfigError(f"{output} may only be read; type --output FOLDER, where the record is to go")
     chosen, model, data = experiment.open_run(
         folder, [*_suite(arguments), *settings], trust=arguments.trust, which=which
     )
@@ -89,9 +95,9 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
         judgement = experiment.judge(
             model,
             data,
-            chosen.evaluation,
+            _beside(chosen.evaluation, folder, output),
             name=name,
-            folder=folder,
+            folder=output,
             record=record,
             progress=not arguments.quiet,
             load=partial(experiment.load, trust=arguments.trust),
@@ -102,7 +108,17 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
     if rank_and_world()[0]:
         return
     say(judgement.to_markdown())
-    say(f"\nrecord: {folder / record}.json")
+    say(f"\nrecord: {output / record}.json")
+
+
+def _beside(settings: Any, folder: Path, output: Path) -> Any:
+    """The settings for a record that lies elsewhere: a run that is its own base is so there, too."""
+    base = settings.corruption_base
+    return (
+        replace(settings, corruption_base=str(output))
+        if base and Path(base).resolve() == folder.resolve()
+        else settings
+    )
 
 
 def _again(arguments: Any) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.cli.arguments import Command, add_quiet, add_runs
-from layerwise.errors import ConfigError
+from layerwise.errors import ConfigError, LayerwiseError
 
 TEXT = """\
 Run the papers' tables and figures, and put ours beside theirs.
@@ -54,6 +54,7 @@ def run(arguments: Any, settings: list[str]) -> None:
         _list()
         return
     from layerwise.reproduce import costs, definitions, runner
+    from layerwise.reproduce.record import failures, nothing_ran
     from layerwise.reproduce.render import INDEX, render, to_markdown
     from layerwise.reproduce.scales import scale
 
@@ -72,13 +73,17 @@ def run(arguments: Any, settings: list[str]) -> None:
         show_table(*costs.plan(chosen, size, arguments.runs / runner.PLACE / size.name))
         say(costs.ASSUMED)
         return
+    made = []
     try:
         places = {"output": arguments.output, "runs": arguments.runs}
         for record in runner.reproduce(chosen, size, **places, rows=arguments.rows, progress=not arguments.quiet):
             say(to_markdown(record) if len(chosen) == 1 else f"{record.item}: done")
+            made.append(record)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; type the same again, and it goes on where it was") from None
     say(f"\nresults: {arguments.output / size.name / INDEX}")
+    if made and all(map(nothing_ran, made)) and any(map(failures, made)):
+        raise LayerwiseError("nothing could be run, and each reason is told above; mend it and type the same again")
 
 
 def _list() -> None:

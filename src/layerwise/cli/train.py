@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
     given = Path(arguments.recipe)
     is_run = (given / "config.yaml").is_file()
     if is_run and not arguments.resume:
-        raise ConfigError(f"{given} is a run folder; type `layerwise train --resume {given}` to go on with it")
+        raise ConfigError(
+            f"{given} is a run folder; type `layerwise train --resume {shlex.quote(str(given))}` to go on with it"
+        )
     if is_run:
         if arguments.seeds is not None or arguments.name is not None:
             raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,10 @@ def run(arguments: Any, settings: list[str]) -> None:
     )
     say(found.to_markdown())
     folder = arguments.runs / "tune" / name
-    again = f"layerwise train {folder / 'best.yaml'} --name {name}-tuned"
+    best, tuned = shlex.quote(str(folder / "best.yaml")), shlex.quote(f"{name}-tuned")
+    again = f"layerwise train {best} --name {tuned}"
     if plan.weights != "last":
-        again += f", then layerwise evaluate runs/{name}-tuned --weights {plan.weights}"
+        again += f", then layerwise evaluate runs/{tuned} --weights {plan.weights}"
     say(f"\nsearch: {folder}\nthe winner on the test images: {again}")
 
 

@@ -71,3 +71,24 @@ def check_labels(name: str, labels: Tensor, num_classes: int, *, first: int = 0)
         raise DataError(
             f"{name}: label {first + at} is {int(labels[at])}; with {num_classes} classes the labels must be 0 to {num_classes - 1}"
         )
+
+
+def check_several(name: str, labels: Tensor | None, num_classes: int) -> None:
+    """Accept training images of several classes: of one alone, anything is right, and no attack can show it wrong.
+
+    Args:
+        name: what the error calls them.
+        labels: shape (N,), N at least 1; None where only the images themselves tell.
+        num_classes: how many classes there are.
+
+    Raises:
+        DataError: there is one.
+
+    >>> check_several("cats", torch.tensor([3, 3]), 10)
+    Traceback (most recent call last):
+    layerwise.errors.DataError: cats: every training image has label 3, so there is nothing to learn; was another column read?
+    """
+    only = num_classes < 2 or (labels is not None and bool((labels == labels[0]).all()))
+    if only:
+        label = f" has label {int(labels[0])}" if labels is not None else " belongs to the only class"
+        raise DataError(f"{name}: every training image{label}, so there is nothing to learn; was another column read?")

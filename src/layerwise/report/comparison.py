@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,11 @@ def _evaluation(folder: Path, record: str) -> Evaluation:
         there = folder.is_dir() and sorted(
             f.stem for f in folder.glob("evaluation*.json") if not f.stem.endswith(".measures")
         )
-        hint = f"--record takes {', '.join(there)}" if there else f"make it with: layerwise evaluate {folder}"
+        hint = (
+            f"--record takes {', '.join(there)}"
+            if there
+            else f"make it with: layerwise evaluate {shlex.quote(str(folder))}"
+        )
         raise CheckpointError(f"{folder} holds no {file.name}; {hint}") from None
     return Evaluation.from_json(text, source=str(file))
 

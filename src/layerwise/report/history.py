@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,23 +79,39 @@ class History:
         return found
 
 
+MOST = 1 << 22
+"""Bytes of lines that are read, some 25,000 of them: a longer file is thinned, since no figure shows more."""
+
+LONGEST = 1 << 20
+"""Bytes of a line; one that has more is no line of ours."""
+
+
 def read_history(file: Path) -> History:
-    """Read metrics.jsonl up to the first line that is damaged."""
+    """Read metrics.jsonl up to the first line that is damaged; of a long file every so many-th line, and all that end an epoch."""
+    if file.exists() and not file.is_file():
+        return History((), f"{file.name} is no plain file.")
     lines: list[Line] = []
     try:
-        text = file.read_text(encoding="utf-8")
+        step = max(1, -(-file.stat().st_size // MOST))
+        with file.open("rb") as source:
+            for index, line in enumerate(iter(partial(source.readline, LONGEST), b""), 1):
+                # What our own files say of the end of an epoch has to be added up, not drawn.
+                if index % step == 0 or (line.startswith(b'{"kind": "epoch"') and len(lines) < MOST >> 7):
+                    lines.append(_read(line))
     except FileNotFoundError:
         return History((), f"{file.name} is missing.")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         return History((), f"{file.name} cannot be read ({error}).")
-    for index, line in enumerate(text.splitlines(), 1):
-        try:
-            found = json.loads(line)
-            lines.append(clean({**found, "kind": str(found["kind"])}))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            shown = "nothing of it is shown" if index == 1 else "what stands before it is shown"
-            return History(tuple(lines), f"{file.name} is damaged at line {index}; {shown}.")
-    return History(tuple(lines))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        shown = "nothing of it is shown" if index == 1 else "what stands before it is shown"
+        return History(tuple(lines), f"{file.name} is damaged at line {index}; {shown}.")
+    thinned = f"{file.name} has {file.stat().st_size / 1e6:,.0f} MB; one line in {step} is shown." if step > 1 else ""
+    return History(tuple(lines), thinned)
+
+
+def _read(line: bytes) -> Line:
+    found = json.loads(line)
+    return clean({**found, "kind": str(found["kind"])})
 
 
 def number(value: object) -> float:

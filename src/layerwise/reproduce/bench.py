@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, final
 
@@ -45,10 +45,17 @@ def attempt(do: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | str:
     except Exception as error:  # whatever a network or the machine does: the other rows have to go on
         if disk_refused(error):
             raise
-        if isinstance(error, LayerwiseError):
-            return told(str(error))
-        logger.warning("%s: %s", type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return told(f"{type(error).__name__}: {error}")
+        sentence = str(error) if isinstance(error, LayerwiseError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, LayerwiseError):
+            logger.debug("%s", sentence, exc_info=True)
+        _tell(sentence)
+        return told(sentence)
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Say on this machine, in full, what a record tells without its paths; once, since many cells may miss the same file."""
+    logger.warning("%s", sentence)
 
 
 def told(text: str) -> str:

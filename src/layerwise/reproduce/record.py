@@ -262,6 +262,11 @@ def summary(cell: CellRecord, unit: str) -> dict[str, float] | None:
     return {key: round(value, 6) for key, value in {**values, **paper}.items()}
 
 
+def nothing_ran(record: Record) -> bool:
+    """Whether there is not one number and not one picture, though there should be."""
+    return not record.pictures and not any(cell.ours for row in record.rows for cell in row.cells.values())
+
+
 def failures(record: Record) -> Sequence[str]:
     """Every sentence about what could not be done, once, with the places it concerns."""
     return _grouped(record, lambda cell: cell.failures, record.failures)

@@ -20,6 +20,7 @@ from layerwise.core.modes import evaluation_mode, training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
 from layerwise.data import ImageData, batches, rank_rows
+from layerwise.data.checks import check_several
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.models.weights import pack_tensors
@@ -336,6 +337,7 @@ def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) 
     found = next(batches(data.train, 2, device=place.device, memory_format=layout), None)
     if found is None:
         raise ConfigError(f"the data set {data.name} has no training images")
+    check_several(data.name, data.train.labels, data.num_classes)
     x = found[0].to(place.dtype)
     try:
         with evaluation_mode(raw), torch.no_grad():

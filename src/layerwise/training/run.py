@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -176,7 +177,7 @@ def to_go_on(folder: Path | None) -> str:
         return "nothing is saved, since the run has no folder"
     if not checkpoints_in(folder / CHECKPOINTS):
         return "nothing is saved yet: type the same again"
-    return f"go on with: layerwise train --resume {folder}"
+    return f"go on with: layerwise train --resume {shlex.quote(str(folder))}"
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -231,6 +232,11 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: objec
         f"'{k}' has shape {tuple(weights[k].shape)}, the network's {tuple(v.shape)}"
         for k, v in own.items()
         if k in weights and weights[k].shape != v.shape
+    ]
+    problems += [
+        f"'{k}' holds {weights[k].dtype} numbers, as a quantised network has, the network's are {v.dtype}"
+        for k, v in own.items()
+        if k in weights and weights[k].is_floating_point() != v.is_floating_point()
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
