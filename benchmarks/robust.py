@@ -68,7 +68,7 @@ def bench_robust(
     if folder.exists():
         raise ConfigError(f"{folder} is there already, and time counts from the first batch; type another --name")
     changes = [*SETTINGS, f"--evaluation.attacks=[clean, {attack}]", *settings]
-    chosen, tree = experiment.read(recipe, changes)
+    chosen, tree = experiment.read(recipe, changes, trust=True)
     if goal is None and chosen.data.name != "cifar10":
         raise ConfigError(
             f"{recipe} is trained on {chosen.data.name}; the benchmark is CIFAR-10's: type a --goal for it"

@@ -68,10 +68,10 @@ NAMES = [
 HEAVY = [
     "PIL",
     "jinja2",
-    "jsonargparse",
     "lightning_fabric",
     "matplotlib",
     "onnx",
+    "pydantic",
     "rich",
     "scipy",
     "sklearn",

@@ -58,7 +58,8 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
     "did you mean 'slat'?"
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    folded = {k.lower(): k for k in known}
+    close = [folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.5)]
     if not close:
         # Part by part: 'slt' is no near match of 'slat-digits', but of its first part.
         parts = {k: difflib.get_close_matches(name, re.split(r"[-_.:]", k), n=1, cutoff=0.6) for k in known}

@@ -52,8 +52,11 @@ MISTAKES = [
     ([*TRAIN, "--method.etaa", "1"], r"there is no setting '--method.etaa'; did you mean 'method.eta'"),
     ([*TRAIN, "--method.eta"], r"--method.eta has no value; type --method.eta VALUE"),
     ([*TRAIN, "--method", "SLTA"], r"method: there is no 'SLTA'; did you mean 'SLAT'"),
-    ([*TRAIN, "--method", "my_methods:Mine"], r"classes of your own are used from Python: layerwise.fit"),
-    ([*TRAIN, "--method", "null"], r"method=null does not fit; type one of AdvTrainI"),
+    (
+        [*TRAIN, "--method", "my_methods:Mine"],
+        r"command line: method: 'my_methods:Mine' cannot be imported \(No module named 'my_methods'\); is my_methods installed",
+    ),
+    ([*TRAIN, "--method", "null"], r"method=null does not fit; type one of AdvTrainI, ANP"),
     ([*TRAIN, "--method.base.eps", "0.1"], r"method.base has settings but no class; name it, --method.base NAME"),
     ([*TRAIN, "--training.epochs", "ten"], r"training.epochs=ten does not fit; type a whole number"),
     ([*TRAIN, "--training.epochs", "0"], r"epochs=0 is too small; type a number of at least 1"),

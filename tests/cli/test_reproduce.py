@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from benchmarks.costs import current
 
-from layerwise.experiments.config import Tree
 from layerwise.reproduce import costs, definitions, listed
 from layerwise.reproduce.definitions import System, items
 from layerwise.reproduce.scales import scale
 from layerwise.reproduce.systems import resolve
+from layerwise.trees import Tree
 from tests.command import Command, layerwise, told
 from tests.reproduce.cases import TINY, item
 

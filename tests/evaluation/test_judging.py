@@ -124,7 +124,7 @@ def written(folder: Path, file: str, change: Callable[[dict[str, Any]], object])
         (lambda d: d["rho"][0].update(value=None), r"is corrupt: rho\[0\].value is None, which is no number"),
         (
             lambda d: d.update(eps_ref={"eps": 0.1, "accuracies": {"x": {"right": 1, "total": 2}}}),
-            "eps_ref.accuracies is .* names are numbers",
+            "eps_ref.accuracies.x is 'x', which is no name that is a number",
         ),
         (
             lambda d: d["diagnostics"][0].update(diagnostic="Alignmen"),

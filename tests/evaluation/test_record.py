@@ -99,7 +99,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
         (edited(lambda d: d.update(results={})), r"the record.results is \{\}, which is no list"),
         (edited(lambda d: d.update(model=[])), r"the record.model is \[\], which is no object"),
         (edited(lambda d: d.update(versions=["2"])), r"the record.versions is \['2'\], which is no object"),
-        (edited(lambda d: d["versions"].update(torch=2)), r'the record.versions\["torch"\] is 2, which is no text'),
+        (edited(lambda d: d["versions"].update(torch=2)), r"the record.versions.torch is 2, which is no text"),
         (
             edited(lambda d: d.update(worst={"right": 1, "total": 7})),
             r"its results count \[7, 100\] images, they must be equal",

@@ -10,8 +10,8 @@ import pytest
 from layerwise.errors import ConfigError
 from layerwise.experiments import experiment, recipe
 from layerwise.experiments.ranges import Choice, Interval, Range, parse_range, read_ranges
-from layerwise.experiments.tune import halving
 from layerwise.experiments.tune.search import propose
+from layerwise.trees import at
 
 
 def write(folder: Path, text: str) -> str:
@@ -84,7 +84,7 @@ def test_ranges_are_not_inherited_since_another_method_has_other_settings() -> N
 @pytest.mark.parametrize("name", [name for name in recipe.names() if recipe.ranges(name)])
 def test_a_recipe_of_ours_lies_in_its_own_ranges(name: str) -> None:
     _, tree = experiment.read(name)
-    assert all(halving._at(tree, key) in each for key, each in recipe.ranges(name).items())
+    assert all(at(tree, key) in each for key, each in recipe.ranges(name).items())
 
 
 def test_what_is_tried_next_depends_on_nothing_but_the_scores_and_the_seed() -> None:

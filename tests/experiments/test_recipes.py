@@ -15,11 +15,11 @@ from layerwise import models
 from layerwise.attacks import parse_attack
 from layerwise.errors import ConfigError
 from layerwise.experiments import experiment, recipe
-from layerwise.experiments.config import Tree, dump_yaml
 from layerwise.experiments.experiment import Experiment
 from layerwise.methods import LAD, SLAT, LayerMethod, Standard
 from layerwise.methods.wrapper import Wrapper
 from layerwise.training.phases import Phases
+from layerwise.trees import Tree, dump_yaml
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),

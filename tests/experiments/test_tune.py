@@ -14,13 +14,12 @@ import pytest
 from layerwise.data import Split
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
 from layerwise.experiments import experiment
-from layerwise.experiments.config import Tree
 from layerwise.experiments.ranges import Choice, Interval, Range
 from layerwise.experiments.settings import with_settings
-from layerwise.experiments.tune import halving
 from layerwise.experiments.tune.halving import BEST, PICTURE, TABLE, Plan, shortened, tune
 from layerwise.experiments.tune.trials import TRIALS, Trial, read_trials
 from layerwise.training import Phase
+from layerwise.trees import Tree, at
 from tests.command import Command, layerwise, told
 
 __all__ = ["layerwise"]
@@ -112,7 +111,7 @@ def test_a_shorter_run_keeps_its_proportions() -> None:
     assert (short.training.epochs, short.training.max_steps) == (5, 50)
     phases: list[Phase] = experiment.make_phases(short)
     assert [p.epochs for p in phases] == [4, 1]
-    assert experiment.SCHEMA.build(tree) == short
+    assert experiment.SCHEMA.read(tree)[0] == short
 
 
 def test_each_rung_keeps_the_best_third(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -382,7 +381,7 @@ def test_the_command_searches_without_the_test_split_and_writes_a_recipe(
         assert not (folder / t.run / "checkpoints").exists()
     winner, tree = experiment.read(str(folder / BEST))
     won = trials[-1].settings
-    assert {key: halving._at(tree, key) for key in won} == won
+    assert {key: at(tree, key) for key in won} == won
     assert (winner.training.epochs, winner.evaluation.split, winner.evaluation.attacks) == (
         3,
         "test",

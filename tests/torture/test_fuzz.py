@@ -32,8 +32,8 @@ from layerwise.experiments.experiment import DataFacts, _read_facts
 from layerwise.methods import LAT, SLAT
 from layerwise.models import weights
 from layerwise.report.runs import read as read_run
-from layerwise.spelling import parse_yaml
 from layerwise.training import checkpoint, load_weights, read_config
+from layerwise.trees import parse_yaml
 from tests.data import writers
 from tests.networks import TinyMLP
 from tests.torture.fuzzing import EDITS, altered, cases, replaced, survives

@@ -31,8 +31,8 @@ from layerwise.evaluation import Evaluation
 from layerwise.experiments import experiment
 from layerwise.experiments import settings as blueprint
 from layerwise.report.runs import read as read_run
-from layerwise.spelling import parse_yaml
 from layerwise.training import checkpoint, load_weights, read_config
+from layerwise.trees import parse_yaml
 from tests.data import writers
 from tests.networks import TinyMLP
 from tests.torture.memory import bounded

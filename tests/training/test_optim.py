@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.training import SGD, Adam, AdamW, Optimizer, Training
 from tests.networks import TinyConv
@@ -85,23 +84,3 @@ def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_the_command_line_reads_optimisers_and_schedules() -> None:
-    from jsonargparse import ArgumentParser
-    from jsonargparse.typing import register_type
-
-    from layerwise.core.checks import Radius, format_radius, parse_radius
-    from layerwise.training import Cosine
-
-    number: Any = lambda value, kind: isinstance(value, float)  # noqa: E731
-    register_type(Radius, format_radius, parse_radius, type_check=number, fail_already_registered=False)
-    parser = ArgumentParser()
-    parser.add_argument("--training", type=Training, default=Training())
-    given = ["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--training.eval_eps=16/255"]
-    settings = parser.instantiate(parser.parse_args(given)).training
-    assert settings == Training(schedule=Cosine(warmup=0.1), eval_eps=16 / 255)
-    given = ["--training.optimizer=Adam", "--training.optimizer.weight_decay=0", "--training.augment.crop=2"]
-    settings = parser.instantiate(parser.parse_args(given)).training
-    assert settings.optimizer == Adam(lr=0.2)  # what two classes share is carried over
-    assert settings.augment == Augment(crop=2)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import typing
 from dataclasses import fields
-from typing import Any
 
 from layerwise.attacks.base import Around, Attack, InputAttack
-from layerwise.core.checks import parse_radius
+from layerwise.core.checks import Radius
 from layerwise.core.registry import find, name_of, names
 from layerwise.errors import ConfigError, did_you_mean
+from layerwise.reading import read_items
 
 _TEXT = re.compile(r"([^\s:]+?|[\w.]+:[\w-]+?)((?:-\d+)*)((?:\s+\w+=\S+)*)")
 """A name, or `my_module:Name`; its numbers; its other fields."""
@@ -51,11 +51,10 @@ def parse_attack(text: str, *, trust: bool = False) -> Attack:
         name = name_of("attack", cls)
         form = "-".join([name, *map(str.upper, cls.numbers)])
         raise ConfigError(f"attack {text!r} has more than {name} takes; type {form}, for example {cls()}")
-    settings: dict[str, Any] = dict(zip(cls.numbers, numbers, strict=False))
-    for item in found[3].split():
-        key, _, value = item.partition("=")
-        settings[key] = _value(cls, key, value, text)
-    return cls(**settings)
+    hints = typing.get_type_hints(cls)
+    kinds = {f.name: Radius if hints[f.name] is float else hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
+    settings = read_items(found[3].split(), kinds, where=f"attack {text!r}: ", owner=name_of("attack", cls))
+    return cls(**dict(zip(cls.numbers, numbers, strict=False)) | settings)
 
 
 def _around(cls: type[Around], numbers: list[int], rest: str, text: str, trust: bool) -> Attack:
@@ -64,21 +63,3 @@ def _around(cls: type[Around], numbers: list[int], rest: str, text: str, trust: 
     if not isinstance(attack, InputAttack) or len(numbers) > len(cls.numbers):
         raise ConfigError(f"attack {text!r} has to hold an attack on the images; type {cls.form}")
     return cls.read(attack, word, *numbers)
-
-
-def _value(cls: type[Attack], key: str, value: str, text: str) -> Any:
-    known = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}  # type: ignore[arg-type]
-    if key not in known:
-        raise ConfigError(f"attack {text!r}: {name_of('attack', cls)} has no {key!r}; {did_you_mean(key, known)}")
-    kinds = typing.get_args(known[key]) or (known[key],)
-    if bool in kinds:
-        if value.lower() not in ("true", "false"):
-            raise ConfigError(f"attack {text!r}: {key}={value} has to be true or false")
-        return value.lower() == "true"
-    if str in kinds:
-        return value
-    if int in kinds:
-        if not value.isdecimal():
-            raise ConfigError(f"attack {text!r}: {key}={value} has to be a whole number")
-        return int(value)
-    return parse_radius(value)

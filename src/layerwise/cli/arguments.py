@@ -164,3 +164,29 @@ def add_quiet(parser: Any) -> None:
 def add_trust(parser: Any, what: str) -> None:
     """`--trust`."""
     parser.add_argument("--trust", action="store_true", help=f"let {what} import code outside layerwise")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of an image, as `--shape` has it.
+
+    >>> parse_shape("3,32,32"), parse_shape("1x28x28")
+    ((3, 32, 32), (1, 28, 28))
+    """
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ConfigError(f"--shape {text} is no shape; type channels,height,width, such as --shape 3,32,32") from None
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """A network's options, as `--options` has them.
+
+    >>> parse_options("{width: 16}")
+    {'width': 16}
+    """
+    from layerwise.trees import parse_yaml
+
+    options = parse_yaml(text, "--options")
+    if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
+        raise ConfigError(f"--options {text} does not fit; type a mapping in quotes, such as --options '{{width: 16}}'")
+    return options

@@ -121,8 +121,8 @@ def keep(record: dict[str, Any], output: Path | None) -> None:
 
 def setup_of(arguments: Any) -> Any:
     """What the arguments say is trained."""
+    from layerwise.cli.arguments import parse_options, parse_shape
     from layerwise.experiments.bench.stepping import Setup, training
-    from layerwise.spelling import parse_options, parse_shape
 
     return Setup(
         model=arguments.network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerwise.cli.arguments import Command
+from layerwise.cli.arguments import Command, parse_options, parse_shape
 from layerwise.errors import ConfigError
 
 HINT = "\nchoose with --select: names (conv1 layer1), a regular expression ('layer[12]'), 'affine outputs', 'first(4)'"
@@ -30,7 +30,6 @@ def run(arguments: Any, settings: list[str]) -> None:
     from layerwise.core.tracing import trace
     from layerwise.experiments import recipe
     from layerwise.experiments.experiment import current_folder_on_path
-    from layerwise.spelling import parse_options, parse_shape
 
     if arguments.model in recipe.names():
         raise ConfigError(

@@ -62,7 +62,7 @@ def run(arguments: Any, settings: list[str]) -> None:
 
     tell_messages(quiet=arguments.quiet)
     folder, source, trust = _run_folder(arguments)
-    chosen, tree = experiment.read(source, settings)
+    chosen, tree = experiment.read(source, settings, trust=trust)
     if arguments.dry_run:
         from layerwise.experiments.plan import plan
 
@@ -116,17 +116,16 @@ def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
     if source is None:
         return
     from layerwise.experiments import experiment
-    from layerwise.spelling import written
+    from layerwise.reading import written
+    from layerwise.trees import at
 
     config = Path(source) / "config.yaml"
-    _, tree = experiment.read(str(config) if config.is_file() else source, settings)
+    trust = arguments.trust or not config.is_file()
+    _, tree = experiment.read(str(config) if config.is_file() else source, settings, trust=trust)
     say(f"settings of {source}, each with its value; the class of a .name decides which follow:\n")
     for leaf in experiment.SCHEMA.leaves(tree):
         if arguments.command == "train" or leaf.key.startswith("evaluation."):
-            value: Any = tree
-            for part in leaf.key.split("."):
-                value = None if value is None else value[part]
-            say(f"  --{leaf.key} {written(value, leaf.type)}\n        {leaf.help}")
+            say(f"  --{leaf.key} {written(at(tree, leaf.key), leaf.type)}\n        {leaf.help}")
 
 
 COMMAND = Command(

@@ -84,7 +84,7 @@ def run(arguments: Any, settings: list[str]) -> None:
 
     asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
     plan = Plan(**{key: getattr(arguments, key) for key in asked})
-    _, tree = experiment.read(arguments.recipe, settings)
+    _, tree = experiment.read(arguments.recipe, settings, trust=True)
     fixed = {token[2:].partition("=")[0].replace("-", "_") for token in settings if token.startswith("--")}
     own = {key: each for key, each in recipe.ranges(arguments.recipe).items() if key not in fixed}
     name = arguments.name or Path(arguments.recipe).stem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerwise.errors import ConfigError
 
@@ -12,6 +12,29 @@ else:
 
     class Radius(float):
         """A radius or step in pixel units, pixels in [0, 1]; on the command line and in YAML also written `8/255`."""
+
+        spoken = "a number or a fraction such as 8/255"
+
+        @staticmethod
+        def written(value: float) -> str:
+            return format_radius(value)
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+            from pydantic_core import core_schema
+
+            number = core_schema.float_schema(strict=True, allow_inf_nan=False)
+            text = core_schema.str_schema(pattern=r"^[-+.\de]+(/[-+.\de]+)?$")
+            return core_schema.no_info_before_validator_function(
+                _number, number, json_schema_input_schema=core_schema.union_schema([number, text])
+            )
+
+
+def _number(value: Any) -> Any:
+    try:
+        return parse_radius(value) if isinstance(value, str) else value
+    except ConfigError:
+        raise ValueError("radius") from None
 
 
 def parse_radius(text: str | float) -> float:

@@ -9,6 +9,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
+from layerwise.core.registry import register
+
 
 class Criterion(ABC):
     """Each example's loss; subclass it for your own."""
@@ -26,6 +28,7 @@ class Criterion(ABC):
         return self(logits, y).sum()
 
 
+@register("criterion")
 @final
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Criterion):

@@ -105,6 +105,9 @@ class Entry:
 
 _ENTRIES: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 
+_IMPORTED: dict[tuple[str, str], Entry] = {}
+"""What the user has named by import path; its code has run, so that from then on the name needs no trust."""
+
 
 def register(kind: str, name: str | None = None, **facts: Any) -> Callable[[T], T]:
     """A decorator that gives a class or function a name.
@@ -173,12 +176,16 @@ def find(kind: str, name: str, *, trust: bool = False) -> Entry:
     known = entries(kind)
     if name in known:
         return known[name]
+    if (kind, name) in _IMPORTED:
+        return _IMPORTED[kind, name]
     if ":" in name:
         if not trust:
             raise ConfigError(
                 f"the run names code of its own, {name!r}, which would be executed; add --trust to allow it"
             )
-        return _imported(kind, name)
+        entry = _imported(kind, name)
+        _IMPORTED[kind, name] = _IMPORTED[kind, name_of(kind, entry.thing)] = entry
+        return entry
     folded = {each.lower(): entry for each, entry in known.items()}
     if name.lower() in folded:
         return folded[name.lower()]

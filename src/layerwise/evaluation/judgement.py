@@ -11,11 +11,11 @@ from typing import Any, Self, final, get_type_hints
 from layerwise.errors import CheckpointError
 from layerwise.evaluation import EpsRef, Evaluation, Rho
 from layerwise.evaluation.corruptions import CorruptionErrors, CorruptionScores, FlipProbabilities, FlipRates
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.examples import Examples
 from layerwise.evaluation.measures import Curves, Diagnostic
 from layerwise.evaluation.record import unpack
 from layerwise.files import write_text
+from layerwise.reading import read_record
 
 FORMAT, VERSION = "layerwise-measures", 1
 
@@ -143,7 +143,7 @@ def typed(name: str, value: Any, *, source: str) -> Any:
     Raises:
         CheckpointError: it does not fit.
     """
-    return decode(get_type_hints(Judgement)[name], value, source=source, where=name)
+    return read_record(get_type_hints(Judgement)[name], value, source=source, where=name)
 
 
 def _measures(body: dict[str, Any], source: str) -> dict[str, Any]:

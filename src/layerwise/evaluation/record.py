@@ -10,8 +10,8 @@ from layerwise.attacks.base import Attack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.errors import CheckpointError
 from layerwise.evaluation.checks import Finding
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import Count
+from layerwise.reading import read_record
 
 Settings: TypeAlias = dict[str, Any]
 """An attack's fields in JSON's types; an inner attack is such a dict with its `name`."""
@@ -134,7 +134,7 @@ class Evaluation:
             CheckpointError: it is cut off or corrupt, is something else, or was written by a newer version.
         """
         body = unpack(text, format=FORMAT, version=VERSION, what="the record of an evaluation", source=source)
-        record: Evaluation = decode(cls, body, source=source)
+        record: Evaluation = read_record(cls, body, source=source)
         totals = {count.total for count in (record.worst, *(result.count for result in record.results))}
         if len(totals) > 1:
             raise CheckpointError(f"{source} is corrupt: its results count {sorted(totals)} images, they must be equal")

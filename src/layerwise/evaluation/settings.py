@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from layerwise.attacks.text import parse_attack
 from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import Radius, at_least
 from layerwise.evaluation.corruptions.names import chosen_corruptions, chosen_sequences
 from layerwise.evaluation.evaluate import choose
 from layerwise.evaluation.measures.registry import parse_diagnostic
 from layerwise.models.stochastic import Inference
+from layerwise.reading import CHECK
+
+
+def _check_attacks(texts: list[str], *, trust: bool) -> None:
+    """Complain about attacks that do not exist, and import those that are the user's own."""
+    for text in texts:
+        parse_attack(text, trust=trust)
 
 
 @dataclass(kw_only=True)
@@ -40,7 +48,7 @@ class EvaluationSettings:
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Radius = 8 / 255
-    attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"])
+    attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"], metadata={CHECK: _check_attacks})
     sources: list[str] = field(default_factory=list)
     num_examples: int | None = None
     split: Literal["test", "validation"] = "test"

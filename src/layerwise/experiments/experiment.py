@@ -18,11 +18,10 @@ from layerwise import data as datasets
 from layerwise import models
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.judging import FACTS, Judgement, judge
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
-from layerwise.experiments.config import Tree
+from layerwise.experiments.choices import command_line
 from layerwise.experiments.settings import (
     SCHEMA,
     DataSettings,
@@ -30,13 +29,15 @@ from layerwise.experiments.settings import (
     ModelSettings,
     make_phases,
     read,
+    with_settings,
 )
 from layerwise.files import write_text
 from layerwise.methods.sources import with_networks
-from layerwise.spelling import tokens_to_tree
+from layerwise.reading import read_record
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.run import CHECKPOINTS, CONFIG, Run, Weights
+from layerwise.trees import Tree
 
 __all__ = [
     "SCHEMA",
@@ -179,7 +180,9 @@ def train(
         model = build_model(experiment.model, data, trust=trust)
     if experiment.model.start is not None and not checkpoints_in(folder / CHECKPOINTS):
         start = str(experiment.model.start)
-        load_weights(model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress))
+        load_weights(
+            model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress, trust=trust)
+        )
     logger.info(
         "%s: %s, %s on %s, %s epochs",
         folder,
@@ -190,7 +193,9 @@ def train(
     )
 
     def network(source: str) -> nn.Module:
-        return load(run_of(source, "method", experiment, runs=folder.parent, progress=progress), trust=trust)
+        return load(
+            run_of(source, "method", experiment, runs=folder.parent, progress=progress, trust=trust), trust=trust
+        )
 
     result = fit(
         model,
@@ -226,14 +231,23 @@ def train(
         ) from None
 
 
-def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool) -> Path:
-    """The run or file that a setting names; a recipe without a finished run is trained first."""
+def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool, trust: bool = False) -> Path:
+    """The run or file that a setting names; a recipe without a finished run is trained first.
+
+    Args:
+        source: what the setting says.
+        where: the setting, for messages.
+        experiment: whose setting it is.
+        runs: folder of the run folders.
+        progress: show progress.
+        trust: whether the setting is the user's, so that the recipe may name code of the user's.
+    """
     is_file = source.endswith((".yaml", ".yml"))
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
         if not (folder / WEIGHTS["last"]).is_file():
-            reference, tree = read(source, _same_place(experiment))
-            train(reference, tree, folder=folder, resume=True, progress=progress)
+            reference, tree = read(source, _same_place(experiment), trust=trust)
+            train(reference, tree, folder=folder, resume=True, progress=progress, trust=trust)
         source = str(folder)
     elif not Path(source).exists():
         raise ConfigError(
@@ -271,7 +285,7 @@ def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, p
             )
     for seed, run in folders.items():
         if not (resume and (run / "evaluation.json").is_file()):
-            experiment, resolved = SCHEMA.read(tree, [f"--training.seed={seed}"])
+            experiment, resolved = with_settings(tree, {"training.seed": seed}, where=str(run))
             train(experiment, resolved, folder=run, resume=resume, progress=progress)
     return list(folders.values())
 
@@ -291,7 +305,7 @@ def open_run(
         CheckpointError: no run there, training has not finished, or weights that do not fit.
         ConfigError: settings that do not fit.
     """
-    experiment = _read_run(folder, overrides, which=which)
+    experiment = _read_run(folder, overrides, which=which, trust=trust)
     data = load_data(experiment.data)
     return experiment, _network(folder, experiment, data, trust=trust, which=which).to(best_device()), data
 
@@ -308,7 +322,7 @@ def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) ->
         CheckpointError: see `open_run`.
     """
     run = Path(folder)
-    experiment = _read_run(run, which=which)
+    experiment = _read_run(run, which=which, trust=trust)
     facts = _read_facts(run / FACTS) if (run / FACTS).is_file() else load_data(experiment.data)
     return _network(run, experiment, facts, trust=trust, which=which).eval()
 
@@ -325,15 +339,15 @@ def check_run(folder: Path) -> None:
         raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
 
 
-def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
+def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights, trust: bool) -> Experiment:
     """The experiment of a run that has the weights asked for."""
     check_run(folder)
-    for section in tokens_to_tree(overrides):
+    for section in command_line(overrides).tree:
         if section in ("method", "phases", "training"):
             raise ConfigError(
                 f"the run is trained already, so --{section} has no effect; type settings of evaluation, data or model"
             )
-    experiment, _ = read(str(folder / CONFIG), overrides)
+    experiment, _ = read(str(folder / CONFIG), overrides, trust=trust)
     if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
         raise CheckpointError(
             f"the training of {folder} has not finished; go on with: layerwise train --resume {folder}"
@@ -359,5 +373,5 @@ def _read_facts(file: Path) -> DataFacts:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON ({error}); delete it, and the data set tells the same") from None
-    facts: DataFacts = decode(DataFacts, found, source=str(file))
+    facts: DataFacts = read_record(DataFacts, found, source=str(file))
     return facts

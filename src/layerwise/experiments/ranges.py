@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, final
 
 from layerwise.core.checks import parse_radius
 from layerwise.errors import ConfigError
-from layerwise.spelling import Tree, parse_yaml
+from layerwise.trees import parse_yaml
 
 USAGE = "type {low: 0.01, high: 0.3, log: true} or a list of values, [0.01, 0.05, 0.1]"
 TYPED = "type KEY=0.01:0.3, KEY=0.01:0.3:log or KEY=0.01,0.05,0.1"
@@ -155,25 +155,3 @@ def parse_range(text: str) -> tuple[str, Range]:
             raise ConfigError(f"{where}={value} is no range; {TYPED}")
         return key, _range(where, {"low": low, "high": high, "log": bool(rest)})
     return key, _range(where, parse_yaml(value if value.startswith("[") else f"[{value}]", where))
-
-
-def laid(settings: Mapping[str, Any]) -> Tree:
-    """{dotted setting: value} as a tree; a value that is a mapping joins what lies there.
-
-    >>> laid({"method.eta.conv1": 0.1, "training.epochs": 5})
-    {'method': {'eta': {'conv1': 0.1}}, 'training': {'epochs': 5}}
-    >>> laid({"model.name": "lenet", "model.options": {"a": 1}, "model.options.b": 2})
-    {'model': {'name': 'lenet', 'options': {'a': 1, 'b': 2}}}
-    """
-    tree: Tree = {}
-    for key, value in settings.items():
-        branch = tree
-        *path, last = key.split(".")
-        for part in path:
-            below = branch.get(part, {})
-            branch[part] = dict(below) if isinstance(below, Mapping) else {"name": below}
-            branch = branch[part]
-        there = branch.get(last)
-        both = isinstance(value, Mapping) and isinstance(there, Mapping)
-        branch[last] = {**there, **value} if both else value  # type: ignore[dict-item]
-    return tree

@@ -7,8 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.experiments.config import Tree, load_yaml
+from layerwise.experiments.choices import Layer
 from layerwise.experiments.ranges import Range, read_ranges
+from layerwise.trees import load_yaml
 
 
 def folder() -> Path:
@@ -45,13 +46,17 @@ def path_of(recipe: str, *, beside: Path | None = None) -> Path:
     )
 
 
-def load(recipe: str) -> list[Tree]:
+def load(recipe: str, *, trust: bool = False) -> list[Layer]:
     """A recipe as trees, each to be laid on those before it: `extends: NAME` puts another recipe's before its own.
+
+    Args:
+        recipe: a name or path.
+        trust: whether the user named it, so that it may name code of the user's.
 
     Raises:
         ConfigError: unknown, not YAML, or recipes that extend each other in a circle.
     """
-    trees: list[Tree] = []
+    layers: list[Layer] = []
     seen: list[str] = []
     current, file = recipe, None
     while True:
@@ -62,9 +67,9 @@ def load(recipe: str) -> list[Tree]:
         tree = load_yaml(file)
         following = tree.pop("extends", None)
         tree.pop("tune", None)  # only `ranges` looks at it
-        trees.insert(0, tree)
+        layers.insert(0, Layer(tree, current, trust))
         if following is None:
-            return trees
+            return layers
         if not isinstance(following, str):
             raise ConfigError(f"{file}: extends={following} does not fit; type one recipe's name or file")
         current = following

@@ -7,32 +7,19 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-from layerwise.core import registry
 from layerwise.core.checks import at_least
-from layerwise.core.criteria import Criterion, CrossEntropy
+from layerwise.core.criteria import Criterion
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
-from layerwise.experiments.config import Schema, Tree
-from layerwise.experiments.ranges import laid
+from layerwise.experiments.choices import Layer, Schema, command_line
 from layerwise.methods import InputMethod, Method
-from layerwise.models.stochastic import Inference, NoisyAveraging, RandomResizing
-from layerwise.training import (
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Cyclic,
-    MultiStep,
-    OneCycle,
-    Optimizer,
-    Phase,
-    Schedule,
-    Training,
-)
+from layerwise.models.stochastic import Inference
+from layerwise.reading import CHECK
+from layerwise.training import Optimizer, Phase, Schedule, Training
 from layerwise.training.phases import Phases
+from layerwise.trees import Tree, nested
 
 
 @dataclass(kw_only=True)
@@ -71,6 +58,13 @@ class ModelSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def _check_phases(phases: list[dict[str, Any]], *, trust: bool) -> None:
+    """Complain about the methods that phases name, and import those that are the user's own."""
+    for index, entry in enumerate(phases):
+        if "method" in entry:
+            _PART.read(Layer({"method": entry["method"]}, f"phases[{index}]", trust))
+
+
 @dataclass(kw_only=True)
 class Experiment:
     """One training run and its judgement.
@@ -87,7 +81,7 @@ class Experiment:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     method: Method
-    phases: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[dict[str, Any]] = field(default_factory=list, metadata={CHECK: _check_phases})
     training: Training = field(default_factory=Training)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
@@ -97,21 +91,19 @@ class Experiment:
         Phases(self.method, make_phases(self), self.training.epochs)
 
 
-_METHODS: dict[str, type[Method]] = {name: entry.thing for name, entry in registry.entries("method").items()}
-
 SCHEMA = Schema(
     Experiment,
     {
-        Method: _METHODS,
-        InputMethod: {name: cls for name, cls in _METHODS.items() if issubclass(cls, InputMethod)},
-        Criterion: {"CrossEntropy": CrossEntropy},
-        Optimizer: {cls.__name__: cls for cls in (SGD, Adam, AdamW)},
-        Schedule: {cls.__name__: cls for cls in (Constant, Cyclic, MultiStep, Cosine, OneCycle)},
+        Method: "method",
+        InputMethod: "method",
+        Criterion: "criterion",
+        Optimizer: "optimizer",
+        Schedule: "schedule",
+        Inference: "inference",
         Augment: {"Augment": Augment},
-        Inference: {cls.__name__: cls for cls in (NoisyAveraging, RandomResizing)},
     },
 )
-"""What can be set, see `layerwise.experiments.config`."""
+"""What can be set, see `layerwise.experiments.choices`."""
 
 
 @dataclass(kw_only=True)
@@ -124,8 +116,13 @@ class _Part:
 _PART = Schema(_Part, SCHEMA.choices)
 
 
-def read(source: str, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
+def read(source: str, overrides: Sequence[str] = (), *, trust: bool = False) -> tuple[Experiment, Tree]:
     """An experiment from a recipe's name or file and the command line's overrides; also as a resolved tree.
+
+    Args:
+        source: a recipe's name or file.
+        overrides: `--key value` tokens.
+        trust: whether the user named the source, so that it may name code of the user's, `my_module:Name`; the overrides may.
 
     >>> experiment, tree = read("slat-digits", ["--method.eta", "0.1"])
     >>> tree["method"]["eta"]
@@ -134,10 +131,11 @@ def read(source: str, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
     Raises:
         ConfigError: whatever does not fit.
     """
-    own = SCHEMA.merge(*recipe.load(source))
+    layers = recipe.load(source, trust=trust)
     if found := recipe.ranges(source):  # nothing but `layerwise tune` uses them, but a misspelt one is told by all
-        with_settings(own, {key: each.first for key, each in found.items()}, where=f"{source}: tune")
-    experiment, tree = SCHEMA.read(own, overrides, where=source)
+        firsts = nested({key: each.first for key, each in found.items()})
+        SCHEMA.read(*layers, Layer(firsts, f"{source}: tune", trust))
+    experiment, tree = SCHEMA.read(*layers, command_line(overrides))
     assert isinstance(experiment, Experiment)
     return experiment, tree
 
@@ -148,7 +146,7 @@ def with_settings(tree: Tree, settings: Mapping[str, Any], *, where: str) -> tup
     Raises:
         ConfigError: an unknown setting, or a value that does not fit.
     """
-    experiment, resolved = SCHEMA.read(SCHEMA.merge(tree, laid(settings)), where=where)
+    experiment, resolved = SCHEMA.read(tree, Layer(nested(settings), where))
     assert isinstance(experiment, Experiment)
     return experiment, resolved
 
@@ -172,11 +170,11 @@ def _phase(where: str, entry: Any, current: Tree) -> tuple[Phase, Tree]:
         )
     fields = entry.get("fields") or {}
     if "method" in entry:
-        other, _ = _PART.read(_PART.merge({"method": entry["method"]}), where=where)
+        other, _ = _PART.read(Layer({"method": entry["method"]}, where))
         return Phase(epochs=epochs, fields=fields, method=other.method), current
     if not isinstance(fields, dict) or "name" in fields:
         raise ConfigError(f"{where}: fields={fields!r} does not fit; type {{k: 1}}, or method: for another method")
-    typed, resolved = _PART.read(_PART.merge(current, {"method": laid(fields)}), where=where)
+    typed, resolved = _PART.read(current, Layer({"method": nested(fields)}, where))
     return Phase(
         epochs=epochs, fields={name: reduce(getattr, name.split("."), typed.method) for name in fields}
     ), resolved

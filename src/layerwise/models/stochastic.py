@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least
+from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
@@ -118,6 +119,7 @@ class Inference(ABC):
         """The module that is judged."""
 
 
+@register("inference")
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoisyAveraging(Inference):
@@ -140,6 +142,7 @@ class NoisyAveraging(Inference):
         return NoisyAverage(model, sites=self.sites, std=self.std, passes=self.passes, attack_passes=self.attack_passes)
 
 
+@register("inference")
 @final
 @dataclass(frozen=True, kw_only=True)
 class RandomResizing(Inference):

@@ -13,6 +13,7 @@ from layerwise.experiments.settings import SCHEMA
 from layerwise.report.document import Block, Folded, Table, Text, shorten
 from layerwise.report.history import Line, number
 from layerwise.report.runs import Entry, RunRead
+from layerwise.trees import dump_yaml
 
 
 def perturbations(entries: Sequence[Entry]) -> Iterator[Block]:
@@ -91,8 +92,6 @@ def _device(run: RunRead) -> str:
 
 def settings(entries: Sequence[Entry]) -> Iterator[Block]:
     """What differs between the recipes, and every setting of each."""
-    import yaml
-
     known = [entry for entry in entries if entry.first.config]
     leaves = [dict(_leaves(entry.first.config)) for entry in known]
     names = dict.fromkeys(name for each in leaves for name in each)
@@ -102,7 +101,7 @@ def settings(entries: Sequence[Entry]) -> Iterator[Block]:
         caption = "Settings that differ; blank where a run has no such setting."
         yield Table(("setting", *(entry.name for entry in known)), rows, caption, numbers=False)
     for entry in known:
-        text = yaml.safe_dump(entry.first.config, sort_keys=False, width=100, allow_unicode=True)
+        text = dump_yaml(entry.first.config)
         yield Folded(f"Every setting of {entry.name}", text.rstrip())
 
 

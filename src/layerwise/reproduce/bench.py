@@ -112,7 +112,7 @@ class Subject:
     def network(self) -> nn.Module:
         """The network as it is judged, in evaluation mode, on the accelerator if there is one."""
         model = experiment.load(self.folder, which=_which(self.folder, self.weights)).to(experiment.best_device())
-        inference = SCHEMA.build(self.system.tree).evaluation.inference
+        inference = SCHEMA.read(self.system.tree)[0].evaluation.inference
         return model if inference is None else inference.wrap(model).eval()
 
     @property

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerwise import models
 from layerwise.attacks import parse_attack
 from layerwise.errors import LayerwiseError
-from layerwise.experiments.config import Tree
 from layerwise.experiments.experiment import SCHEMA, make_phases
 from layerwise.reproduce.definitions import Column, Item
 from layerwise.reproduce.scales import Scale, scales
 from layerwise.reproduce.systems import Resolved, resolve, steps_of
 from layerwise.training.phases import Phases
+from layerwise.trees import Tree
 
 Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -104,7 +104,7 @@ def training_seconds(tree: Tree, machine: Machine) -> float:
 @cache
 def _training_seconds(settings: str, machine: Machine) -> float:
     tree = json.loads(settings)
-    chosen = SCHEMA.build(tree)
+    chosen = SCHEMA.read(tree)[0]
     flops, layers = size_of(tree)
     images = SIZES[tree["data"]["name"]][2]
     batch = chosen.training.batch_size

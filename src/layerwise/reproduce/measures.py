@@ -30,10 +30,10 @@ from layerwise.evaluation.corruptions import (
     flip_rates,
     mce,
 )
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.measures import boundary_distance
 from layerwise.evaluation.metrics import Count
 from layerwise.experiments import experiment
+from layerwise.reading import read_record
 from layerwise.reproduce.bench import MEASURED, Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
 from layerwise.reproduce.systems import digest
@@ -70,7 +70,7 @@ def measured(bench: Bench, row: Row, measure: str, options: Mapping[str, Any]) -
         return asdict(replace(found, seconds=time.perf_counter() - started, device=place))
 
     stored = bench.cached(subject, [measure, chosen, bench.others(chosen)], make)
-    outcome: Outcome = decode(Outcome, stored, source=str(subject.folder))
+    outcome: Outcome = read_record(Outcome, stored, source=str(subject.folder))
     return outcome
 
 

@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any, final
 
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.record import unpack
+from layerwise.reading import read_record
 
 PAPERS = ("slat", "lad", "anp", "lat", "deep-defense", "fastat")
 """The five papers, and the benchmark of fast adversarial training."""
@@ -187,7 +187,7 @@ def read_paper(text: str, *, source: str) -> Paper:
     body: Any = unpack(text, format="layerwise-paper", version=1, what="what a paper prints", source=source)
     for figure in body.get("figures", []):
         figure.setdefault("note", None)
-    found: Paper = decode(Paper, body, source=source)
+    found: Paper = read_record(Paper, body, source=source)
     for part in (found.tables, found.figures):
         _check_unique(source, [p.id for p in part])
     for table in found.tables:

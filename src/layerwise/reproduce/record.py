@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.metrics import mean_of
 from layerwise.evaluation.record import unpack
+from layerwise.reading import read_record
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.claims import HOLDS, OPEN, Cells, Measured, verdict
 from layerwise.reproduce.definitions import PERCENT
@@ -239,7 +239,7 @@ class Record:
                     cell.pop("summary", None)
         except (TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{source} is corrupt: it has no rows of cells ({error})") from error
-        found: Record = decode(cls, body, source=source)
+        found: Record = read_record(cls, body, source=source)
         try:
             return found.judged()
         except ConfigError as error:

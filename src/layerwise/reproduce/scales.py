@@ -12,7 +12,7 @@ from typing import Any, final
 import yaml
 
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.experiments.config import Tree
+from layerwise.trees import Tree, at
 
 _MISSING = object()
 
@@ -77,12 +77,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 
 def _at(tree: Mapping[str, Any], changes: Mapping[str, Any], key: str) -> Any:
-    if key in changes:
-        return changes[key]
-    found: Any = tree
-    for part in key.split("."):
-        found = found.get(part, _MISSING) if isinstance(found, Mapping) else _MISSING
-    return found
+    return changes[key] if key in changes else at(tree, key, _MISSING)
 
 
 def _shortened(tree: Tree, limit: int) -> dict[str, Any]:

@@ -8,18 +8,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
 from layerwise.experiments import experiment, recipe
-from layerwise.experiments.config import Tree
+from layerwise.experiments.choices import Layer
 from layerwise.experiments.experiment import SCHEMA
-from layerwise.experiments.ranges import laid
 from layerwise.reproduce.definitions import System
 from layerwise.reproduce.scales import Scale
 from layerwise.training import WEIGHTS
 from layerwise.training.run import ADDED, FREE
+from layerwise.trees import Tree, at, nested
 
 NEEDS = "system:"
 """Begins, in a resolved tree, a setting that names another system: its recipe before, its run folder when it is trained."""
@@ -72,7 +72,7 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
 @cache
 def _settings(source: str, changes: str) -> Tree:
     """The settings of a recipe with changes, checked; reading takes a tenth of a second, and tables share systems."""
-    _, tree = SCHEMA.read(SCHEMA.merge(*recipe.load(source), laid(json.loads(changes))), where=source)
+    _, tree = SCHEMA.read(*recipe.load(source), Layer(nested(json.loads(changes)), source))
     return tree
 
 
@@ -80,8 +80,8 @@ def _with_leaves(tree: Tree, changes: Mapping[str, Any]) -> Tree:
     """A copy of a resolved tree with leaves changed, or entries of leaves that are mappings."""
     result = copy.deepcopy(tree)
     for key, value in changes.items():
-        *path, last = key.split(".")
-        reduce(lambda branch, part: branch[part], path, result)[last] = value
+        branch, _, last = key.rpartition(".")
+        (at(result, branch) if branch else result)[last] = value
     return result
 
 
@@ -92,7 +92,7 @@ def trained(system: Resolved, place: Path, *, progress: bool = False) -> Path:
         return folder
     folders = {name: str(trained(other, place, progress=progress)) for name, other in system.needs.items()}
     tree = _replaced(system.tree, lambda value: value.startswith(NEEDS), lambda v: folders[v.removeprefix(NEEDS)])
-    experiment.train(SCHEMA.build(tree), tree, folder=folder, resume=True, progress=progress)
+    experiment.train(SCHEMA.read(tree)[0], tree, folder=folder, resume=True, progress=progress)
     return folder
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerwise.core.checks import at_least
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 FUSED = ("cpu", "cuda", "mps")
@@ -60,6 +61,7 @@ def _check(optimizer: Any) -> None:
         at_least(name, getattr(optimizer, name), 0)
 
 
+@register("optimizer")
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum; the defaults are the papers' for CIFAR-10.
@@ -95,6 +97,7 @@ class SGD(Optimizer):
         return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **_options(self.lr, device))
 
 
+@register("optimizer")
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
     """Adam, with an l2 penalty inside the gradient.
@@ -121,6 +124,7 @@ class Adam(Optimizer):
         return torch.optim.Adam(groups, betas=self.betas, **_options(self.lr, device))
 
 
+@register("optimizer")
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay.

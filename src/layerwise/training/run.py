@@ -31,10 +31,10 @@ from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.files import refuse_link
 from layerwise.models.weights import pack_tensors, unpack_tensors
-from layerwise.spelling import parse_yaml
 from layerwise.training.checkpoint import clear, replace_file
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.lock import held
+from layerwise.trees import dump_yaml, parse_yaml
 
 CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"
 
@@ -55,7 +55,7 @@ FREE = tuple(f"training.{name}" for name in _FREE.split())
 ADDED = {"batch_norm": "per-rank"}
 """Training settings that older runs have not written down, and what they had."""
 
-PACKAGES = ("layerwise", "torch", "numpy", "lightning-fabric", "safetensors", "jsonargparse", "scikit-learn")
+PACKAGES = ("layerwise", "torch", "numpy", "lightning-fabric", "safetensors", "pydantic", "scikit-learn")
 
 
 @final
@@ -120,9 +120,7 @@ class Run:
             raise CheckpointError(f"cannot make the run folder {self.path}: {error.strerror or error}") from error
 
     def _begin(self, config: Any, device: torch.device | None) -> None:
-        import yaml
-
-        text = yaml.safe_dump(config, sort_keys=False, width=120)
+        text = dump_yaml(config)
         parse_yaml(text, "the configuration")  # what could not be read back could not be resumed
         self._make()
         replace_file(self.path / VERSIONS, json.dumps(versions(device), indent=1).encode())

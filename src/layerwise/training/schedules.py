@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
@@ -15,8 +16,6 @@ class Schedule(ABC):
 
     Times are fractions of the run where they are below 1 and epochs from 1 on; `over` turns the latter into the former.
     """
-
-    # Subclasses, and those of `Optimizer`, are not marked @final: jsonargparse cannot take a final class as a field's default.
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
@@ -49,6 +48,7 @@ def _resolved(name: str, time: float) -> float:
     return time
 
 
+@register("schedule")
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
     """The peak rate throughout.
@@ -63,6 +63,7 @@ class Constant(Schedule):
         return 1.0
 
 
+@register("schedule")
 @dataclass(frozen=True, kw_only=True)
 class Cyclic(Schedule):
     """Linear from 0 to the peak at `peak_at`, and linear back to 0; the first batch therefore changes nothing, as in the papers' code.
@@ -87,6 +88,7 @@ class Cyclic(Schedule):
         return 1.0 if self.peak_at == 1 else (1 - progress) / (1 - self.peak_at)
 
 
+@register("schedule")
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(Schedule):
     """The peak rate times `factor` for every milestone passed.
@@ -124,6 +126,7 @@ class MultiStep(Schedule):
         return float(self.factor ** bisect_right([_resolved("milestone", m) for m in self.milestones], progress))
 
 
+@register("schedule")
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Linear warm-up from 0, then half a cosine down to `final`.
@@ -156,6 +159,7 @@ class Cosine(Schedule):
         return _cosine(1.0, self.final, progress, warmup, 1.0)
 
 
+@register("schedule")
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
     """Half a cosine up from `start` to the peak at `peak_at`, and half a cosine down to `final`.

@@ -15,10 +15,10 @@ from layerwise.evaluation.corruptions.judge import judge
 from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, require_same
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.decode import Plain
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data
+from layerwise.reading import Plain
 
 Rule: TypeAlias = Literal["benchmark", "adjacent"]
 """Noise frames against the first frame (the benchmark), or every frame against the one before (ANP's formula)."""

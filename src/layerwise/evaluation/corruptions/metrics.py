@@ -16,11 +16,11 @@ from layerwise.evaluation.corruptions.judge import judge
 from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, count, mean_weights, require_same
 from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.decode import Plain
 from layerwise.evaluation.metrics import Count
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.evaluation.session import Data
+from layerwise.reading import Plain
 
 Relative: TypeAlias = Literal["differences", "as-printed"]
 """The two definitions of relative CE, see `mce`."""

@@ -22,8 +22,8 @@ from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.measures.style import canvas, describe, finish_sites, legend_below, line, styled
+from layerwise.reading import read_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,6 +167,27 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _number(value: Any) -> float:
+    """A number; null is NaN."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("number")
+    return float(value)
+
+
+def _numbers(value: Any) -> Tensor:
+    """A tensor in float64, which holds what JSON holds."""
+    try:
+        return torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("array of numbers") from None
+
+
+READERS = ((float, _number), (Tensor, _numbers))
+"""How the fields of a diagnostic are read from JSON."""
+
+
 class Diagnostic(ABC):
     """What a diagnostic found; a subclass is a frozen dataclass."""
 
@@ -181,6 +202,15 @@ class Diagnostic(ABC):
         """Every field in JSON's types, and which diagnostic it is."""
         found: dict[str, Any] = plain(self)
         return {"diagnostic": type(self).__name__, **found}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Where the type of a record's field is any diagnostic, the record says which."""
+        from pydantic_core import core_schema
+
+        if cls is not Diagnostic:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(Diagnostic.from_dict)
 
     @classmethod
     def from_dict(cls, found: Any, *, source: str = "the record") -> Diagnostic:
@@ -200,7 +230,7 @@ class Diagnostic(ABC):
                 f"{source} is corrupt: {name!r:.60} is no diagnostic of this layerwise; {did_you_mean(str(name), known)}"
             )
         body = {key: value for key, value in found.items() if key != "diagnostic"}
-        diagnostic: Diagnostic = decode(known[name], body, source=source, where=name, blank=True)
+        diagnostic: Diagnostic = read_record(known[name], body, source=source, where=name, own=READERS)
         return diagnostic
 
 

@@ -20,11 +20,11 @@ from layerwise.errors import ConfigError, SiteError
 from layerwise.experiments.bench.plain import STEPS, Plain
 from layerwise.experiments.bench.timing import Run
 from layerwise.methods import Method
-from layerwise.spelling import parse_yaml
 from layerwise.training import SGD, Constant, Training
 from layerwise.training.engine import engine
 from layerwise.training.fit import Job, Loop, advance, prepared
 from layerwise.training.phases import Phases, changed
+from layerwise.trees import parse_yaml
 
 WATCHED = 2
 """Batches at the beginning of a run whose perturbations are measured; what is timed comes after."""

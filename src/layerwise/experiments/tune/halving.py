@@ -24,17 +24,17 @@ from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, Z
 from layerwise.evaluation.judging import Judgement, judge
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
-from layerwise.experiments.config import Tree, dump_yaml, load_yaml
 from layerwise.experiments.ranges import Range
 from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
 from layerwise.files import atomic, refuse_link, write_text, writing
-from layerwise.spelling import parse_yaml, written
+from layerwise.reading import written
 from layerwise.training import WEIGHTS, FitResult, load_weights
 from layerwise.training.lock import held
 from layerwise.training.monitor import OVERFITTING as COLLAPSED
 from layerwise.training.run import CHECKPOINTS, FREE, Weights, check_config
+from layerwise.trees import Tree, at, dump_yaml, load_yaml, parse_yaml
 
 logger = logging.getLogger("layerwise")
 
@@ -176,7 +176,7 @@ def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan) -> Experiment:
         raise ConfigError(
             "there is nothing to search; type --range method.eta=0.01:0.3:log, or give the recipe a section tune:"
         )
-    base: Experiment = SCHEMA.build(tree)
+    base: Experiment = SCHEMA.read(tree)[0]
     with_settings(tree, {key: each.first for key, each in ranges.items()}, where="range")
     if fixed := [key for key in ranges if key.startswith(SETTLED)]:
         raise ConfigError(
@@ -250,7 +250,7 @@ class _Search:
 
     def _settings(self, before: list[Trial]) -> dict[str, Any]:
         """What to try next; first the recipe as it is, where its values lie in the ranges."""
-        own = {key: _at(self.tree, key) for key in self.ranges}
+        own = {key: at(self.tree, key) for key in self.ranges}
         if not before and all(own[key] in each for key, each in self.ranges.items()):
             return own
         told = [(t.settings, t.score(self.plan.objective)) for t in before]
@@ -381,12 +381,4 @@ def _shrunk(phases: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
         passed += phase["epochs"]
         begin, end = end, max(end + 1, min(round(passed * epochs / total), epochs - (len(phases) - 1 - index)))
         found.append({**phase, "epochs": end - begin})
-    return found
-
-
-def _at(tree: Tree, key: str) -> Any:
-    """The value of a dotted setting; None where the tree ends before it."""
-    found: Any = tree
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
     return found

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation.decode import decode
 from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
 from layerwise.evaluation.metrics import wilson
 from layerwise.experiments.ranges import Interval, Range
 from layerwise.files import open_in_place, write_all, writing
-from layerwise.spelling import written
+from layerwise.reading import read_record, written
 from layerwise.training.run import Weights
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def _read(text: bytes, source: str) -> Iterator[Trial]:
             raise CheckpointError(
                 f"{source}: line {number} is not JSON ({error}); remove it, and the search goes on"
             ) from None
-        yield decode(Trial, found, source=source, where=f"line {number}")
+        yield read_record(Trial, found, source=source, where=f"line {number}")
 
 
 def add_trial(file: Path, trial: Trial) -> None:

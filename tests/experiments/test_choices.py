@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from abc import ABC
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from layerwise.core import registry
 from layerwise.core.checks import Radius
 from layerwise.core.criteria import CrossEntropy
+from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.experiments import experiment
-from layerwise.experiments.config import Schema, dump_yaml, load_yaml
+from layerwise.experiments.choices import Layer, Schema, command_line
 from layerwise.experiments.experiment import SCHEMA, make_phases
 from layerwise.methods import ANP, FGSMRS, LAD, NFGSM, PGD, SLAT, TRADES, Standard
 from layerwise.methods.lat import LAT
-from layerwise.spelling import check_type, parse_yaml, spoken, tokens_to_tree, written
-from layerwise.training import SGD, Adam, MultiStep
+from layerwise.training import SGD, Adam, Cosine, MultiStep
+from layerwise.trees import at, dump_yaml
 
 
 class Shape(ABC):  # noqa: B024 - only its subclasses are made
@@ -68,9 +73,9 @@ CIRCLE = Circle(radius=0.5)
 
 def drawn(tree: dict[str, Any], *overrides: str) -> Drawing:
     """The drawing of a tree, whose resolved tree has to give the same again."""
-    found, resolved = DRAWING.read(DRAWING.merge(tree), overrides)
+    found, resolved = DRAWING.read(tree, command_line(overrides))
     assert DRAWING.read(resolved) == (found, resolved)
-    assert DRAWING.build(DRAWING.tree(found)) == found
+    assert DRAWING.tree(found) == resolved
     assert isinstance(found, Drawing)
     return found
 
@@ -143,7 +148,6 @@ def test_what_is_read(tree: dict[str, Any], overrides: tuple[str, ...], expected
         ({"shape": "Cirle"}, (), "f.yaml: shape: there is no 'Cirle'; did you mean 'Circle'?"),
         ({"shape": {"name": ["Circle"]}}, (), "f.yaml: shape: there is no ['Circle']"),
         ({"shape": "Circle"}, ("--shape", "Cirle"), "command line: shape: there is no 'Cirle'; did you mean 'Circle'?"),
-        ({"shape": "Circle"}, ("--shape", "my:Own"), "classes of your own are used from Python"),
         ({"shape": "Circle"}, ("--other", "null"), "command line: other=null does not fit; type one of Circle, Frame"),
         (
             {"shape": "Frame"},
@@ -171,6 +175,7 @@ def test_what_is_read(tree: dict[str, Any], overrides: tuple[str, ...], expected
             "there is no setting '--shape.radus'; did you mean 'shape.radius'",
         ),
         ({"shape": "Circle"}, ("--shape.side", "1"), "there is no setting '--shape.side'"),
+        ({"shape": "Circle"}, ("--title", "x"), "there is no setting '--title'; did you mean 'page.title'?"),
         ({"shape": "Circle", "page": 3}, (), "f.yaml: page=3 does not fit; set its parts: width, title"),
         ({"shape": "Circle", "page": {"width": "wide"}}, (), "f.yaml: page.width=wide does not fit; type a number"),
         ({"shape": "Circle"}, ("--page.width", "wide"), "command line: page.width=wide does not fit; type a number"),
@@ -183,7 +188,8 @@ def test_what_is_read(tree: dict[str, Any], overrides: tuple[str, ...], expected
             (),
             "shape.radius=true does not fit; type a number or a fraction",
         ),
-        ({"shape": "Circle", "step": {"a": "x"}}, (), 'step={"a": "x"} does not fit; type a number or a fraction'),
+        ({"shape": "Circle", "step": {"a": "x"}}, (), "f.yaml: step.a=x does not fit; type a number or a fraction"),
+        ({"shape": "Circle"}, ("--step.a", "x"), "command line: step.a=x does not fit; type a number or a fraction"),
         ({"shape": "Circle"}, ("--kind", "poor"), "kind=poor does not fit; type one of plain, rich"),
         ({"shape": "Circle", "names": {"a": 1}}, (), 'names={"a": 1} does not fit; type a list in brackets, [a, b]'),
         ({"shape": "Circle"}, ("--options", "[1]"), "options=[1] does not fit; type {name: value, ...} in quotes"),
@@ -196,19 +202,145 @@ def test_what_is_read(tree: dict[str, Any], overrides: tuple[str, ...], expected
 )
 def test_what_is_refused(tree: dict[str, Any], overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        DRAWING.read(DRAWING.merge(tree), overrides, where="f.yaml")
+        DRAWING.read(Layer(tree, "f.yaml"), command_line(overrides))
     assert "\n" not in str(caught.value)
 
 
-def test_merging_lays_trees_on_each_other() -> None:
+def test_layers_lie_on_each_other() -> None:
     base = {"shape": {"name": "Frame", "side": 2, "inner": "Circle"}, "page": {"width": 2}, "options": {"a": 1}}
     over = {"shape": {"inner": {"radius": 0.1}}, "page": {"title": "x"}, "options": {"b": 2}}
-    assert DRAWING.merge(base, over) == {
-        "shape": {"name": "Frame", "side": 2, "inner": {"name": "Circle", "radius": 0.1}},
-        "page": {"width": 2, "title": "x"},
-        "options": {"a": 1, "b": 2},
-    }
+    found, _ = DRAWING.read(base, over)
+    assert found == Drawing(
+        shape=Frame(side=2, inner=Circle(radius=0.1)), page=Page(width=2.0, title="x"), options={"a": 1, "b": 2}
+    )
     assert base["options"] == {"a": 1}
+
+
+def test_what_is_wrong_below_does_not_count_where_a_layer_replaces_it() -> None:
+    wrong: list[Any] = [3, "Cirle", {"radius": 1}, {"name": "Circle", "radus": 1}]
+    for below in wrong:
+        assert DRAWING.read({"shape": below}, {"shape": "Frame"})[0] == Drawing(shape=Frame())
+        with pytest.raises(ConfigError):
+            DRAWING.read({"shape": below}, {"kind": "rich"})
+
+
+def test_each_mistake_is_told_with_the_layer_that_made_it() -> None:
+    base, own = Layer({"shape": "Circle", "page": {"width": "x"}}, "base.yaml"), Layer({"kind": 3}, "own.yaml")
+    with pytest.raises(ConfigError, match=r"^base\.yaml: page\.width=x does not fit"):
+        DRAWING.read(base, own)
+    with pytest.raises(ConfigError, match=r"^own\.yaml: kind=3 does not fit"):
+        DRAWING.read(base, own, command_line(["--page.width", "2"]))
+    with pytest.raises(ConfigError, match=r"^own\.yaml: shape is not set"):
+        DRAWING.read(Layer({}, "base.yaml"), Layer({}, "own.yaml"), command_line([]))
+
+
+@dataclass(kw_only=True)
+class Poster:
+    shape: Shape = field(default_factory=lambda: Circle(radius=0.125))
+
+
+def test_a_field_that_is_changed_in_part_keeps_the_rest_of_its_default() -> None:
+    schema = Schema(Poster, DRAWING.choices)
+    assert schema.read({})[0] == Poster()
+    assert schema.read({"shape": {"center": [1, 2]}})[0].shape == Circle(radius=0.125, center=(1.0, 2.0))
+    assert schema.read({"shape": {"name": "Circle", "center": [1, 2]}})[0].shape.radius == 0.125
+    assert schema.read({"shape": {"name": "Frame"}}, {"shape": "Circle"})[0].shape.radius == 0.125
+
+
+OWN = """
+from dataclasses import dataclass
+from pathlib import Path
+from layerwise.methods import FGSM, PGD
+from layerwise.training import Constant
+Path("imported").write_text("")
+
+@dataclass(kw_only=True)
+class Mine(PGD):
+    extra: int = 1
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Constant):
+    share: float = 0.5
+
+class Nothing: ...
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module of the user's in the current folder, which leaves a trace when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"own_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    yield name
+    sys.modules.pop(name, None)
+    for key in [key for key in registry._IMPORTED if name in key[1]]:
+        del registry._IMPORTED[key]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_classes_of_the_users(own_module: str, tmp_path: Path, typed: bool) -> None:
+    settings = {
+        "method": {"name": "AWP", "base": {"name": f"{own_module}:Mine", "extra": 3, "steps": 2}},
+        "training": {"schedule": f"{own_module}:Slow"},
+        "phases": [{"epochs": 20, "method": {"name": f"{own_module}:Mine", "extra": 4}}],
+    }
+    overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()] if typed else []
+    (tmp_path / "own.yaml").write_text(dump_yaml({"extends": "slat-digits", **({} if typed else settings)}))
+    found, tree = experiment.read("own.yaml", overrides, trust=True)
+    base = found.method.base  # type: ignore[attr-defined]
+    assert (type(base).__name__, base.extra, base.steps, type(found.training.schedule).__name__) == (
+        "Mine",
+        3,
+        2,
+        "Slow",
+    )
+    assert make_phases(found)[0].method.extra == 4  # type: ignore[union-attr]
+    assert at(tree, "method.base.name") == f"{own_module}:Mine"
+    assert SCHEMA.read(tree) == (found, tree)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "method: OWN:Mine",
+        "method: {name: AWP, base: OWN:Mine}",
+        "training: {schedule: {name: 'OWN:Slow'}}",
+        "phases: [{epochs: 20, method: OWN:Mine}]",
+        "evaluation: {attacks: [clean, 'OWN:Mine']}",
+        "evaluation: {attacks: [clean, 'eot-4:OWN:Mine-3']}",
+    ],
+)
+def test_text_of_somebody_else_imports_nothing(own_module: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"extends: slat-digits\n{text.replace('OWN', own_module)}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: .*add --trust to allow it"):
+        experiment.read("config.yaml", ["--training.seed", "1"])
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("OWN:Nothing", "is Nothing, no method; name a class derived from layerwise.methods.base.Method"),
+        ("OWN:Mime", "holds no 'Mime'; did you mean 'Mine'"),
+        ("nowhere_to_be_found:Mine", "cannot be imported (No module named 'nowhere_to_be_found')"),
+        ("slatt", "there is no 'slatt'; did you mean 'SLAT' or 'LAT' or 'PAT'? ('my_module:Name' takes one of yours)"),
+    ],
+)
+def test_classes_that_are_no_methods(own_module: str, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as told:
+        experiment.read("slat-digits", ["--method", name.replace("OWN", own_module)])
+    assert str(told.value).startswith("command line: method: ")
+
+
+def test_a_base_that_perturbs_no_input_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"command line: method\.base: there is no 'Parseval'"):
+        experiment.read("slat-digits", ["--method.base", "Parseval"])
+
+
+def test_names_are_found_in_any_case() -> None:
+    assert experiment.read("slat-digits", ["--method", "anp"])[1]["method"]["name"] == "ANP"
 
 
 def test_defaults_are_not_shared() -> None:
@@ -227,7 +359,7 @@ def test_every_leaf_is_explained() -> None:
     leaves = {leaf.key: leaf.help for leaf in SCHEMA.leaves(tree)}
     assert {"method.base.eps", "training.optimizer.lr", "data.name"} <= set(leaves)
     assert [key for key, help in leaves.items() if not help.strip()] == []
-    assert "One of SGD, Adam, AdamW." in leaves["training.optimizer.name"]
+    assert "One of Adam, AdamW, SGD." in leaves["training.optimizer.name"]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +410,14 @@ def test_another_optimizer_keeps_nothing_of_the_recipes(tmp_path: Path) -> None:
     assert isinstance(chosen.training.optimizer, SGD)
     assert (chosen.training.optimizer.lr, chosen.training.schedule) == (0.3, MultiStep())
     assert experiment.read(str(own), ["--training.optimizer", "Adam"])[0].training.optimizer == Adam()
+
+
+def test_the_command_line_reads_optimisers_and_schedules() -> None:
+    given = ["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--training.eval_eps=16/255"]
+    given += ["--training.optimizer=Adam", "--training.optimizer.weight_decay=0", "--training.augment.crop=2"]
+    training = experiment.read("slat-digits", given)[0].training
+    assert (training.schedule, training.eval_eps) == (Cosine(warmup=0.1), 16 / 255)
+    assert (training.optimizer, training.augment) == (Adam(weight_decay=0.0), Augment(crop=2))
 
 
 def test_a_recipe_beside_the_extending_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,64 +488,3 @@ def test_phases_that_do_not_fit_are_told(tmp_path: Path, phases: str, message: s
     (tmp_path / "own.yaml").write_text(PHASES)
     with pytest.raises(ConfigError, match=re.escape(message)):
         experiment.read(str(tmp_path / "own.yaml"), ["--phases", phases])
-
-
-def test_yaml_round_trip(tmp_path: Path) -> None:
-    tree = {"a": {"b": [1, 2.5, None, "8/255"], "c": True}, "d": (1, 2)}
-    (tmp_path / "t.yaml").write_text(dump_yaml(tree))
-    assert load_yaml(tmp_path / "t.yaml") == {**tree, "d": [1, 2]}
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"- a\n", b"1: 2\n", b""])
-def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "t.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "t.yaml"))) as caught:
-        load_yaml(tmp_path / "t.yaml")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load_yaml(tmp_path)
-
-
-def test_tokens() -> None:
-    assert tokens_to_tree(["--a.b", "1", "--a={c: 2}"]) == {"a": "{c: 2}"}
-    assert tokens_to_tree(["--a.b-c", "1", "--a.d=x=y", "--e", "-1"]) == {"a": {"b_c": "1", "d": "x=y"}, "e": "-1"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (float | None, "a number or null"),
-        (str | list[str] | tuple[str, ...], "a text or a list in brackets, [a, b]"),
-        (Radius | dict[str, Radius], "a number or a fraction such as 8/255 or {name: value, ...} in quotes"),
-        (bool, "true or false"),
-    ],
-)
-def test_types_in_words(kind: Any, words: str) -> None:
-    assert spoken(kind) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        (8 / 255, Radius),
-        ({"input": 8 / 255, "conv1": 0.03}, Radius | dict[str, Radius]),
-        (["clean", "pgd-50-10"], list[str]),
-        (None, int | None),
-        (True, bool),
-        (5e-4, float),
-        (17, int),
-        ("layer[12]", str | list[str]),
-    ],
-)
-def test_what_help_shows_can_be_typed(value: object, kind: Any) -> None:
-    assert check_type("key", written(value, kind), kind) == value
-
-
-def test_numbers_with_an_exponent_need_no_point() -> None:
-    assert parse_yaml("[5e-4, 1E3, -2e+1, .5e1, 4.0e-3]", "it") == [5e-4, 1e3, -20.0, 5.0, 4e-3]
-    assert parse_yaml("[8/255, e4, 1e, 5e-4x, '5e-4']", "it") == ["8/255", "e4", "1e", "5e-4x", "5e-4"]
-    text = dump_yaml({"name": "5e-4", "lr": 5e-4})
-    assert parse_yaml(text, "it") == {"name": "5e-4", "lr": 5e-4}
