@@ -282,7 +282,7 @@ def one_side(only: str, networks: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    found = {}
+    found: Found = {}
     for network in NETWORKS:
         if network.name in networks:
             for (name, how), (spec, train) in trainings(network).items():
