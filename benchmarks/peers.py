@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from layerwise.cli.bench import add_setup, measured
 from layerwise.cli.console import complain
+from layerwise.core.threat import radius
 from layerwise.errors import LayerwiseError
 from layerwise.experiments.bench.plain import Step
 from layerwise.experiments.bench.stepping import Setup, by_hand, somewhere
@@ -34,6 +35,13 @@ LIBRARIES = ("torchattacks", "ART", "MAIR")
 Optimizer: TypeAlias = torch.optim.Optimizer
 Peer: TypeAlias = Callable[[nn.Module, Optimizer, Any], Step]
 """Makes a step from the network, its optimiser and our method, whose radius and steps are taken."""
+
+
+def sizes(method: Any) -> tuple[float, float, int]:
+    """Radius, step and number of steps of a method's attack."""
+    attack = getattr(method, "attack", method)
+    eps = radius(attack.eps)
+    return eps, attack.step * eps, getattr(attack, "steps", 1)
 
 
 def descend(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> None:
@@ -49,11 +57,8 @@ def torchattacks_step(name: str) -> Peer:
 
     def make(model: nn.Module, optimizer: Optimizer, method: Any) -> Step:
         attacks = import_module("torchattacks")
-        radii = {"eps": method.eps}
-        if name == "FFGSM":
-            radii["alpha"] = method.step * method.eps
-        else:
-            radii |= {"alpha": method.alpha, "steps": method.steps}
+        eps, alpha, steps = sizes(method)
+        radii = {"eps": eps, "alpha": alpha} | ({} if name == "FFGSM" else {"steps": steps})
         attack = getattr(attacks, name)(model, **radii)
         # As in training: otherwise every attack switches the network to evaluation mode and back.
         attack.set_model_training_mode(model_training=True, batchnorm_training=True, dropout_training=True)
@@ -76,39 +81,33 @@ def torchattacks_step(name: str) -> Peer:
     return make
 
 
-def art_step(name: str) -> Peer:
+def art_step(model: nn.Module, optimizer: Optimizer, method: Any) -> Step:
     """ART's attack and its classifier's `fit` for each batch, as in its trainers; its arrays are NumPy's, whose copies are part of it."""
+    evasion = import_module("art.attacks.evasion")
+    estimators = import_module("art.estimators.classification")
+    classifier: Any = None
 
-    def make(model: nn.Module, optimizer: Optimizer, method: Any) -> Step:
-        evasion = import_module("art.attacks.evasion")
-        estimators = import_module("art.estimators.classification")
-        classifier: Any = None
+    def step(x: Tensor, y: Tensor) -> None:
+        nonlocal classifier
+        if classifier is None:
+            classifier = estimators.PyTorchClassifier(
+                model=model,
+                loss=nn.CrossEntropyLoss(),
+                optimizer=optimizer,
+                input_shape=tuple(x.shape[1:]),
+                nb_classes=int(y.max()) + 1,
+                clip_values=(0.0, 1.0),
+                device_type="gpu" if x.is_cuda else "cpu",
+            )
+        eps, alpha, steps = sizes(method)
+        options = {"eps": eps, "num_random_init": 1, "verbose": False, "batch_size": len(x)}
+        options |= {"eps_step": alpha, "max_iter": steps}
+        attack = evasion.ProjectedGradientDescent(classifier, **options)
+        images, labels = x.cpu().numpy(), y.cpu().numpy()
+        x_adv = attack.generate(images, y=labels)
+        classifier.fit(x_adv, labels, batch_size=len(x), nb_epochs=1)
 
-        def step(x: Tensor, y: Tensor) -> None:
-            nonlocal classifier
-            if classifier is None:
-                classifier = estimators.PyTorchClassifier(
-                    model=model,
-                    loss=nn.CrossEntropyLoss(),
-                    optimizer=optimizer,
-                    input_shape=tuple(x.shape[1:]),
-                    nb_classes=int(y.max()) + 1,
-                    clip_values=(0.0, 1.0),
-                    device_type="gpu" if x.is_cuda else "cpu",
-                )
-            options = {"eps": method.eps, "num_random_init": 1, "verbose": False, "batch_size": len(x)}
-            if name == "PGD":
-                options |= {"eps_step": method.alpha, "max_iter": method.steps}
-            else:
-                options |= {"eps_step": method.step * method.eps, "max_iter": 1}
-            attack = evasion.ProjectedGradientDescent(classifier, **options)
-            images, labels = x.cpu().numpy(), y.cpu().numpy()
-            x_adv = attack.generate(images, y=labels)
-            classifier.fit(x_adv, labels, batch_size=len(x), nb_epochs=1)
-
-        return step
-
-    return make
+    return step
 
 
 def mair_step(name: str) -> Peer:
@@ -119,7 +118,7 @@ def mair_step(name: str) -> Peer:
         defenses = import_module("mair.defenses")
         classes = int(list(model.parameters())[-1].shape[0])
         network = mair.RobModel(model, n_classes=classes)
-        options = {"eps": method.eps, "alpha": method.alpha, "steps": method.steps}
+        options = dict(zip(("eps", "alpha", "steps"), sizes(method), strict=True))
         if name == "TRADES":
             options["beta"] = method.beta
         trainer = getattr(defenses, name)(network, **options)
@@ -136,8 +135,8 @@ def mair_step(name: str) -> Peer:
 
 
 PEERS: dict[str, dict[str, Peer]] = {
-    "PGD": {"torchattacks": torchattacks_step("PGD"), "ART": art_step("PGD"), "MAIR": mair_step("AT")},
-    "FGSMRS": {"torchattacks": torchattacks_step("FFGSM"), "ART": art_step("FGSMRS")},
+    "PGD": {"torchattacks": torchattacks_step("PGD"), "ART": art_step, "MAIR": mair_step("AT")},
+    "FGSMRS": {"torchattacks": torchattacks_step("FFGSM"), "ART": art_step},
     "TRADES": {"torchattacks": torchattacks_step("TPGD"), "MAIR": mair_step("TRADES")},
 }
 """{our method: {library: the same step}}; what a library does not have is not listed."""

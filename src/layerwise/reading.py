@@ -324,20 +324,22 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def explanations(cls: type) -> dict[str, str]:
-    """The sentences of a docstring's `Args:`, by field.
+def explanations(thing: Any) -> dict[str, str]:
+    """The sentences of a docstring's `Args:`, by field; a class has those of the classes that it is derived from too.
 
     >>> explanations(read_setting)["key"]
     'dotted, for messages.'
     """
     found: dict[str, str] = {}
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", inspect.getdoc(cls) or "", re.MULTILINE)
-    for line in inspect.cleandoc(section[1]).splitlines() if section else []:
-        name, colon, text = line.partition(": ")
-        if colon and name.isidentifier():
-            found[name] = text.strip()
-        elif found:
-            found[[*found][-1]] += f" {line.strip()}"
+    for each in reversed(thing.__mro__) if isinstance(thing, type) else [thing]:
+        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
+        last = ""
+        for line in inspect.cleandoc(section[1]).splitlines() if section else []:
+            name, colon, text = line.partition(": ")
+            if colon and name.isidentifier():
+                last, found[name] = name, text.strip()
+            elif last:
+                found[last] += f" {line.strip()}"
     return found
 
 

@@ -79,7 +79,8 @@ def test_train_help_explains(layerwise: Command) -> None:
 def test_help_of_a_recipe_lists_its_settings_as_they_are_typed(layerwise: Command) -> None:
     out = layerwise("train", "slat-digits", "--method.base", "FGSMRS", "--help").out
     assert "  --method.eta {input: 0.2, conv1: 0.03, layer1: 0.03}\n        eta_k, in the unit of" in out
-    assert "  --method.base.eps 8/255\n" in out
+    assert "  --method.base.eps null\n" in out
+    assert "  --method.base.noise 1\n        amplitude of the random start" in out
     assert "  --training.augment.name null\n" in out
     assert "  --evaluation.attacks [clean, fgsm, pgd-20]\n" in out
 

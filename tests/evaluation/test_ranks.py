@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from layerwise.attacks.threat import ThreatModel
+from layerwise.core.threat import ThreatModel
 from layerwise.evaluation import Evaluation, evaluate
 from tests.forks import together
 from tests.networks import TinyConv, batch

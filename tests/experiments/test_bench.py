@@ -37,7 +37,7 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_plain_step_does_what_the_method_does(name: str) -> None:
-    usual: dict[str, Method] = {"PGD": PGD(steps=2), "TRADES": TRADES(steps=2), "FreeAT": FreeAT(m=2)}
+    usual: dict[str, Method] = {"PGD": PGD(steps=2), "TRADES": TRADES(attack=PGD(steps=2)), "FreeAT": FreeAT(m=2)}
     method = usual.get(name) or registry.find("method", name).thing()
     ours = small().network().double()
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from layerwise.core import registry
 from layerwise.core.driving import Partial
 from layerwise.core.random import Stream
-from layerwise.methods import PGD, Method
+from layerwise.methods import FGSMRS, NFGSM, PGD, TRADES, Method
 from tests.networks import TinyResNet, batch
 
 METHODS: dict[str, type[Method]] = {name: entry.thing for name, entry in registry.entries("method").items()}
@@ -20,9 +20,9 @@ METHODS: dict[str, type[Method]] = {name: entry.thing for name, entry in registr
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "PGD": {"steps": 2},
-    "TRADES": {"steps": 2},
-    "MART": {"steps": 2},
-    "PAT": {"steps": 2},
+    "TRADES": {"attack": PGD(steps=2)},
+    "MART": {"attack": PGD(steps=2)},
+    "PAT": {"attack": PGD(steps=2, random_start=False)},
     "EAT": {"sources": [TinyResNet(seed=7)]},
     "AdvTrainI": {"network": TinyResNet(seed=7), "num_steps": 2},
     "AWP": {"base": PGD(steps=2)},
@@ -35,11 +35,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Only what the small networks ask for; a method that is not named here has its defaults."""
 
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "SLAT": {"from a noisy start": {"base": NFGSM()}, "with two probes": {"num_probes": 2}},
+    "ANP": {"after probes": {"update": "after-probes"}, "shifted": {"descend_at": "shifted"}},
+    "LAD": {"SM on TRADES": {"base": TRADES(attack=PGD(steps=1)), "splitting": "strang-marchuk"}},
+    "LAT": {"joint": {"joint": True}},
+    "YOPO": {"twice": {"adjoint_update": True}},
+    "GradAlign": {"on a base": {"base": FGSMRS()}},
+}
+"""What a method's other paths through its code ask for; `make("ANP shifted")`."""
+
+ROWS = [f"{name} {variant}".strip() for name in METHODS for variant in ("", *VARIANTS.get(name, {}))]
+
 Batch = tuple[Tensor, Tensor]
 
 
-def make(name: str, **more: Any) -> Method:
-    return METHODS[name](**{**SETTINGS.get(name, {}), **more})
+def make(row: str, **more: Any) -> Method:
+    """A method by its name, or by name and variant."""
+    name, _, variant = row.partition(" ")
+    chosen = VARIANTS[name][variant] if variant else {}
+    return METHODS[name](**{**SETTINGS.get(name, {}), **chosen, **more})
 
 
 def data(count: int, size: int = 6, dtype: torch.dtype = torch.float64) -> list[Batch]:

@@ -15,6 +15,7 @@ from layerwise.core.driving import Partial
 from layerwise.core.probe import Probe
 from layerwise.core.random import Stream
 from layerwise.core.sites import Sites
+from layerwise.core.threat import radius
 from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError, ConfigError, SiteError
 from layerwise.methods import (
@@ -23,6 +24,7 @@ from layerwise.methods import (
     FGSMCKPT,
     FGSMRS,
     MART,
+    PGD,
     SLAT,
     YOPO,
     FreeAT,
@@ -120,7 +122,7 @@ def test_the_first_checkpoint_that_fools_is_taken() -> None:
     """From 0.5, delta is 0.3: checkpoints at 0.6, 0.7, 0.8. The wrong example stays clean, the right one goes all the way."""
     model = Fixed([0.55, 0.65, 0.75, 0.9, 0.1])
     x, y = torch.full((5, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
-    method = FGSMCKPT(eps=0.3, step=2.0, c=3)
+    method = FGSMCKPT(attack=FGSMRS(eps=0.3, step=2.0), c=3)
     start = 0.5 + 0.3 * torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1])
     model.thresholds[0] = 0.57  # between the start, 0.53, and the first checkpoint
     found, _ = _at(start, method, model, x, y)
@@ -130,7 +132,7 @@ def test_the_first_checkpoint_that_fools_is_taken() -> None:
 
 def _at(start: Tensor, method: FGSMCKPT, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     """Perturb from this start: the uniform draw is exchanged for what leads there."""
-    u = ((start.reshape(x.shape) - x) / method.eps).to(x)
+    u = ((start.reshape(x.shape) - x) / radius(method.attack.eps)).to(x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("layerwise.methods.fgsm.uniform", lambda like, source, *, key: u)
         return method.perturb(model, x, y)
@@ -141,7 +143,7 @@ def test_one_checkpoint_is_fgsm_rs_where_the_network_is_right() -> None:
     y = model(X).argmax(1)
     y[3:] = (y[3:] + 1) % 5
     rs, _ = FGSMRS(eps=0.1).perturb(model, X, y, generator=Stream(0))
-    one, _ = FGSMCKPT(eps=0.1, c=1).perturb(model, X, y, generator=Stream(0))
+    one, _ = FGSMCKPT(attack=FGSMRS(eps=0.1), c=1).perturb(model, X, y, generator=Stream(0))
     same = (one - rs).flatten(1).abs().amax(1) < 1e-15
     clean = (one == X).flatten(1).all(1)
     assert bool((same ^ clean).all())
@@ -157,7 +159,7 @@ def test_checkpoints_keep_the_probes_own_criterion() -> None:
             seen.append(len(y))
             return CrossEntropy()(logits, y)
 
-    FGSMCKPT(probe=Probe(criterion=Counting())).perturb(resnet(), X, Y)
+    FGSMCKPT(attack=FGSMRS(probe=Probe(criterion=Counting()))).perturb(resnet(), X, Y)
     assert seen == [6]
 
 
@@ -264,7 +266,7 @@ def test_a_saturated_pixel_moves_on() -> None:
     white = torch.ones_like(X)
     model = resnet()
     seen: list[Tensor] = []
-    method = YOPO(eps=0.1, m=2, n=1, alpha=0.02)
+    method = YOPO(eps=0.1, m=2, n=1, step=0.2)
     method.attach(model, X)
     model.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     for loss in method.losses(model, white, Y, generator=Stream(0)):
@@ -332,7 +334,7 @@ def test_marts_terms_on_two_classes() -> None:
         FreeAT(m=2),
         YOPO(m=2, n=1),
         YOPO(m=1, n=1, adjoint_update=True),
-        MART(steps=1),
+        MART(attack=PGD(steps=1)),
         AWP(base=SLAT(sites=["conv1"])),
     ],
     ids=lambda m: type(m).__name__,
@@ -359,8 +361,7 @@ WRONG: list[tuple[Callable[[], Method], str]] = [
     (lambda: FreeAT(m=0), "m=0 is too small; type a number of at least 1"),
     (lambda: YOPO(n=0), "n=0 is too small; type a number of at least 1"),
     (lambda: YOPO(m=0), "m=0 is too small; type a number of at least 1"),
-    (lambda: YOPO(alpha=2), "alpha=2 is in units of 0 to 255 pixels, ours are 0 to 1; type alpha=2/255"),
-    (lambda: MART(steps=0), "steps=0 is too small; type a number of at least 1"),
+    (lambda: YOPO(step=-1.0), "step=-1.0 is too small; type a number of at least 0"),
     (lambda: MART(beta=-1.0), "beta=-1.0 is too small; type a number of at least 0"),
     (lambda: AWP(gamma=-1.0), "gamma=-1.0 is too small; type a number of at least 0"),
     (

@@ -15,11 +15,26 @@ from layerwise.core.driving import Partial
 from layerwise.core.random import Stream, for_the_batch, uniform
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
-from layerwise.methods import ANP, AWP, EAT, FGSM, LAD, NAT, PAT, SLAT, AdvTrainI, FGSOrig, Method, Parseval, Standard
-from layerwise.methods.mixed import drawn_radii
+from layerwise.methods import (
+    ANP,
+    AWP,
+    EAT,
+    FGSM,
+    LAD,
+    NAT,
+    PAT,
+    PGD,
+    SLAT,
+    AdvTrainI,
+    FGSOrig,
+    Method,
+    Parseval,
+    Standard,
+)
+from layerwise.methods.fgsm import drawn_radii
 from layerwise.methods.sources import with_networks
 from tests.methods.cases import train as train_cases
-from tests.methods.test_references import ATTACK, BATCHES, PROBES, SGD, UNIFORM
+from tests.methods.test_references import ATTACK, BATCHES, OURS, PROBES, SGD, UNIFORM
 from tests.methods.test_references import train as follow
 from tests.networks import TinyConv, TinyMLP, TinyResNet, batch
 from tests.reference.common import Batches
@@ -54,13 +69,14 @@ HALVES = pytest.mark.parametrize("halves", ["apart", "together"])
 @pytest.mark.parametrize("bn", PROBES)
 def test_pat_and_nat_are_their_references(network: Callable[[], nn.Module], halves: Any, bn: str) -> None:
     for random_start in (False, True):
-        method = PAT(**ATTACK, random_start=random_start, halves=halves, probe=PROBES[bn])
+        attack = PGD(**OURS, random_start=random_start, probe=PROBES[bn])
+        method = PAT(attack=attack, halves=halves)
         draws: dict[str, Any] = {"uniform": UNIFORM} if random_start else {}
         same(method, partial(pat, halves=halves, probe_bn=bn, **ATTACK, **draws), network)
-    steps: list[Any] = ["least-likely", "gradient"]
-    for step in steps:
-        single = NAT(std=0.05, largest=0.08, step=step, halves=halves, probe=PROBES[bn])
-        radii: dict[str, Any] = {"std": 0.05, "largest": 0.08, "gradient": step == "gradient"}
+    targets: list[Any] = ["least-likely", "label"]
+    for target in targets:
+        single = NAT(attack=FGSM(eps=0.05, std=1.0, step=1.6, target=target, probe=PROBES[bn]), halves=halves)
+        radii: dict[str, Any] = {"std": 0.05, "largest": 0.08, "gradient": target == "label"}
         same(single, partial(eat, shares=SHARES, halves=halves, probe_bn=bn, **radii), network)
 
 
@@ -129,8 +145,8 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def test_special_cases_are_other_methods() -> None:
     eps = 0.05
-    one_step = PAT(eps=eps, steps=1, alpha=eps)
-    assert equal(weights(one_step), weights(FGSOrig(eps=eps)))
+    one_step = PAT(attack=PGD(eps=eps, steps=1, step=1.0, random_start=False))
+    assert equal(weights(one_step), weights(FGSOrig(attack=FGSM(eps=eps))))
     assert equal(weights(Parseval(beta=0.0, base=FGSM())), weights(FGSM()))
     assert not equal(weights(Parseval(beta=0.1)), weights(Standard()))
 
@@ -163,7 +179,7 @@ def test_every_source_has_its_turn_and_all_micro_batches_see_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "base", [EAT(sources=SOURCES), NAT(), PAT(steps=2), AdvTrainI(network=SOURCES[0], num_steps=2)]
+    "base", [EAT(sources=SOURCES), NAT(), PAT(attack=PGD(steps=2)), AdvTrainI(network=SOURCES[0], num_steps=2)]
 )
 def test_layerwise_methods_go_around_them(base: Any) -> None:
     """What they record at the sites of the trained network is its own gradient, whatever made the images."""
@@ -241,12 +257,12 @@ def test_names_become_networks() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PAT(eps=8), "in units of 0 to 255 pixels"),
+        (lambda: PAT(attack=PGD(eps=8)), "in units of 0 to 255 pixels"),
         (lambda: PAT(halves="mixed"), "halves='mixed' is unknown; type one of 'apart', 'together'"),  # type: ignore[arg-type]
-        (lambda: NAT(largest=16), "in units of 0 to 255 pixels"),
-        (lambda: NAT(std=0.0), "std=0.0 is too small"),
-        (lambda: NAT(step="up"), "step='up' is unknown; type one of 'least-likely', 'gradient'"),  # type: ignore[arg-type]
-        (lambda: EAT(std=-1.0), "std=-1.0 is too small"),
+        (lambda: NAT(attack=FGSM(eps=16)), "in units of 0 to 255 pixels"),
+        (lambda: FGSM(std=0.0), "std=0.0 is too small"),
+        (lambda: FGSM(target="up"), "target='up' is unknown; type one of 'label', 'least-likely'"),  # type: ignore[arg-type]
+        (lambda: EAT(alpha=-1.0), "alpha=-1.0 is not a share"),
         (lambda: AdvTrainI(alpha=2.0), "alpha=2.0 is not a share"),
         (lambda: AdvTrainI(num_steps=0), "num_steps=0 is too small"),
         (lambda: Parseval(beta=-1.0), "beta=-1.0 is too small"),

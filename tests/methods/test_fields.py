@@ -111,13 +111,13 @@ def test_noise_at_the_input_leaves_the_pixels_in_range(method: LayerMethod) -> N
     assert any(float((x - X).abs().max()) > 0.1 for x in seen)
 
 
-@pytest.mark.parametrize("base", [Standard(), PGD(eps=0.03, alpha=0.01, steps=2)], ids=["Standard", "PGD"])
+@pytest.mark.parametrize("base", [Standard(), PGD(eps=0.03, step=1 / 3, steps=2)], ids=["Standard", "PGD"])
 def test_slat_on_another_base_takes_its_gradients_at_that_bases_input(base: Standard | PGD) -> None:
     model = resnet()
     at = (
         X
         if isinstance(base, Standard)
-        else PGD(eps=0.03, alpha=0.01, steps=1).perturb(model, X, Y, generator=Stream(0))[0]
+        else PGD(eps=0.03, step=1 / 3, steps=1).perturb(model, X, Y, generator=Stream(0))[0]
     )
     with Sites(model, ["conv1"], example=X) as sites:
         _, g = base.probe(model, at, Y, criterion=base.criterion, sites=sites)
@@ -127,7 +127,7 @@ def test_slat_on_another_base_takes_its_gradients_at_that_bases_input(base: Stan
 
 def test_slat_with_more_probes_on_another_base_steps_on_by_eta() -> None:
     inside, eta = 0.25 + X / 2, 0.02
-    model, base = resnet(), PGD(eps=0.05, alpha=0.01, steps=1, random_start=False)
+    model, base = resnet(), PGD(eps=0.05, step=0.2, steps=1, random_start=False)
     seen: list[Tensor] = []
     method = SLAT(sites=["conv1"], eta=eta, num_probes=2, base=base)
     method.attach(model, inside)
@@ -142,7 +142,7 @@ def test_slat_with_more_probes_on_another_base_steps_on_by_eta() -> None:
 def test_pgd_in_l2_stays_in_its_ball_and_uses_it_up() -> None:
     inside = 0.25 + X / 2
     model = resnet()
-    x_adv, _ = PGD(norm="l2", eps=0.2, alpha=0.1, steps=5).perturb(model, inside, Y, generator=Stream(0))
+    x_adv, _ = PGD(norm="l2", eps=0.2, step=0.5, steps=5).perturb(model, inside, Y, generator=Stream(0))
     assert norm(x_adv - inside).tolist() == pytest.approx([0.2] * 6)
     loss = nn.functional.cross_entropy
     assert loss(model(x_adv), Y) > loss(model(inside), Y)
@@ -284,15 +284,15 @@ def test_costs_are_those_of_the_design() -> None:
         (FGSOrig(), 8),
         (GaussianNoise(), 3),
         (GaussianNoise(base=FGSM()), 5),
-        (TRADES(steps=1), 9),
+        (TRADES(attack=PGD(steps=1)), 9),
         (ANP(k=5), 15),
         (ANP(k=5, descend_at="shifted"), 17),
         (ANP(k=5, update="last-step"), 11),
         (ANP(k=5, update="after-probes"), 13),
         (ANP(k=1, base=FGSM()), 5),
         (LAD(base=PGD(steps=10)), 25),
-        (LAD(base=TRADES(steps=1)), 14),
-        (LAD(base=TRADES(steps=1), gamma=1.0), 11),
+        (LAD(base=TRADES(attack=PGD(steps=1))), 14),
+        (LAD(base=TRADES(attack=PGD(steps=1)), gamma=1.0), 11),
         (LAD(base=Standard(), num_inner_steps=2), 7),
     ]
     assert [method.passes.total for method, _ in table] == [total for _, total in table]
@@ -304,10 +304,10 @@ WRONG: list[tuple[Callable[[], Method], str]] = [
     (lambda: FGSM(eps=8), "eps=8 is in units of 0 to 255 pixels, ours are 0 to 1; type eps=8/255"),
     (lambda: FGSMRS(eps=-1), "eps=-1 is not a radius; type a number that is not negative, such as 8/255"),
     (lambda: NFGSM(eps=math.nan), "eps=nan is not a radius; type a number that is not negative, such as 8/255"),
-    (lambda: PGD(norm="l1"), "norm='l1' is unknown; type one of 'linf', 'l2'"),  # type: ignore[arg-type]
+    (lambda: PGD(norm="l1"), "norm='l1' is unknown; type one of 'linf', 'l2', None"),  # type: ignore[arg-type]
     (lambda: PGD(steps=0), "steps=0 is too small; type a number of at least 1"),
-    (lambda: PGD(alpha=2), "alpha=2 is in units of 0 to 255 pixels, ours are 0 to 1; type alpha=2/255"),
-    (lambda: TRADES(steps=0), "steps=0 is too small; type a number of at least 1"),
+    (lambda: PGD(step=-1.0), "step=-1.0 is too small; type a number of at least 0"),
+    (lambda: TRADES(beta=-1.0), "beta=-1.0 is too small; type a number of at least 0"),
     (lambda: SLAT(num_probes=0), "num_probes=0 is too small; type a number of at least 1"),
     (lambda: SLAT(eta={"conv1": 8.0}), "conv1=8 is in units of 0 to 255 pixels, ours are 0 to 1; type conv1=8/255"),
     (lambda: SLAT(base=FGSM(), input_step=0.9), "input_step=0.9 has no effect with base=FGSM; set its step"),
@@ -346,7 +346,9 @@ def test_a_setting_that_cannot_be_meant_is_an_error(make_it: Callable[[], Method
          "no space to take the range over, so the clamp would erase the noise; leave the site out or the clamp off"),
         (SLAT(sites=["conv1"], eta={"input": 0.1, "conv2": 0.1}), TinyConv, ConfigError, "eta names no step for site 'conv1'; "
          "did you mean 'conv2'?"),
-        (SLAT(sites=["conv1"], eta={"conv1": 0.1}), TinyConv, ConfigError, "eta names no step for site 'input'; known: conv1."),
+        (SLAT(sites=["conv1"], eta={"conv1": 0.1, "conv9": 0.1}), TinyConv, SiteError,
+         "no site matches 'conv9'; did you mean 'conv2' or 'conv1' or 'conv2:input'? "
+         "(`layerwise sites MODEL` lists all)"),
         (SLAT(), TinyMLP, SiteError, "no site matches 'conv1'; did you mean 'fc1'? (`layerwise sites MODEL` lists all)"),
         (LAD(), TinyMLP, SiteError, "no module calls itself a residual block; name the blocks, for example "
          "sites=['layer1.0', 'layer1.1']"),

@@ -95,11 +95,11 @@ def test_fgsm_is_the_loop_written_by_hand(
 
 
 def pgd() -> PGD:
-    return PGD(eps=EPS, alpha=EPS / 2, steps=2)
+    return PGD(eps=EPS, step=0.5, steps=2)
 
 
 def trades() -> TRADES:
-    return TRADES(eps=EPS, alpha=EPS / 2, steps=2)
+    return TRADES(attack=pgd())
 
 
 SIMPLER: list[tuple[Callable[[], Method], Callable[[], Method]]] = [
@@ -122,13 +122,13 @@ SIMPLER: list[tuple[Callable[[], Method], Callable[[], Method]]] = [
     (lambda: LAT(eps=0.0), Standard),
     (lambda: LAT(eps=0.0, base=pgd()), pgd),
     (lambda: LAT(eps=0.0, base=trades()), trades),
-    (lambda: FGSOrig(eps=EPS, alpha=0.0), lambda: FGSM(eps=EPS)),
+    (lambda: FGSOrig(attack=FGSM(eps=EPS), alpha=0.0), lambda: FGSM(eps=EPS)),
     (lambda: GaussianNoise(std=0.0), Standard),
     (lambda: GaussianNoise(std=0.0, base=FGSM()), FGSM),
     (lambda: DeepDefense(weight=0.0, num_steps=1), Standard),
     (lambda: DeepDefense(weight=0.0, num_steps=1, base=FGSMRS()), FGSMRS),
-    (lambda: PGD(eps=EPS, alpha=EPS, steps=1, random_start=False), lambda: FGSM(eps=EPS)),
-    (lambda: TRADES(eps=EPS, steps=1, beta=0.0), Standard),
+    (lambda: PGD(eps=EPS, step=1.0, steps=1, random_start=False), lambda: FGSM(eps=EPS)),
+    (lambda: TRADES(attack=PGD(steps=1), beta=0.0), Standard),
 ]
 
 

@@ -65,6 +65,8 @@ UNIFORM = [uniform(x, Stream(0, step), key="start") for step, (x, _) in enumerat
 NEAR = [uniform(x, Stream(0, step), key="near") for step, (x, _) in enumerate(BATCHES)]
 NORMAL = [normal(x, Stream(0, step), key="start") for step, (x, _) in enumerate(BATCHES)]
 ATTACK: dict[str, Any] = {"eps": EPS, "alpha": EPS / 3, "steps": 3}
+OURS: dict[str, Any] = {"eps": EPS, "step": 1 / 3, "steps": 3}
+"""The same attack in our fields."""
 PROBES = {"frozen": Probe(), "train": Probe(batch_norm="train"), "eval": Probe(batch_norm="eval")}
 
 
@@ -107,11 +109,13 @@ def single_steps() -> Iterator[Case]:
         yield Case(FGSM(eps=EPS, step=0.9, probe=probe), partial(fgsm, eps=EPS, step=0.9, probe_bn=bn), everywhere)
         yield Case(FGSMRS(eps=EPS, probe=probe), partial(fgsm_rs, uniform=UNIFORM, eps=EPS, probe_bn=bn), everywhere)
         yield Case(NFGSM(eps=EPS, probe=probe), partial(n_fgsm, uniform=UNIFORM, eps=EPS, probe_bn=bn), everywhere)
-        yield Case(PGD(**ATTACK, probe=probe), partial(pgd, uniform=UNIFORM, probe_bn=bn, **ATTACK), everywhere)
-        yield Case(TRADES(**ATTACK, probe=probe), partial(trades, normal=NORMAL, attack_bn=bn, **ATTACK), everywhere)
+        yield Case(PGD(**OURS, probe=probe), partial(pgd, uniform=UNIFORM, probe_bn=bn, **ATTACK), everywhere)
+        yield Case(
+            TRADES(attack=PGD(**OURS, probe=probe)), partial(trades, normal=NORMAL, attack_bn=bn, **ATTACK), everywhere
+        )
     yield Case(FGSMRS(eps=EPS, step=0.5), partial(fgsm_rs, uniform=UNIFORM, eps=EPS, alpha=0.5))
     yield Case(NFGSM(eps=EPS, noise=1.0, step=0.5), partial(n_fgsm, uniform=UNIFORM, eps=EPS, noise=1.0, step=0.5))
-    yield Case(TRADES(**ATTACK, beta=1.5), partial(trades, normal=NORMAL, beta=1.5, **ATTACK))
+    yield Case(TRADES(attack=PGD(**OURS), beta=1.5), partial(trades, normal=NORMAL, beta=1.5, **ATTACK))
 
 
 def slats() -> Iterator[Case]:
@@ -183,12 +187,12 @@ def lads() -> Iterator[Case]:
         for bn, probe in PROBES.items():
             natural = partial(reference, base="natural", probe_bn=bn)
             yield Case(LAD(base=Standard(), probe=probe, **options), natural, networks)
-        yield Case(LAD(base=PGD(**ATTACK), **options), partial(reference, base="pgd", draws=UNIFORM), networks)
+        yield Case(LAD(base=PGD(**OURS), **options), partial(reference, base="pgd", draws=UNIFORM), networks)
         for gamma in (0.5, 0.2, 0.0):
             on_trades = partial(reference, base="trades", draws=NORMAL, gamma=gamma)
-            yield Case(LAD(base=TRADES(**ATTACK), gamma=gamma, **options), on_trades, networks[:1])
+            yield Case(LAD(base=TRADES(attack=PGD(**OURS)), gamma=gamma, **options), on_trades, networks[:1])
     yield Case(
-        LAD(eta=20.0, base=TRADES(beta=2.0, **ATTACK)),
+        LAD(eta=20.0, base=TRADES(beta=2.0, attack=PGD(**OURS))),
         partial(lad, eta=20.0, base="trades", draws=NORMAL, lambda_=0.5, **ATTACK),
         networks[:1],
     )
@@ -215,7 +219,10 @@ def lats() -> Iterator[Case]:
             same = partial(fgs_inter, sites=sites, alpha=alpha, probe_bn=bn, **options)
             yield Case(FGSInter(alpha=alpha, probe=probe, **options), same)
     for alpha, (bn, probe) in product((0.5, 0.2), PROBES.items()):
-        yield Case(FGSOrig(eps=EPS, alpha=alpha, probe=probe), partial(fgs_orig, eps=EPS, alpha=alpha, probe_bn=bn))
+        yield Case(
+            FGSOrig(attack=FGSM(eps=EPS, probe=probe), alpha=alpha),
+            partial(fgs_orig, eps=EPS, alpha=alpha, probe_bn=bn),
+        )
 
 
 def blank() -> Batches:
@@ -264,34 +271,37 @@ def accelerated() -> Iterator[Case]:
     everywhere = (TinyMLP, TinyConv, TinyResNet)
     learnt = tuple(partial(trained, network) for network in everywhere)
     steps: dict[str, Any] = {"eps": EPS, "alpha": EPS / 3, "m": 3, "n": 2}
+    yopos: dict[str, Any] = {"eps": EPS, "step": 1 / 3, "m": 3, "n": 2}
     for bn, probe in PROBES.items():
         aligned = partial(grad_align, uniform=NEAR, eps=EPS, probe_bn=bn)
         yield Case(GradAlign(eps=EPS, probe=probe), aligned, everywhere)
         checked = partial(ckpt, uniform=UNIFORM, eps=0.2, probe_bn=bn)
-        yield Case(FGSMCKPT(eps=0.2, probe=probe), checked, learnt, lr=0.05)
+        yield Case(FGSMCKPT(attack=FGSMRS(eps=0.2, probe=probe)), checked, learnt, lr=0.05)
         # The steps reach no norm but that at their end; the reference makes a whole pass, which would move the others.
         steps_bn = "frozen" if bn == "train" else bn
         for twice in (False, True):
-            ours: dict[str, Any] = {**steps, "adjoint_update": twice, "probe": probe}
+            ours: dict[str, Any] = {**yopos, "adjoint_update": twice, "probe": probe}
             theirs = partial(yopo, uniform=UNIFORM, adjoint_update=twice, probe_bn=steps_bn, **steps)
             yield Case(YOPO(**ours), partial(theirs, site="conv1"), everywhere[1:])
             yield Case(YOPO(**ours, site="fc1"), partial(theirs, site="fc1"), everywhere[:1])
         if bn != "train":
             for site, network in (("fc2", TinyMLP), ("bn1", TinyConv), ("blocks.block1", TinyResNet)):
                 deep = partial(yopo, uniform=UNIFORM, site=site, probe_bn=bn, **steps)
-                yield Case(YOPO(**steps, site=site, probe=probe), deep, (network,))
+                yield Case(YOPO(**yopos, site=site, probe=probe), deep, (network,))
         mild = partial(mart, uniform=UNIFORM, probe_bn=bn, **ATTACK)
-        yield Case(MART(**ATTACK, probe=probe), mild, everywhere)
+        yield Case(MART(attack=PGD(**OURS, probe=probe)), mild, everywhere)
     yield Case(
         GradAlign(eps=EPS, step=0.5, weight=2.0), partial(grad_align, uniform=NEAR, eps=EPS, step=0.5, weight=2.0)
     )
     on_rs = partial(grad_align, uniform=NEAR, starts=UNIFORM, eps=EPS)
     yield Case(GradAlign(eps=EPS, base=FGSMRS(eps=EPS)), on_rs, everywhere)
     for c in (1, 2, 5):
-        yield Case(FGSMCKPT(eps=0.2, c=c), partial(ckpt, uniform=UNIFORM, eps=0.2, c=c), learnt[:1], lr=0.05)
+        yield Case(
+            FGSMCKPT(attack=FGSMRS(eps=0.2), c=c), partial(ckpt, uniform=UNIFORM, eps=0.2, c=c), learnt[:1], lr=0.05
+        )
     yield Case(FreeAT(eps=EPS, m=1), partial(free, eps=EPS, m=1), everywhere)
     yield Case(FreeAT(eps=EPS, m=4, step=0.5), partial(free, eps=EPS, m=4, step=0.5), everywhere, lr=0.05)
-    yield Case(MART(**ATTACK, beta=2.0), partial(mart, uniform=UNIFORM, beta=2.0, **ATTACK))
+    yield Case(MART(attack=PGD(**OURS), beta=2.0), partial(mart, uniform=UNIFORM, beta=2.0, **ATTACK))
 
 
 def weight_perturbations() -> Iterator[Case]:
@@ -322,7 +332,8 @@ def weight_perturbations() -> Iterator[Case]:
         noise = layer_noise(net, x_adv, y, eta=60.0, splitting="lie-trotter", num_inner_steps=1, bn="frozen")
         return lambda bn: mean_loss(net, x_adv, y, noise, bn=bn)
 
-    pgd_, trades_ = PGD(**ATTACK), TRADES(**ATTACK)
+    pgd_ = PGD(**OURS)
+    trades_ = TRADES(attack=pgd_)
     yield Case(AWP(base=pgd_, gamma=0.05), partial(awp, find=on_pgd, gamma=0.05), (TinyMLP, TinyConv, TinyResNet))
     yield Case(AWP(base=trades_), partial(awp, find=on_trades, gamma=0.01), (TinyMLP, TinyConv))
     yield Case(AWP(base=SLAT(sites=sites, eta=EPS), gamma=0.05), partial(awp, find=on_slat, gamma=0.05))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from layerwise.methods import Standard
+from layerwise.methods import PGD, Standard
 from tests.methods.cases import METHODS, data, differing, distance, hooks_of, make, train
 from tests.networks import TinyMLP, TinyResNet
 
@@ -57,8 +57,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "ANP": {"layers": 2},
     "LAD": {"sites": ("fc1", "fc2"), "base": Standard()},
     "PGD": {"steps": 1},
-    "TRADES": {"steps": 1},
-    "MART": {"steps": 1},
+    "TRADES": {"attack": PGD(steps=1)},
+    "MART": {"attack": PGD(steps=1)},
     "AWP": {"base": Standard()},
     "FreeAT": {"m": 2},
     "YOPO": {"m": 2, "n": 1},

@@ -21,7 +21,7 @@ def test_training_without_the_wrapper_is_training_with_it(
     module, found = importlib.import_module("layerwise.training.fit"), []
     for alone in (True, False):
         monkeypatch.setattr(module, "suffices", lambda fabric, settings, alone=alone: alone)
-        for method in (PGD(eps=0.1, steps=2, alpha=0.05), SLAT(sites=["conv1", "bn2"], eta=0.05)):
+        for method in (PGD(eps=0.1, steps=2, step=0.5), SLAT(sites=["conv1", "bn2"], eta=0.05)):
             net = TinyConv()
             result = train(net, method, cheap(**options), pictures(28))
             found.append((weights(net), [line["loss"] for line in result.history], net._forward_hooks))

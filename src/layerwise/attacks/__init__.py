@@ -7,9 +7,9 @@ from layerwise.attacks.carlini_wagner import CW
 from layerwise.attacks.gradient import BIM, MIFGSM, Clean, DeepFoolAttack, FGSMAttack, PGDAttack, StepLL
 from layerwise.attacks.latent import LatentAttack
 from layerwise.attacks.text import parse_attack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.attacks.transfer import Transfer, resolve_sources
 from layerwise.attacks.wrappers import BPDA, EOT
+from layerwise.core.threat import ThreatModel
 
 __all__ = [
     "APGDCE",

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, Self, final
 from torch import Tensor, nn
 
 from layerwise.attacks.base import Around, Batch, InputAttack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import Radius, format_radius, parse_radius
 from layerwise.core.random import Source
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import GRADIENT, JUDGED, InputAttack, is_correct
 from layerwise.attacks.external import LOGGER, ExternalAttack, Logits, at_least_one, package, seed_of
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.random import Source, Stream
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 

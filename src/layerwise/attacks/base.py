@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.ascent import Ascent, iterate, random_start
 from layerwise.core.checks import check_radius, format_radius
@@ -18,6 +17,7 @@ from layerwise.core.criteria import CrossEntropy
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
 from layerwise.core.registry import name_of
+from layerwise.core.threat import ThreatModel
 
 Batch: TypeAlias = tuple[Tensor, Tensor, Source]
 """Images (B, C, H, W) in [0, 1], labels (B,), and the source of these rows' random numbers."""

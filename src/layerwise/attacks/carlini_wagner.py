@@ -10,10 +10,10 @@ from torch import Tensor
 
 from layerwise.attacks.base import JUDGED
 from layerwise.attacks.external import ExternalAttack, Logits, at_least_one, package
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.checks import at_least
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 

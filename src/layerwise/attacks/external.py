@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack, is_correct
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.checks import at_least
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 LOGGER = logging.getLogger("layerwise.external")

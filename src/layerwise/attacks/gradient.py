@@ -21,7 +21,6 @@ from layerwise.attacks.base import (
     starting_points,
     step_size,
 )
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.ascent import Ascent, accumulate, chain, iterate, normalize
 from layerwise.core.checks import Radius, at_least
 from layerwise.core.criteria import CrossEntropy
@@ -30,6 +29,7 @@ from layerwise.core.modes import frozen
 from layerwise.core.norms import ORDER, project
 from layerwise.core.random import Source
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 

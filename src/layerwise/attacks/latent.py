@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import Attack, Batch, is_correct
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.ascent import scaled_signs
 from layerwise.core.checks import at_least
 from layerwise.core.criteria import CrossEntropy
@@ -20,6 +19,7 @@ from layerwise.core.modes import frozen
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, block_sites
+from layerwise.core.threat import ThreatModel
 
 
 @final

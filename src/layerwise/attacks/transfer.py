@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import JUDGED, Around, Attack, InputAttack
 from layerwise.attacks.gradient import verdict
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.calling import count_classes
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.random import Source
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self, final
 from torch import Tensor, nn
 
 from layerwise.attacks.base import JUDGED, Around, Averaged, InputAttack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import at_least
 from layerwise.core.random import Source
 from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError, SiteError, did_you_mean
 
 

@@ -66,12 +66,14 @@ def format_radius(value: float) -> str:
     return f"{levels:g}/255" if abs(levels / 255 - value) < 1e-9 else decimal
 
 
-def check_radius(name: str, value: float) -> None:
-    """Complain about a radius that cannot be meant.
+def check_radius(name: str, value: float | None) -> None:
+    """Complain about a radius that cannot be meant; None is the threat model's.
 
     Raises:
         ConfigError: negative, not finite, or above 1, which is the unit of 0 to 255 pixels.
     """
+    if value is None:
+        return
     if not value >= 0 or value == float("inf"):
         raise ConfigError(f"{name}={value} is not a radius; type a number that is not negative, such as 8/255")
     if value > 1:

@@ -35,8 +35,14 @@ class Passes:
             self.steps + other.steps,
         )
 
+    def __rmul__(self, count: int) -> Passes:
+        """So many times the same."""
+        return Passes(count * self.forward, count * self.activations, count * self.weights, count * self.steps)
+
 
 PROBE = Passes(1, 1, 0, 0)
-
-
+"""Finds gradients at the sites."""
 DESCENT = Passes(1, 1, 1, 1)
+"""Trains."""
+AGAIN = Passes(1, 1, 1, 0)
+"""A second pass of the same descent, over other inputs or at other weights: no step of its own."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from layerwise.attacks.at import At
 from layerwise.attacks.base import Around, Attack
 from layerwise.attacks.gradient import Clean, FGSMAttack, Iterated, PGDAttack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.attacks.transfer import Transfer
+from layerwise.core.threat import ThreatModel
 from layerwise.evaluation.metrics import wilson
 
 LEVEL = 0.98

@@ -18,9 +18,9 @@ from layerwise.attacks.at import At
 from layerwise.attacks.base import Attack, Averaged, InputAttack
 from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.attacks.wrappers import EOT
 from layerwise.core.random import Stream
+from layerwise.core.threat import ThreatModel
 from layerwise.data import rank_rows
 from layerwise.errors import ConfigError
 from layerwise.evaluation.checks import Finding, compare

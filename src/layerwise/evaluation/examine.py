@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import ascend, is_correct, raw_gradient, starting_points
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
+from layerwise.core.threat import ThreatModel
 from layerwise.evaluation import checks
 from layerwise.evaluation.checks import Finding
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack
 from layerwise.attacks.text import parse_attack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core import norms
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation.session import Data, judging
 

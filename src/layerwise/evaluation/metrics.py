@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.gradient import FGSMAttack, run_deepfool
-from layerwise.attacks.threat import ThreatModel
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation.session import Data, Session, judging
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 from layerwise.attacks.base import Attack
-from layerwise.attacks.threat import ThreatModel
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import CheckpointError
 from layerwise.evaluation.checks import Finding
 from layerwise.evaluation.metrics import Count

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from layerwise.attacks.text import parse_attack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import Radius, at_least
+from layerwise.core.threat import ThreatModel
 from layerwise.evaluation.corruptions.names import chosen_corruptions, chosen_sequences
 from layerwise.evaluation.evaluate import choose
 from layerwise.evaluation.measures.registry import parse_diagnostic

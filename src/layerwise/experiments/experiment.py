@@ -32,6 +32,7 @@ from layerwise.experiments.settings import (
     with_settings,
 )
 from layerwise.files import write_text
+from layerwise.methods import Method
 from layerwise.methods.sources import with_networks
 from layerwise.reading import read_record
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
@@ -197,15 +198,15 @@ def train(
             run_of(source, "method", experiment, runs=folder.parent, progress=progress, trust=trust), trust=trust
         )
 
+    def ready(method: Method) -> Method:
+        return with_networks(method.under(experiment.threat), network)
+
     result = fit(
         model,
-        with_networks(experiment.method, network),
+        ready(experiment.method),
         data,
         training=experiment.training,
-        phases=[
-            p if p.method is None else replace(p, method=with_networks(p.method, network))
-            for p in make_phases(experiment)
-        ],
+        phases=[p if p.method is None else replace(p, method=ready(p.method)) for p in make_phases(experiment)],
         run=folder,
         config=tree,
         resume=resume,

@@ -37,8 +37,9 @@ def plan(experiment: Experiment, *, trust: bool = True) -> str:
     model = build_model(experiment.model, data, trust=trust).to(device)
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
+    method = experiment.method.under(experiment.threat)
     # Other networks are taken to cost what this one costs: a plan trains and loads nothing.
-    phases = Phases(with_networks(experiment.method, lambda source: model), make_phases(experiment), settings.epochs)
+    phases = Phases(with_networks(method, lambda source: model), make_phases(experiment), settings.epochs)
     steps = _steps(experiment, data, phases)
     lines = [
         f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to judge",

@@ -9,12 +9,13 @@ from typing import Any
 
 from layerwise.core.checks import at_least
 from layerwise.core.criteria import Criterion
+from layerwise.core.threat import ThreatModel
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
 from layerwise.experiments.choices import Layer, Schema, command_line
-from layerwise.methods import InputMethod, Method
+from layerwise.methods import FGSM, PGD, InputMethod, Method
 from layerwise.models.stochastic import Inference
 from layerwise.reading import CHECK
 from layerwise.training import Optimizer, Phase, Schedule, Training
@@ -85,6 +86,11 @@ class Experiment:
     training: Training = field(default_factory=Training)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
+    @property
+    def threat(self) -> ThreatModel:
+        """Against what the network is evaluated, and trained where the method names no radius of its own."""
+        return ThreatModel(norm=self.evaluation.norm, eps=self.evaluation.eps)
+
     def __post_init__(self) -> None:
         """Check what no part checks by itself."""
         at_least("training.seed", self.training.seed, 0)
@@ -94,8 +100,7 @@ class Experiment:
 SCHEMA = Schema(
     Experiment,
     {
-        Method: "method",
-        InputMethod: "method",
+        **dict.fromkeys((Method, InputMethod, FGSM, PGD), "method"),
         Criterion: "criterion",
         Optimizer: "optimizer",
         Schedule: "schedule",

@@ -12,9 +12,9 @@ from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
 from layerwise.methods.free import FreeAT
 from layerwise.methods.grad_align import GradAlign
 from layerwise.methods.lad import LAD
-from layerwise.methods.lat import LAT, FGSInter, FGSOrig, GaussianNoise
+from layerwise.methods.lat import LAT, FGSInter, GaussianNoise
 from layerwise.methods.mart import MART
-from layerwise.methods.mixed import EAT, NAT, PAT
+from layerwise.methods.mixed import EAT, NAT, PAT, FGSOrig
 from layerwise.methods.parseval import Parseval
 from layerwise.methods.pgd import PGD, TRADES
 from layerwise.methods.slat import SLAT

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least, check_share
-from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
 from layerwise.core.driving import Step
@@ -20,7 +20,7 @@ from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.errors import ConfigError
 from layerwise.methods.base import InputMethod, Perturbed
-from layerwise.methods.mixed import SECOND, joint_loss
+from layerwise.methods.mixed import joint_loss
 from layerwise.methods.sources import NETWORKS, Sources
 
 
@@ -87,4 +87,4 @@ class AdvTrainI(InputMethod):
         """One or two descent passes; DeepFool's, on the reference, at their most: two forwards and a backward a class at each step."""
         classes = self.num_classes or 10
         fooling = Passes(2 * self.num_steps + 1, classes * self.num_steps, 0, 0)
-        return (DESCENT if self.alpha == 0 else DESCENT + SECOND) + fooling
+        return (DESCENT if self.alpha == 0 else DESCENT + AGAIN) + fooling

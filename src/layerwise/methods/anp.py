@@ -145,5 +145,4 @@ class ANP(LayerMethod):
     def passes(self) -> Passes:
         """K descents as printed: 3 k."""
         probes, descents = self.plan()
-        base = self.base.passes if self.base is not None else DESCENT
-        return sum([PROBE] * probes + [DESCENT] * (descents - 1), base)
+        return (self.base or Standard()).passes + probes * PROBE + (descents - 1) * DESCENT

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TypeAlias
+from dataclasses import fields, replace
+from typing import Any, Self, TypeAlias
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from layerwise.core.driving import Losses as Losses
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
+from layerwise.core.threat import THREAT, ThreatModel
 from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
 
@@ -71,6 +73,30 @@ class Method(ABC):
         """Whether it differentiates gradients, by itself or in its base; such a step is not captured."""
         base = getattr(self, "base", None)
         return base.second_order if isinstance(base, Method) else False
+
+    def under(self, threat: ThreatModel) -> Self:
+        """This method against a threat model, whose radius stands wherever one is None, in bases and attacks too.
+
+        Args:
+            threat: norm and radius.
+
+        Returns:
+            A copy without sites and state, or this very method where nothing was None.
+
+        Raises:
+            ConfigError: a radius is None, and what it bounds is measured in another norm.
+        """
+        owner: Any = self
+        values = {f.name: getattr(self, f.name) for f in fields(owner)}
+        part = {f.metadata[THREAT]: f.name for f in fields(owner) if THREAT in f.metadata}
+        changes: dict[str, Any] = {k: v.under(threat) for k, v in values.items() if isinstance(v, Method)}
+        if "eps" in part and values[part["eps"]] is None:
+            norm = "linf"
+            if "norm" in part:  # a norm goes with its radius
+                norm = changes[part["norm"]] = values[part["norm"]] or threat.norm
+            changes[part["eps"]] = threat.eps_in(norm, of=type(self).__name__)
+        moved = any(v is not values[k] for k, v in changes.items())
+        return replace(owner, **changes) if moved else self
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
@@ -142,6 +168,11 @@ class InputMethod(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """What `perturb` gives; this is what a method implements, and what methods around it call."""
+
+    def ascending(self, criterion: Criterion) -> Self:
+        """This attack on the loss of the method that contains it; what its probe names stands above both."""
+        owner: Any = self
+        return self if self.criterion == criterion else replace(owner, criterion=criterion)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean loss that is descended."""

@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.checks import Radius, at_least, check_radius
-from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.checks import at_least
+from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.modes import evaluation_mode
-from layerwise.core.passes import Gradients
-from layerwise.core.probe import Probe
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tape import remembered
 from layerwise.methods.base import InputMethod, Perturbed
-from layerwise.methods.fgsm import FGSMRS
+from layerwise.methods.fgsm import FGSM, FGSMRS
 
 
 @register("method")
@@ -29,38 +27,36 @@ from layerwise.methods.fgsm import FGSMRS
 class FGSMCKPT(InputMethod):
     """FGSM-CKPT: with delta of FGSM-RS, x + (j / c) delta for the smallest j = 1..c that is misclassified; j = c if none is.
 
-    Examples that are misclassified at the random start train clean. The checkpoints are classified in evaluation mode.
+    Examples that are misclassified at the random start train clean. The checkpoints are classified in
+    evaluation mode.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
-        step: step size of FGSM-RS as a fraction of eps; 1.25 is the authors' value.
+        attack: what finds delta, on this method's criterion; the authors probe in evaluation mode.
         c: number of checkpoints; 1 is FGSM-RS, but for the wrong examples.
         criterion: each example's loss.
-        probe: how the gradient is taken; the authors take it in evaluation mode.
 
-    Reference: Kim et al. 2021; that the start judges which examples are wrong is the authors' code: its probe has the
+    Reference: Kim et al. 2021, Understanding catastrophic overfitting in single-step adversarial
+    training; that the start tells which examples are wrong is the authors' code: its probe has the
     logits already.
     """
 
-    eps: Radius = 8 / 255
-    step: float = 1.25
+    attack: FGSM = field(default_factory=FGSMRS)
     c: int = 3
     criterion: Criterion = field(default_factory=CrossEntropy)
-    probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_radius("eps", self.eps)
         at_least("c", self.c, 1)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """One probe at the random start, and c - 1 forward passes."""
-        noting = Noting(self.probe.criterion or self.criterion)
-        attack = FGSMRS(eps=self.eps, step=self.step, probe=replace(self.probe, criterion=noting))
+        probe = self.attack.probe
+        noting = Noting(probe.criterion or self.criterion)
+        attack = replace(self.attack, probe=replace(probe, criterion=noting))
 
-        def find() -> tuple[Tensor, Gradients]:
+        def find() -> Perturbed:
             x_full, recorded = attack.batch_perturb(model, x, y, step, record)
             return x + norms.rows(self._share(model, x, y, x_full - x, noting), x) * (x_full - x), recorded
 
@@ -77,8 +73,8 @@ class FGSMCKPT(InputMethod):
 
     @property
     def passes(self) -> Passes:
-        """One probe, c - 1 forwards, one descent."""
-        return PROBE + Passes(self.c - 1, 0, 0, 0) + DESCENT
+        """Those of the attack, and c - 1 forwards."""
+        return self.attack.passes + Passes(self.c - 1, 0, 0, 0)
 
 
 @final

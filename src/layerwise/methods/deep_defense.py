@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from layerwise.core.checks import at_least, one_of
-from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
 from layerwise.core.driving import Step
@@ -137,14 +137,12 @@ class DeepDefense(Method):
     @property
     def passes(self) -> Passes:
         """The loss; per DeepFool step two forwards, one backward a candidate class, and their double backward."""
-        base = self.base.passes if self.base is not None else DESCENT
-        return base + self._regulariser
+        return (self.base or Standard()).passes + self._regulariser
 
     @property
     def losses_alone(self) -> Passes:
         """See `Method.losses_alone`: DeepFool's steps are differentiated, so they are made again."""
-        base = self.base.losses_alone if self.base is not None else Passes(1, 1, 1, 0)
-        return base + self._regulariser
+        return (self.base or Standard()).losses_alone + self._regulariser
 
     @property
     def _regulariser(self) -> Passes:

@@ -1,54 +1,93 @@
-"""Single-step adversarial training: FGSM and its two starts from random noise."""
+"""Single-step adversarial training: one sign step, from the image or from a random start."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import final
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
 
+import torch
 from torch import Tensor, nn
 
-from layerwise.core.ascent import chain, scale, sign
-from layerwise.core.checks import Radius, check_radius
+from layerwise.core import norms
+from layerwise.core.checks import Radius, at_least, check_radius, one_of
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.probe import Probe
-from layerwise.core.random import uniform
+from layerwise.core.random import Source, uniform
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites
+from layerwise.core.threat import EPS, radius
 from layerwise.methods.base import InputMethod, Perturbed
 
 
 @register("method")
-@final
 @dataclass(kw_only=True)
 class FGSM(InputMethod):
-    """Fast gradient sign training: x_adv = clip(x + step eps sign(dL/dx)).
+    """Fast gradient sign training: x_adv = clip(x + u + step eps sign(dL/dx at x + u)), u uniform in +-noise eps.
+
+    Its namesakes are this class with other defaults: `FGSMRS` and `NFGSM` start at random, NAT steps
+    by drawn lengths towards the least likely class.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
+        eps: radius, pixels in [0, 1]; None is the threat model's.
         step: step size as a fraction of eps; SLAT's code uses 0.9 at the input.
+        noise: amplitude of the random start as a fraction of eps; 0 starts at x.
+        project: whether x_adv - x is cut to +-eps at the end.
+        std: None steps by `step` eps; else each image by a length of its own, N(0, std eps) truncated
+            to [0, step eps].
+        target: `"label"` climbs the loss of the label, `"least-likely"` descends that of the class
+            which the network thinks least likely (Kurakin et al. 2017, "step l.l.").
         criterion: each example's loss.
         probe: how the gradient is taken.
 
-    Reference: Goodfellow et al. 2015, section 5.
+    Reference: Goodfellow et al. 2015, Explaining and harnessing adversarial examples, section 5.
     """
 
-    eps: Radius = 8 / 255
+    eps: Radius | None = field(default=None, metadata=EPS)
     step: float = 1.0
+    noise: float = 0.0
+    project: bool = False
+    std: float | None = None
+    target: Literal["label", "least-likely"] = "label"
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the radius."""
+        """Check the fields."""
         check_radius("eps", self.eps)
+        at_least("step", self.step, 0)
+        at_least("noise", self.noise, 0)
+        at_least("std", 1 if self.std is None else self.std, 1e-9)
+        one_of("target", self.target, ("label", "least-likely"))
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
-        """One probe at x."""
-        g, recorded = self.probe(model, x, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
-        return (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
+        """One probe at the start, and the step from there."""
+        eps, probe = radius(self.eps), self.probe
+        start = x
+        if self.noise:
+            start = (x + self.noise * eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
+        if self.target == "least-likely":
+            probe = replace(probe, criterion=LeastLikely(probe.criterion or self.criterion))
+        g, recorded = probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
+        move = self._length(x, eps, step.generator) * g.sign()
+        if self.project:
+            return (x + (start - x + move).clamp_(-eps, eps)).clamp_(0, 1), recorded
+        return (start + move).clamp_(0, 1), recorded
+
+    def _length(self, x: Tensor, eps: float, generator: Source) -> float | Tensor:
+        """How far each image steps."""
+        if self.std is None:
+            return self.step * eps
+        return norms.rows(drawn_radii(x, generator, std=self.std * eps, largest=self.step * eps), x)
+
+    @property
+    def reach(self) -> float:
+        """How far x_adv may lie from x when the step is made again: eps, or anywhere from a start beyond it."""
+        return radius(self.eps) if self.project or not self.noise else math.inf
 
     @property
     def passes(self) -> Passes:
@@ -59,77 +98,47 @@ class FGSM(InputMethod):
 @register("method")
 @final
 @dataclass(kw_only=True)
-class FGSMRS(InputMethod):
-    """FGSM from a random start: x_adv = clip(x + project(u + step eps sign(dL/dx at x + u))), u uniform in the ball.
+class FGSMRS(FGSM):
+    """FGSM-RS: x_adv = clip(x + project(u + 1.25 eps sign(dL/dx at x + u))), u uniform in the ball.
 
-    Args:
-        eps: radius in pixel units, in [0, 1].
-        step: step size as a fraction of eps; 1.25 is the authors' CIFAR-10 value.
-        criterion: each example's loss.
-        probe: how the gradient is taken.
-
-    Reference: Wong et al. 2020, algorithm 3. The start is clipped to [0, 1] as in the authors' code.
+    Reference: Wong et al. 2020, Fast is better than free, algorithm 3; 1.25 is the authors' CIFAR-10
+    value. The start is clipped to [0, 1] as in their code.
     """
 
-    eps: Radius = 8 / 255
     step: float = 1.25
-    criterion: Criterion = field(default_factory=CrossEntropy)
-    probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        """Check the radius."""
-        check_radius("eps", self.eps)
-
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
-        """One probe at the random start."""
-        start = (x + self.eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
-        g, recorded = self.probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
-        r = (start - x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(-self.eps, self.eps)
-        return (x + r).clamp_(0, 1), recorded
-
-    @property
-    def passes(self) -> Passes:
-        """One probe, one descent."""
-        return PROBE + DESCENT
+    noise: float = 1.0
+    project: bool = True
 
 
 @register("method")
 @final
 @dataclass(kw_only=True)
-class NFGSM(InputMethod):
-    """Noise FGSM: x_adv = clip(x + u + step eps sign(dL/dx at x + u)), u uniform in +-noise eps, no projection on eps.
+class NFGSM(FGSM):
+    """N-FGSM: x_adv = clip(x + u + eps sign(dL/dx at x + u)), u uniform in +-2 eps, no way back to the ball.
 
-    Args:
-        eps: radius in pixel units, in [0, 1].
-        noise: amplitude of the start as a fraction of eps; 2 is the authors' value.
-        step: step size as a fraction of eps.
-        criterion: each example's loss.
-        probe: how the gradient is taken.
-
-    Reference: de Jorge et al. 2022, algorithm 1. Pixels are clipped at the start and at the end.
+    Reference: de Jorge et al. 2022, Make some noise, algorithm 1. Pixels are clipped at the start and
+    at the end.
     """
 
-    eps: Radius = 8 / 255
     noise: float = 2.0
-    step: float = 1.0
-    criterion: Criterion = field(default_factory=CrossEntropy)
-    probe: Probe = field(default_factory=Probe)
 
-    def __post_init__(self) -> None:
-        """Check the radius."""
-        check_radius("eps", self.eps)
 
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
-        """One probe at the noisy start."""
-        start = (x + self.noise * self.eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
-        g, recorded = self.probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
-        return (start + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1), recorded
+@final
+class LeastLikely(Criterion):
+    """-L(logits, y_LL): its ascent leads to the class y_LL that has the smallest logit; the labels are not looked at."""
 
-    @property
-    def passes(self) -> Passes:
-        """One probe, one descent."""
-        return PROBE + DESCENT
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+
+    def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`."""
+        del y
+        return -self.criterion(logits, logits.detach().argmin(dim=1))
+
+
+def drawn_radii(x: Tensor, generator: Source, *, std: float, largest: float) -> Tensor:
+    """Each example's radius, N(0, std) truncated to [0, largest], shape (B,): std sqrt 2 erfinv(u erf(largest / (std sqrt 2)))."""
+    spread = std * math.sqrt(2)
+    u = (uniform(x.flatten(1)[:, 0], generator, key="radius") + 1) / 2
+    # u may be a rounding error below 1, and where largest is many std, erf is 1: the inverse is then infinite.
+    return (spread * torch.erfinv(u * math.erf(largest / spread))).clamp(max=largest)

@@ -12,10 +12,11 @@ from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
+from layerwise.core.random import own_rows
 from layerwise.core.registry import register
+from layerwise.core.threat import EPS, radius
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.methods.base import Losses, Method
-from layerwise.methods.lat import own_rows
 
 
 @register("method")
@@ -28,15 +29,15 @@ class FreeAT(Method):
     the first rows; the others keep theirs. It is in the checkpoint. m replays cost m optimiser steps, so an epoch counts m times.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
+        eps: radius, pixels in [0, 1]; None is the threat model's.
         step: step size as a fraction of eps.
         m: replays of each batch.
         criterion: each example's loss.
 
-    Reference: Shafahi et al. 2019, algorithm 1.
+    Reference: Shafahi et al. 2019, Adversarial training for free!, algorithm 1.
     """
 
-    eps: Radius = 8 / 255
+    eps: Radius | None = field(default=None, metadata=EPS)
     step: float = 1.0
     m: int = 8
     criterion: Criterion = field(default_factory=CrossEntropy)
@@ -54,15 +55,15 @@ class FreeAT(Method):
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""
-        first, total = own_rows(step.generator, x)
+        eps, (first, total) = radius(self.eps), own_rows(step.generator, x)
         delta = self._register(x, total)[first : first + len(x)]
         for _ in range(self.m):
             x_adv = (x + delta).clamp_(0, 1).requires_grad_()
             yield self.criterion.mean(model(x_adv), y)
             assert x_adv.grad is not None
             # The sign of NaN is 0: an overflow under fp16 scaling, whose step is skipped, does not stay in delta.
-            move = self.step * self.eps * x_adv.grad.sign()
-            delta.copy_((delta + move).clamp_(-self.eps, self.eps))
+            move = self.step * eps * x_adv.grad.sign()
+            delta.copy_((delta + move).clamp_(-eps, eps))
 
     def _register(self, x: Tensor, total: int) -> Tensor:
         """Delta of this process, with at least `total` rows; the micro-batches of one batch share it."""
@@ -91,4 +92,4 @@ class FreeAT(Method):
     @property
     def passes(self) -> Passes:
         """M descents: 3 m."""
-        return sum((DESCENT for _ in range(self.m - 1)), DESCENT)
+        return self.m * DESCENT

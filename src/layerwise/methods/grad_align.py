@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.checks import Radius, at_least, check_radius
-from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.modes import batch_norm
@@ -19,6 +18,7 @@ from layerwise.core.probe import Probe
 from layerwise.core.random import uniform
 from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
+from layerwise.core.threat import EPS, radius
 from layerwise.methods.base import InputMethod, Losses, Method
 from layerwise.methods.standard import Standard
 
@@ -36,18 +36,20 @@ class GradAlign(Method):
     loss goes through the network as given. An example whose gradient is zero at either point adds nothing.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
+        eps: radius, pixels in [0, 1]; None is the threat model's.
         step: step size of the attack as a fraction of eps.
         weight: lambda; the authors take exp(eps 255 ln(10) / 8) / 50, 0.2 at 8/255.
         base: what perturbs the input and gives the loss; None is FGSM from x, whose gradient is g(x): no pass is added for it.
         criterion: each example's loss (of the default base and of the aligned gradients).
         probe: how the gradients are taken.
 
-    Reference: Andriushchenko and Flammarion 2020. x + u is not clipped, as in the authors' code, which averages over the examples
-    with gradients that are not zero; here the sum is divided by the batch size, so that it does not depend on how a batch is split.
+    Reference: Andriushchenko and Flammarion 2020, Understanding and improving fast adversarial
+    training. x + u is not clipped, as in the authors' code, which averages over the examples with
+    gradients that are not zero; here the sum is divided by the batch size, so that it does not depend on
+    how a batch is split.
     """
 
-    eps: Radius = 8 / 255
+    eps: Radius | None = field(default=None, metadata=EPS)
     step: float = 1.0
     weight: float = 0.2
     base: InputMethod | None = None
@@ -71,16 +73,16 @@ class GradAlign(Method):
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """A probe at x, then one descent on the loss and the misalignment."""
-        raw = unwrap(model)
+        raw, eps = unwrap(model), radius(self.eps)
         with torch.autocast(x.device.type, enabled=False):
             g, _ = self.probe(raw, x, y, criterion=self.criterion, wrt_input=True)
         if self.base is None:
             base: InputMethod = Standard(criterion=self.criterion)
-            x_adv = (x + chain(sign(), scale(self.step * self.eps))(g)).clamp_(0, 1)
+            x_adv = (x + self.step * eps * g.sign()).clamp_(0, 1)
         else:
             base = self.base
             x_adv, _ = base.batch_perturb(model, x, y, step)
-        near = x + self.eps * uniform(x, step.generator, key="near")
+        near = x + eps * uniform(x, step.generator, key="near")
         yield base.loss(model, x, x_adv, y) + self.weight * self.misalignment(raw, near, y, g)
 
     def misalignment(self, raw: nn.Module, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
@@ -96,10 +98,9 @@ class GradAlign(Method):
     @property
     def passes(self) -> Passes:
         """A probe, a descent, and the penalty."""
-        base = PROBE + DESCENT if self.base is None else PROBE + self.base.passes
-        return base + PENALTY
+        return PROBE + (self.base or Standard()).passes + PENALTY
 
     @property
     def losses_alone(self) -> Passes:
         """See `Method.losses_alone`."""
-        return (Passes(1, 1, 1, 0) if self.base is None else self.base.losses_alone) + PENALTY
+        return (self.base or Standard()).losses_alone + PENALTY

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.checks import at_least, one_of
-from layerwise.core.cost import PROBE, Passes
+from layerwise.core.cost import AGAIN, PROBE, Passes
 from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
@@ -138,8 +138,8 @@ class LAD(LayerMethod):
     @property
     def passes(self) -> Passes:
         """Those of the base and one probe an inner step; with TRADES one more descent pass."""
-        extra = Passes(1, 1, 1, 0) if isinstance(self.base, TRADES) and self.gamma != 1 else Passes(0, 0, 0, 0)
-        return sum((PROBE for _ in range(self.num_inner_steps)), self.base.passes + extra)
+        second = AGAIN if isinstance(self.base, TRADES) and self.gamma != 1 else 0 * AGAIN
+        return self.base.passes + self.num_inner_steps * PROBE + second
 
 
 def first_state(sites: Sites, splitting: str) -> object:

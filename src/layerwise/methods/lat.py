@@ -1,4 +1,4 @@
-"""LAT: efficient layer-wise adversarial training with the previous batch's gradients, and the variants it is compared with."""
+"""LAT: efficient layer-wise adversarial training with the previous batch's gradients, and the contrasts at the same layers."""
 
 from __future__ import annotations
 
@@ -9,52 +9,39 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import scaled_signs
-from layerwise.core.checks import Radius, at_least, check_radius, check_share
-from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.checks import at_least, check_share
+from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source, Stream, normal
+from layerwise.core.random import normal, own_rows
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, block_sites
 from layerwise.core.tracing import Site
 from layerwise.errors import CheckpointError
-from layerwise.methods.base import InputMethod, LayerMethod, Losses, Perturbed, in_pixel_range
-from layerwise.methods.fgsm import FGSM
-from layerwise.methods.mixed import joint_loss
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
 from layerwise.methods.standard import Standard
 
 
-@register("method")
-@final
 @dataclass(kw_only=True)
-class LAT(LayerMethod):
-    """Layer-wise training with the gradient of the previous batch: one descent at z + r, r from what the last descent recorded.
-
-    Row i of a batch meets row i of the previous one; a shorter batch takes the first rows, rows that have no predecessor get zero; the
-    first batch gets none. No extra pass is made.
+class LayerSigns(LayerMethod):
+    """What LAT and FGS-inter share: r = (eps / reference_batch) (max g - min g) sign(g) at every site.
 
     Args:
         sites: None takes the batch-norm outputs, and the convolution outputs where there is no batch norm.
         eps: 10, 20 or 30 with the range (for a mean loss at `reference_batch`); in the activation's unit without.
         reference_batch: batch size that eps is stated for; the paper does not state it.
         relative: multiply by the range of the site's gradients; False is eq. 6 as printed.
-        joint: descend alpha L(x) + (1 - alpha) L(x + r) instead, at twice the cost; the perturbed pass records.
-        alpha: weight of the clean loss in the joint form.
-        base: what perturbs the input and gives the loss.
+        alpha: weight of the clean loss in alpha L(x) + (1 - alpha) L(x + r).
         criterion: each example's loss (of the default base).
-
-    Reference: Sankaranarayanan et al. 2018, algorithm 1. Not the latent adversarial training of language models.
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
     eps: float = 20.0
     reference_batch: int = 128
     relative: bool = True
-    joint: bool = False
     alpha: float = 0.5
-    base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
@@ -62,11 +49,40 @@ class LAT(LayerMethod):
         at_least("eps", self.eps, 0)
         at_least("reference_batch", self.reference_batch, 1)
         check_share("alpha", self.alpha)
-        self._previous: dict[str, Tensor] = {}
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
+
+    def noise_of(self, g: Gradients) -> Noise:
+        """The scaled signs."""
+        return scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
+
+
+@register("method")
+@final
+@dataclass(kw_only=True)
+class LAT(LayerSigns):
+    """Layer-wise training with the gradient of the previous batch: one descent at z + r, r from what the last descent recorded.
+
+    Row i of a batch meets row i of the previous one; a shorter batch takes the first rows, rows that have no predecessor get zero; the
+    first batch gets none. No extra pass is made.
+
+    Args:
+        joint: descend alpha L(x) + (1 - alpha) L(x + r) instead, at twice the cost; the perturbed pass records.
+        base: what perturbs the input and gives the loss.
+
+    Reference: Sankaranarayanan et al. 2018, Regularizing deep networks using efficient layerwise
+    adversarial training, algorithm 1. Not the latent adversarial training of language models.
+    """
+
+    joint: bool = False
+    base: InputMethod | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        self._previous: dict[str, Tensor] = {}
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, or the joint form of section 4.1."""
@@ -85,8 +101,7 @@ class LAT(LayerMethod):
         """The noise of these rows, from the rows of the previous batch."""
         if not self._previous:
             return {}
-        previous = {site: self._row_of(site, sites).to(x.device) for site in sites}
-        every = scaled_signs(previous, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
+        every = self.noise_of({site: self._row_of(site, sites).to(x.device) for site in sites})
         return {site: _rows(r, first, len(x)) for site, r in every.items()}
 
     def _row_of(self, site: Site, sites: Sites) -> Tensor:
@@ -118,54 +133,31 @@ class LAT(LayerMethod):
     @property
     def passes(self) -> Passes:
         """One descent; two in the joint form."""
-        base = self.base.passes if self.base is not None else DESCENT
-        return base + Passes(1, 1, 1, 0) if self.joint else base
+        base = (self.base or Standard()).passes
+        return base + AGAIN if self.joint else base
 
 
 @register("method")
 @final
 @dataclass(kw_only=True)
-class FGSInter(LayerMethod):
+class FGSInter(LayerSigns):
     """FGS-inter: a probe of the same batch gives signs at the intermediate layers; alpha L(x) + (1 - alpha) L(x, z + r).
 
     The input itself is not perturbed.
 
     Args:
-        sites: as in `LAT`.
-        eps: as in `LAT`.
-        reference_batch: as in `LAT`.
-        relative: as in `LAT`.
-        alpha: weight of the clean loss.
-        criterion: each example's loss.
         probe: how gradients are taken.
 
     Reference: Sankaranarayanan et al. 2018, section 4.1.
     """
 
-    sites: str | list[str] | tuple[str, ...] | None = None
-    eps: float = 20.0
-    reference_batch: int = 128
-    relative: bool = True
-    alpha: float = 0.5
-    criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least("eps", self.eps, 0)
-        at_least("reference_batch", self.reference_batch, 1)
-        check_share("alpha", self.alpha)
-
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
-        return block_sites(model, example, self.sites)
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """A probe, then the clean and the perturbed descent pass."""
         sites = self.sites_on(model, x)
         _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, step=step)
-        noise = scaled_signs(g, eps=self.eps, reference_batch=self.reference_batch, relative=self.relative)
-        noise = in_pixel_range(noise, x)
+        noise = in_pixel_range(self.noise_of(g), x)
         clean = self.criterion.mean(model(x), y)
         with sites.perturb(noise):
             yield self.alpha * clean + (1 - self.alpha) * self.criterion.mean(model(x), y)
@@ -173,49 +165,7 @@ class FGSInter(LayerMethod):
     @property
     def passes(self) -> Passes:
         """One probe and two descent passes."""
-        return PROBE + DESCENT + Passes(1, 1, 1, 0)
-
-
-@register("method")
-@final
-@dataclass(kw_only=True)
-class FGSOrig(InputMethod):
-    """FGS-orig: alpha L(x) + (1 - alpha) L(x + eps sign(dL/dx)), the input only.
-
-    Args:
-        eps: radius in pixel units; the paper does not print the one it trained with.
-        alpha: weight of the clean loss.
-        criterion: each example's loss.
-        probe: how the gradient is taken.
-
-    Reference: Goodfellow et al. 2015, section 6; Sankaranarayanan et al. 2018, eq. 3.
-    """
-
-    eps: Radius = 8 / 255
-    alpha: float = 0.5
-    criterion: Criterion = field(default_factory=CrossEntropy)
-    probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_radius("eps", self.eps)
-        check_share("alpha", self.alpha)
-
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
-        """As FGSM does."""
-        fgsm = FGSM(eps=self.eps, criterion=self.criterion, probe=self.probe)
-        return fgsm.batch_perturb(model, x, y, step, record)
-
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """The joint loss; the clean pass comes first."""
-        return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha)
-
-    @property
-    def passes(self) -> Passes:
-        """One probe and two descent passes."""
-        return PROBE + DESCENT + Passes(1, 1, 1, 0)
+        return PROBE + DESCENT + AGAIN
 
 
 @register("method")
@@ -260,14 +210,7 @@ class GaussianNoise(LayerMethod):
     @property
     def passes(self) -> Passes:
         """Those of the base."""
-        return self.base.passes if self.base is not None else DESCENT
-
-
-def own_rows(source: Source, x: Tensor) -> tuple[int, int]:
-    """First row and number of rows that this process holds of the batch, (0, B) unless a stream says otherwise."""
-    if isinstance(source, Stream) and source.total is not None:
-        return source.start - source.own_start, source.own_total or source.total
-    return 0, len(x)
+        return (self.base or Standard()).passes
 
 
 def _rows(r: Tensor, first: int, count: int) -> Tensor:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from layerwise.core.checks import at_least, check_share
 from layerwise.core.driving import Partial, Step
-from layerwise.core.random import Source, for_the_batch
+from layerwise.core.random import Source, for_the_batch, own_rows
 from layerwise.core.registry import register
 from layerwise.core.shards import divided, local, whole
 from layerwise.core.sites import unwrap
 from layerwise.methods.base import Losses, Method
-from layerwise.methods.lat import own_rows
 from layerwise.methods.standard import Standard
 from layerwise.methods.wrapper import Wrapper
 

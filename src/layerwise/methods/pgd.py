@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
 from layerwise.core.checks import Radius, at_least, check_radius, one_of
-from layerwise.core.cost import DESCENT, PROBE, Passes
+from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.modes import batch_norm
+from layerwise.core.norms import Norm
 from layerwise.core.passes import Gradients
 from layerwise.core.probe import Probe
 from layerwise.core.random import normal
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
+from layerwise.core.threat import EPS, NORM, radius
 from layerwise.methods.base import InputMethod, Perturbed
 
 
@@ -31,37 +33,51 @@ class PGD(InputMethod):
     """Adversarial training with projected gradient ascent from a random start.
 
     Args:
-        eps: radius, pixel units for linf.
+        eps: radius, pixels in [0, 1]; None is the threat model's, and so is the norm then.
         steps: probes before the descent; 10 is LAD's M, 7 SLAT's PGD-7.
-        alpha: step size.
-        norm: `"linf"` or `"l2"`.
+        step: step size as a fraction of eps; 1/4 is 2/255 of 8/255.
+        norm: `"linf"` or `"l2"`; None is the threat model's, or linf with an eps of its own.
         random_start: start uniformly in the ball instead of at x.
         criterion: each example's loss.
         probe: how gradients are taken.
 
-    Reference: Madry et al. 2018, section 2.1.
+    Reference: Madry et al. 2018, Towards deep learning models resistant to adversarial attacks, section 2.1.
     """
 
-    eps: Radius = 8 / 255
+    eps: Radius | None = field(default=None, metadata=EPS)
     steps: int = 10
-    alpha: Radius = 2 / 255
-    norm: Literal["linf", "l2"] = "linf"
+    step: float = 0.25
+    norm: Literal["linf", "l2"] | None = field(default=None, metadata=NORM)
     random_start: bool = True
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        one_of("norm", self.norm, ("linf", "l2"))
+        one_of("norm", self.norm, ("linf", "l2", None))
         at_least("steps", self.steps, 1)
-        if self.norm == "linf":
+        at_least("step", self.step, 0)
+        if self.norm != "l2":
             check_radius("eps", self.eps)
-            check_radius("alpha", self.alpha)
+
+    @property
+    def ball(self) -> tuple[float, Norm]:
+        """Radius and norm."""
+        norm = self.norm or "linf"
+        return radius(self.eps, norm), norm
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """`steps` probes; the last one records."""
+        start = random_start(x, *self.ball, step.generator) if self.random_start else x
+        return self.climb(model, x, start, y, step, record)
+
+    def climb(
+        self, model: nn.Module, x: Tensor, start: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
+        """The same from a given start, in the ball around x; y is what the criterion takes beside the logits."""
+        eps, norm = self.ball
         recorded: Gradients = {}
 
         def gradient(x_adv: Tensor, last: bool) -> Tensor:
@@ -70,17 +86,15 @@ class PGD(InputMethod):
             g, recorded = self.probe(model, x_adv, y, criterion=self.criterion, sites=sites, wrt_input=True, step=step)
             return g
 
-        start = random_start(x, self.eps, self.norm, step.generator) if self.random_start else x
         with self.probe.around(model):
-            x_adv = iterate(
-                x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm=self.norm, gradient=gradient
-            )
+            alpha = self.step * eps
+            x_adv = iterate(x, start, steps=self.steps, alpha=alpha, eps=eps, norm=norm, gradient=gradient)
         return x_adv, recorded
 
     @property
     def passes(self) -> Passes:
         """`steps` probes and a descent: 2 n + 3."""
-        return sum((PROBE for _ in range(self.steps)), DESCENT)
+        return self.steps * PROBE + DESCENT
 
 
 class Divergence(Criterion):
@@ -109,55 +123,41 @@ class TRADES(InputMethod):
     """Trade accuracy for robustness: L(f(x), y) + beta KL(f(x) || f(x_adv)), x_adv maximising the KL term.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
-        steps: probes of the attack.
-        alpha: step size.
+        attack: how x_adv climbs the KL term: radius, steps, batch norm in its probes. Its criterion is
+            the KL term, its start `start_noise`.
         beta: weight of the KL term, 1 / lambda of the papers (LAD prints lambda = 1/6).
-        start_noise: deviation of the Gaussian start, since the KL term has no gradient at x.
+        start_noise: deviation of the Gaussian start, in pixel units, since the KL term has no gradient
+            at x.
         criterion: each example's loss at the clean input.
-        probe: how gradients are taken; its criterion is not used, the attack ascends the KL term.
 
-    Reference: Zhang et al. 2019, algorithm 1. The natural forward of the attack is computed once, not at every step; the attack
-    runs with batch statistics by default, where the authors' code has `probe.batch_norm = "eval"`.
+    Reference: Zhang et al. 2019, Theoretically principled trade-off between robustness and accuracy,
+    algorithm 1. The natural forward of the attack is computed once, not at every step; the attack runs
+    with batch statistics by default, where the authors' code has `attack.probe.batch_norm = "eval"`.
     """
 
-    eps: Radius = 8 / 255
-    steps: int = 10
-    alpha: Radius = 2 / 255
+    attack: PGD = field(default_factory=PGD)
     beta: float = 6.0
     start_noise: float = 0.001
     criterion: Criterion = field(default_factory=CrossEntropy)
-    probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_radius("eps", self.eps)
-        check_radius("alpha", self.alpha)
-        at_least("steps", self.steps, 1)
+        at_least("beta", self.beta, 0)
+        at_least("start_noise", self.start_noise, 0)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
-        """One natural forward, then `steps` probes of the KL term."""
+        """One natural forward, then the attack on the KL term."""
         del y
         target = remembered(lambda: self._natural(model, x))
-        probe = replace(self.probe, criterion=divergence)
-        recorded: Gradients = {}
-
-        def gradient(x_adv: Tensor, last: bool) -> Tensor:
-            nonlocal recorded
-            sites = record if last else None
-            g, recorded = probe(model, x_adv, target, criterion=divergence, sites=sites, wrt_input=True, step=step)
-            return g
-
         start = (x + self.start_noise * normal(x, step.generator, key="start")).clamp_(0, 1)
-        with probe.around(model):
-            x_adv = iterate(x, start, steps=self.steps, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
-        return x_adv, recorded
+        probe = replace(self.attack.probe, criterion=divergence)
+        return replace(self.attack, probe=probe).climb(model, x, start, target, step, record)
 
     def _natural(self, model: nn.Module, x: Tensor) -> Tensor:
         """What the attack moves away from."""
-        with torch.no_grad(), batch_norm(model, self.probe.batch_norm):
+        with torch.no_grad(), batch_norm(model, self.attack.probe.batch_norm):
             probabilities: Tensor = model(x).softmax(dim=1)
         return probabilities
 
@@ -173,5 +173,5 @@ class TRADES(InputMethod):
 
     @property
     def passes(self) -> Passes:
-        """A natural forward, `steps` probes, a descent over two inputs."""
-        return sum((PROBE for _ in range(self.steps)), Passes(1, 0, 0, 0) + DESCENT + Passes(1, 1, 1, 0))
+        """A natural forward, those of the attack, a descent over two inputs."""
+        return Passes(1, 0, 0, 0) + self.attack.passes + AGAIN

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,11 @@ from layerwise.core.probe import Probe
 from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites
+from layerwise.core.threat import EPS, ThreatModel, radius
 from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import InputMethod, LayerMethod, Losses
-from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
+from layerwise.methods.fgsm import FGSM
 
 
 @register("method")
@@ -35,8 +35,9 @@ class SLAT(LayerMethod):
     Args:
         sites: the hidden layers of K; the input belongs to K always. The paper's "conv1" and "conv2" of a wide ResNet are the stem
             convolution and the first group, `conv1` and `layer1` here. Without hidden sites this is FGSM training, bitwise.
-        eta: eta_k, in the unit of the pixels at the input and of the activation elsewhere; one number, or {site: number} that names
-            every hidden site and `input`.
+        eta: eta_k, in the unit of the pixels at the input and of the activation elsewhere: one number,
+            which the threat model's radius is if it is None, as the paper has 8/255 everywhere; or
+            {site: number} that names every hidden site, and `input` unless that is the threat model's.
         input_step: step at the input as a fraction of its eta: 1.0 printed, 0.9 in the authors' code.
         clamp_to_activation_range: keep z + delta within the range that z has in this example and channel, over space; so does the
             authors' code, the paper is silent.
@@ -46,11 +47,13 @@ class SLAT(LayerMethod):
         criterion: each example's loss (of the default base).
         probe: how gradients are taken (by the default base).
 
-    Reference: Park and Lee 2021, eq. 4 and algorithm 1, whose slip (delta at the last hidden layer never applied) is corrected.
+    Reference: Park and Lee 2021, Reliably fast adversarial training via latent adversarial
+    perturbation, eq. 4 and algorithm 1, whose slip (delta at the last hidden layer never applied) is
+    corrected.
     """
 
     sites: str | list[str] | tuple[str, ...] = ("conv1", "layer1")
-    eta: Radius | dict[str, Radius] = 8 / 255
+    eta: Radius | dict[str, Radius] | None = field(default=None, metadata=EPS)
     input_step: float = 1.0
     clamp_to_activation_range: bool = False
     num_probes: int = 1
@@ -82,11 +85,21 @@ class SLAT(LayerMethod):
 
     def eta_at(self, site: Site | str) -> float:
         """The step size of one site."""
+        name = str(site)
         if not isinstance(self.eta, Mapping):
-            return self.eta
-        if (name := str(site)) not in self.eta:
+            return radius(self.eta)
+        if name == "input":
+            return radius(self.eta.get(name))
+        if name not in self.eta:
             raise ConfigError(f"eta names no step for site '{name}'; {did_you_mean(name, self.eta)}")
         return self.eta[name]
+
+    def under(self, threat: ThreatModel) -> Self:
+        """See `Method.under`; a mapping that leaves the input out gets the radius there."""
+        if not isinstance(self.eta, Mapping) or "input" in self.eta:
+            return super().under(threat)
+        eta = {"input": threat.eps_in("linf", of="SLAT"), **self.eta}
+        return replace(self, eta=eta).under(threat)
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """See `Method.attach`; without hidden sites there is nothing to attach."""
@@ -101,7 +114,16 @@ class SLAT(LayerMethod):
                 f"clamp_to_activation_range: site '{flat[0]}' has shape {tuple(sites.shape(flat[0]))}, no space to take the range "
                 "over, so the clamp would erase the noise; leave the site out or the clamp off"
             )
+        self._check_eta(model, sites, example)
         return sites
+
+    def _check_eta(self, model: nn.Module, sites: Sites, example: Tensor) -> None:
+        """Complain about a site without a step, and about a step for what the network does not have."""
+        for site in sites:
+            self.eta_at(site)
+        others = set(self.eta) - {"input", *map(str, sites)} if isinstance(self.eta, Mapping) else set()
+        for name in sorted(others):
+            Sites(model, [name], example=example).remove()
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
@@ -136,10 +158,10 @@ class SLAT(LayerMethod):
 
     def _input_step(self, base: InputMethod) -> Ascent:
         """The single step of the base again, in its ball; with another base a step eta."""
-        step, radius = self.eta_at("input"), self.eta_at("input")
-        if isinstance(base, FGSM | FGSMRS | NFGSM):
-            step, radius = base.step * base.eps, math.inf if isinstance(base, NFGSM) else base.eps
-        return chain(sign(), scale(step), accumulate(), project("linf", radius))
+        step = reach = self.eta_at("input")
+        if isinstance(base, FGSM):
+            step, reach = base.step * radius(base.eps), base.reach
+        return chain(sign(), scale(step), accumulate(), project("linf", reach))
 
     @property
     def perturbs_input(self) -> bool:
@@ -149,7 +171,7 @@ class SLAT(LayerMethod):
     @property
     def passes(self) -> Passes:
         """Those of the base, and two for each probe after the first."""
-        return sum((PROBE for _ in range(self.num_probes - 1)), self.start().passes)
+        return self.start().passes + (self.num_probes - 1) * PROBE
 
 
 def within_activation_range(r: Tensor, z: Tensor) -> Tensor:

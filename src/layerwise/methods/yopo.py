@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
 from layerwise.core.checks import Radius, at_least, check_radius
-from layerwise.core.cost import DESCENT, Passes
+from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm, frozen
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, unwrap
+from layerwise.core.threat import EPS, radius
 from layerwise.core.tracing import Site, tensors_of
 from layerwise.errors import ConfigError, SiteError
 from layerwise.methods.base import LayerMethod, Losses
@@ -33,24 +34,24 @@ class YOPO(LayerMethod):
     usual rate is divided by m.
 
     Args:
-        eps: radius in pixel units, in [0, 1].
+        eps: radius, pixels in [0, 1]; None is the threat model's.
         m: propagations of a batch.
         n: steps after each of them.
-        alpha: step size.
+        step: step size as a fraction of eps.
         site: the first layer's output, any module's; `"first(1)"` is the first convolution or linear layer.
         adjoint_update: after the steps, the first layer also descends p . z at the new point, as in the authors' code (its gradient is
             then counted twice, and the steps after the last propagation serve for this only). One process only.
         criterion: each example's loss.
         probe: what batch norm does in the steps, where the site lies behind one.
 
-    Reference: Zhang et al. 2019, algorithm 1. Pixels are clipped outside of the gradient; the authors' code
+    Reference: Zhang et al. 2019, You only propagate once, algorithm 1. Pixels are clipped outside of the gradient; the authors' code
     clips inside, where a saturated pixel has gradient 0, and leaves the first propagation's pixels unclipped.
     """
 
-    eps: Radius = 8 / 255
+    eps: Radius | None = field(default=None, metadata=EPS)
     m: int = 5
     n: int = 3
-    alpha: Radius = 2 / 255
+    step: float = 0.25
     site: str = "first(1)"
     adjoint_update: bool = False
     criterion: Criterion = field(default_factory=CrossEntropy)
@@ -59,7 +60,7 @@ class YOPO(LayerMethod):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_radius("eps", self.eps)
-        check_radius("alpha", self.alpha)
+        at_least("step", self.step, 0)
         at_least("m", self.m, 1)
         at_least("n", self.n, 1)
 
@@ -86,7 +87,7 @@ class YOPO(LayerMethod):
             )
         sites, raw = self.sites_on(model, x), unwrap(model)
         (site,) = sites
-        x_adv = random_start(x, self.eps, "linf", step.generator)
+        x_adv = random_start(x, radius(self.eps), "linf", step.generator)
         again = x.new_zeros(())
         for j in range(self.m):
             with sites.record(x) as descent:
@@ -110,7 +111,8 @@ class YOPO(LayerMethod):
             with frozen(raw), batch_norm(raw, self.probe.batch_norm):
                 return torch.autograd.grad((value_at(raw, site, at) * p).sum(), at)[0]
 
-        return iterate(x, x_adv, steps=self.n, alpha=self.alpha, eps=self.eps, norm="linf", gradient=gradient)
+        eps = radius(self.eps)
+        return iterate(x, x_adv, steps=self.n, alpha=self.step * eps, eps=eps, norm="linf", gradient=gradient)
 
     def _adjoint(self, raw: nn.Module, site: Site, x_adv: Tensor, p: Tensor) -> Tensor:
         """A zero with the gradient of p . z, mean over the batch: what is logged stays the loss."""
@@ -121,7 +123,7 @@ class YOPO(LayerMethod):
     @property
     def passes(self) -> Passes:
         """M descents, one step; the first layer's own passes, 2 n a descent, are not counted."""
-        return sum((Passes(1, 1, 1, 0) for _ in range(self.m - 1)), DESCENT)
+        return DESCENT + (self.m - 1) * AGAIN
 
 
 @final

@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least, parse_radius
+from layerwise.core.threat import EPS
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import LayerMethod, Method
 
@@ -168,7 +169,8 @@ def changed(method: Method, values: Mapping[str, Any]) -> Method:
 
 
 def _replaced(owner: Any, path: Sequence[str], value: Any, name: str) -> Any:
-    known = [f.name for f in fields(owner) if f.init] if is_dataclass(owner) else []
+    own = {f.name: f for f in fields(owner) if f.init} if is_dataclass(owner) else {}
+    known = list(own)
     if path[0] not in known:
         raise ConfigError(
             f"phase: {type(owner).__name__} has no field '{path[0]}' (in '{name}'); {did_you_mean(path[0], known)}"
@@ -176,7 +178,7 @@ def _replaced(owner: Any, path: Sequence[str], value: Any, name: str) -> Any:
     old = getattr(owner, path[0])
     if len(path) > 1:
         value = _replaced(old, path[1:], value, name)
-    elif isinstance(old, float) and isinstance(value, str):
+    elif isinstance(value, str) and (isinstance(old, float) or own[path[0]].metadata == EPS):
         value = parse_radius(value)
     elif _is_number(old) and not _is_number(value) and value is not None:
         raise ConfigError(f"phase: '{name}' is {old!r}, found {value!r}; type a number")

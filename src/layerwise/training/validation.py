@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import ascend
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.ascent import random_start
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.random import Stream
+from layerwise.core.threat import ThreatModel
 from layerwise.data import Split, batches, rank_rows
 from layerwise.training.ranks import total
 from layerwise.training.settings import Training

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from layerwise.attacks.gradient import FGSMAttack
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.random import Stream
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measures import (
     DIAGNOSTICS,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.gradient import PGDAttack, StepLL
-from layerwise.attacks.threat import ThreatModel
 from layerwise.core.checks import at_least
 from layerwise.core.random import Source, Stream, normal
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.corruptions.corrupt import corrupt
 from layerwise.evaluation.measures.adversarialness import degree_of_adversarialness

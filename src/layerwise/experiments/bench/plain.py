@@ -130,7 +130,7 @@ STEPS: dict[str, Callable[[Plain, Any], Step]] = {
     "FGSMRS": lambda plain, method: plain.fgsm_rs,
     "NFGSM": lambda plain, method: plain.n_fgsm,
     "PGD": lambda plain, method: partial(plain.pgd, steps=method.steps),
-    "TRADES": lambda plain, method: partial(plain.trades, steps=method.steps),
+    "TRADES": lambda plain, method: partial(plain.trades, steps=method.attack.steps),
     "FreeAT": lambda plain, method: partial(plain.free, m=method.m),
     "SLAT": lambda plain, method: plain.slat,
 }

@@ -197,7 +197,7 @@ def by_hand(contestant: Contestant, text: str, setup: Setup) -> Run | None:
     name, _, fields = text.partition(":")
     method, place = contestant.method, contestant.loop.session.place
     if name not in STEPS or any(
-        part.split("=")[0] not in ("steps", "m", "sites") for part in fields.split(",") if part
+        part.split("=")[0] not in ("steps", "attack.steps", "m", "sites") for part in fields.split(",") if part
     ):
         return None
     net = setup.network().to(place.device, place.dtype if place.dtype == torch.float64 else None).train()

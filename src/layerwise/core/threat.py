@@ -1,4 +1,4 @@
-"""Threat models: against what a network is judged."""
+"""Threat models: against what a network is trained and evaluated, and the fields that are its where nothing else is said."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ class ThreatModel:
         """Write norm and radius the way that people read them."""
         return f"{self.norm}, eps {format_radius(self.eps)}"
 
+    def eps_in(self, norm: str, *, of: str) -> float:
+        """The radius for what perturbs in a norm, which has to be this one's.
+
+        Args:
+            norm: in which `of` perturbs.
+            of: what asks, for the message.
+
+        Raises:
+            ConfigError: another norm.
+        """
+        if norm != self.norm:
+            raise ConfigError(
+                f"{of} perturbs in {norm}, and the threat model is {self}: set its eps, a radius in {norm}"
+            )
+        return self.eps
+
     def check_reach(self, shape: Sequence[int]) -> None:
         """Complain about an l2 radius that contains every image of `shape` (C, H, W) and more, the sign of another unit.
 
@@ -93,3 +109,26 @@ class ThreatModel:
                 f"attack {attack} left the threat model ({self}): an image lies at {self.norm} distance {farthest:.6g}; "
                 "project its perturbation with layerwise.core.norms.project"
             )
+
+
+USUAL = ThreatModel()
+"""The threat model of whoever names none: linf, eps 8/255."""
+
+THREAT = "threat"
+"""Key of a field's metadata that says which part of the threat model it is."""
+
+
+EPS, NORM = {THREAT: "eps"}, {THREAT: "norm"}
+"""Metadata of a field that is the threat model's where it is None, see `Method.under`."""
+
+
+def radius(eps: float | None, norm: str = "linf") -> float:
+    """The radius of a field that may be None, which stands for the usual threat model's.
+
+    >>> radius(0.1), radius(None) == 8 / 255
+    (0.1, True)
+
+    Raises:
+        ConfigError: None in another norm, in which no radius is usual.
+    """
+    return USUAL.eps_in(norm, of="the method") if eps is None else eps
