@@ -319,6 +319,15 @@ def test_text_of_somebody_else_imports_nothing(own_module: str, tmp_path: Path, 
     assert not (tmp_path / "imported").exists()
 
 
+def test_a_recipe_that_extends_a_run_does_not_trust_it(own_module: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"extends: slat-digits\nmethod: {own_module}:Mine\n")
+    (tmp_path / "own.yaml").write_text("extends: config.yaml\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: method: the run names code of its own"):
+        experiment.read("own.yaml", trust=True)
+    assert not (tmp_path / "imported").exists()
+    assert type(experiment.read("config.yaml", trust=True)[0].method).__name__ == "Mine"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

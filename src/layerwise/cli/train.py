@@ -105,7 +105,9 @@ def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
         return given, str(given / "config.yaml"), arguments.trust
     if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
         experiment.check_run(given)
-    return arguments.runs / (arguments.name or given.stem), arguments.recipe, True
+    # What is called so lies in a run folder, whoever made it.
+    trust = arguments.trust or given.name != "config.yaml"
+    return arguments.runs / (arguments.name or given.stem), arguments.recipe, trust
 
 
 def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:

@@ -253,34 +253,33 @@ class _Reading:
         cls = None if default in (None, MISSING) else type(default)
         usual = cls or (next(iter(classes.values())) if len(classes) == 1 else None)
         below: list[Layer] = []
-        problem: str | None = None
+        problem: ConfigError | None = None  # of what a later layer may replace
         if not given and default is MISSING:
-            problem = f"{self._file}{key} is not set; add it, or type --{key} NAME, {known}"
+            problem = ConfigError(f"{self._file}{key} is not set; add it, or type --{key} NAME, {known}")
         for value, layer in given:
-            branch = untyped(value)
-            branch = {"name": branch} if isinstance(branch, str) else branch
-            if branch is None or (isinstance(branch, Mapping) and untyped(branch.get("name", ...)) is None):
+            branch = _branch(value)
+            if branch is None:
                 cls, below = None, []
-                problem = None if f.nullable else f"{layer}{key}=null does not fit; type {known}"
+                problem = None if f.nullable else ConfigError(f"{layer}{key}=null does not fit; type {known}")
             elif not isinstance(branch, Mapping):
-                problem = f"{layer}{key}={branch} does not fit; type {known}"
+                problem = ConfigError(f"{layer}{key}={branch} does not fit; type {known}")
             elif "name" not in branch:
                 cls = cls or usual
-                if cls is None:
-                    problem = problem or f"{layer}{key} has settings but no class; name it, --{key} NAME, {known}"
                 below.append(layer.at(branch))
+                if cls is None and problem is None:
+                    said = f"{layer}{key} has settings but no class; name it, --{key} NAME, {known}"
+                    problem = ConfigError(said)
             else:
+                found: type | None = None
                 try:
-                    found = self.schema.find(base, branch["name"], trust=layer.trust)
+                    found, problem = self.schema.find(base, branch["name"], trust=layer.trust), None
                 except ConfigError as error:
-                    found, problem = None, f"{layer}{key}: {error}"
-                else:
-                    problem = None
+                    problem = type(error)(f"{layer}{key}: {error}")
                 below = below if found is cls else []
-                cls = found
                 below.append(layer.at({k: v for k, v in branch.items() if k != "name"}))
+                cls = found
         if problem is not None:
-            raise ConfigError(problem)
+            raise problem
         return cls, below
 
     def leaves(self, cls: type, layers: Sequence[Layer], prefix: str) -> Iterator[Leaf]:
@@ -315,6 +314,13 @@ class _Reading:
 
 def _anything(value: Any, *, trust: bool) -> None:
     """The check of a field that has none."""
+
+
+def _branch(value: Any) -> Any:
+    """What is given for a choice of class: fields, with the class as `name`; None; or something that does not fit."""
+    value = untyped(value)
+    value = {"name": value} if isinstance(value, str) else value
+    return None if isinstance(value, Mapping) and untyped(value.get("name", ...)) is None else value
 
 
 def _given(layers: Sequence[Layer], name: str) -> Given:

@@ -51,7 +51,7 @@ def load(recipe: str, *, trust: bool = False) -> list[Layer]:
 
     Args:
         recipe: a name or path.
-        trust: whether the user named it, so that it may name code of the user's.
+        trust: whether the user named it, so that it may name code of the user's; the configuration of a run that it extends may not.
 
     Raises:
         ConfigError: unknown, not YAML, or recipes that extend each other in a circle.
@@ -67,7 +67,7 @@ def load(recipe: str, *, trust: bool = False) -> list[Layer]:
         tree = load_yaml(file)
         following = tree.pop("extends", None)
         tree.pop("tune", None)  # only `ranges` looks at it
-        layers.insert(0, Layer(tree, current, trust))
+        layers.insert(0, Layer(tree, current, trust and (not layers or file.name != "config.yaml")))
         if following is None:
             return layers
         if not isinstance(following, str):

@@ -26,11 +26,10 @@ from importlib import resources
 from itertools import product
 from typing import Any, final
 
-import yaml
-
 from layerwise.core.checks import parse_radius
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.reproduce.papers import PAPERS, PaperFigure, PaperTable, paper
+from layerwise.trees import parse_yaml
 
 PERCENT = "%"
 
@@ -164,7 +163,7 @@ def items() -> dict[str, Item]:
     found: dict[str, Item] = {}
     for name in PAPERS:
         file = resources.files("layerwise") / "reproduce" / f"{name}.yaml"
-        found |= read_items(yaml.safe_load(file.read_text(encoding="utf-8")), name)
+        found |= read_items(parse_yaml(file.read_text(encoding="utf-8"), file.name), name)
     return found
 
 

@@ -9,10 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, final
 
-import yaml
-
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.trees import Tree, at
+from layerwise.trees import Tree, at, parse_yaml
 
 _MISSING = object()
 
@@ -107,7 +105,7 @@ def _shortened(tree: Tree, limit: int) -> dict[str, Any]:
 def scales() -> dict[str, Scale]:
     """The scales by name."""
     text = (resources.files("layerwise") / "reproduce" / "scales.yaml").read_text(encoding="utf-8")
-    return {name: Scale(name=name, **body) for name, body in yaml.safe_load(text).items()}
+    return {name: Scale(name=name, **body) for name, body in parse_yaml(text, "scales.yaml").items()}
 
 
 def scale(name: str) -> Scale:
