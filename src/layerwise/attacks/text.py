@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import typing
 from dataclasses import fields
+from functools import cache
+from typing import Any
 
 from layerwise.attacks.base import Around, Attack, InputAttack
 from layerwise.core.checks import Radius
@@ -51,10 +53,15 @@ def parse_attack(text: str, *, trust: bool = False) -> Attack:
         name = name_of("attack", cls)
         form = "-".join([name, *map(str.upper, cls.numbers)])
         raise ConfigError(f"attack {text!r} has more than {name} takes; type {form}, for example {cls()}")
-    hints = typing.get_type_hints(cls)
-    kinds = {f.name: Radius if hints[f.name] is float else hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
-    settings = read_items(found[3].split(), kinds, where=f"attack {text!r}: ", owner=name_of("attack", cls))
+    settings = read_items(found[3].split(), _kinds(cls), where=f"attack {text!r}: ", owner=name_of("attack", cls))
     return cls(**dict(zip(cls.numbers, numbers, strict=False)) | settings)
+
+
+@cache
+def _kinds(cls: type[Attack]) -> dict[str, Any]:
+    """The types of an attack's fields; every number may be a fraction."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: Radius if hints[f.name] is float else hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
 
 
 def _around(cls: type[Around], numbers: list[int], rest: str, text: str, trust: bool) -> Attack:

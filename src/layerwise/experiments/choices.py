@@ -249,25 +249,24 @@ class _Reading:
 
     def _choose(self, f: Field, base: type, key: str, given: Given, default: Any) -> tuple[type | None, list[Layer]]:
         """The class that layers choose, and those of its fields; a layer that names another class starts afresh."""
-        known = f"one of {', '.join(classes := self.schema.classes(base))}"
         cls = None if default in (None, MISSING) else type(default)
-        usual = cls or (next(iter(classes.values())) if len(classes) == 1 else None)
         below: list[Layer] = []
         problem: ConfigError | None = None  # of what a later layer may replace
         if not given and default is MISSING:
-            problem = ConfigError(f"{self._file}{key} is not set; add it, or type --{key} NAME, {known}")
+            problem = ConfigError(f"{self._file}{key} is not set; add it, or type --{key} NAME, {self._known(base)}")
         for value, layer in given:
             branch = _branch(value)
             if branch is None:
-                cls, below = None, []
-                problem = None if f.nullable else ConfigError(f"{layer}{key}=null does not fit; type {known}")
+                cls, below, problem = None, [], None
+                if not f.nullable:
+                    problem = ConfigError(f"{layer}{key}=null does not fit; type {self._known(base)}")
             elif not isinstance(branch, Mapping):
-                problem = ConfigError(f"{layer}{key}={branch} does not fit; type {known}")
+                problem = ConfigError(f"{layer}{key}={branch} does not fit; type {self._known(base)}")
             elif "name" not in branch:
-                cls = cls or usual
+                cls = cls or self._only(base)
                 below.append(layer.at(branch))
                 if cls is None and problem is None:
-                    said = f"{layer}{key} has settings but no class; name it, --{key} NAME, {known}"
+                    said = f"{layer}{key} has settings but no class; name it, --{key} NAME, {self._known(base)}"
                     problem = ConfigError(said)
             else:
                 found: type | None = None
@@ -281,6 +280,14 @@ class _Reading:
         if problem is not None:
             raise problem
         return cls, below
+
+    def _known(self, base: type) -> str:
+        return f"one of {', '.join(self.schema.classes(base))}"
+
+    def _only(self, base: type) -> type | None:
+        """The class that is meant where there is one."""
+        classes = list(self.schema.classes(base).values())
+        return classes[0] if len(classes) == 1 else None
 
     def leaves(self, cls: type, layers: Sequence[Layer], prefix: str) -> Iterator[Leaf]:
         """See `Schema.leaves`."""
