@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test torture check format coverage clean
+.PHONY: demo test torture check format stored coverage clean
 
 demo: $(READY)  ## train and compare standard, FGSM-RS and SLAT on the embedded digits; prints where the report is
 	$(BIN)/layerwise demo
@@ -24,6 +24,10 @@ check: $(READY)  ## lint, format, types
 format: $(READY)  ## mend lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+stored: $(READY)  ## write anew what the package stores of itself: the schema of recipes, the costs of the papers' tables
+	$(BIN)/python -m layerwise.experiments.schema
+	$(BIN)/python -m benchmarks.costs
 
 coverage: $(READY)  ## every test, with coverage of the package
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered

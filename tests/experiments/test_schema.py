@@ -70,7 +70,7 @@ def faults(schema: dict[str, Any], value: Any, place: str = "") -> Iterator[str]
 
 
 def test_what_is_stored_is_what_the_types_say() -> None:
-    assert rendered(recipe_schema(SCHEMA)) == stored(), "run: python -m layerwise.experiments.schema"
+    assert rendered(recipe_schema(SCHEMA)) == stored(), "type: make stored (or: python -m layerwise.experiments.schema)"
 
 
 @pytest.mark.parametrize("text", ["a: 1", "method: {name: SLAT, base: {name: LAD}}", "training: {epochs: 1.5}"])
