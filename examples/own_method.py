@@ -13,7 +13,6 @@ import layerwise as lw
 from layerwise.core import norms
 from layerwise.core.ascent import chain, normalize, scale
 from layerwise.core.cost import Passes
-from layerwise.core.criteria import Criterion
 from layerwise.evaluation import Evaluation
 from layerwise.methods import Losses, Step
 
@@ -32,7 +31,7 @@ class RelativeNoise(lw.LayerMethod):
     share: float = 0.05
     sites: str | list[str] = "batch-norm outputs"
     base: lw.InputMethod = field(default_factory=lw.FGSMRS)
-    criterion: Criterion = field(default_factory=lw.CrossEntropy)
+    criterion: lw.Criterion = field(default_factory=lw.CrossEntropy)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> lw.Sites:
         """Attach the sites, once."""

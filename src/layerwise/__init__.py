@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from layerwise.attacks import ThreatModel
-    from layerwise.core.criteria import CrossEntropy
+    from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, TokenCrossEntropy
     from layerwise.core.driving import Partial, Step, step
     from layerwise.core.probe import Probe
     from layerwise.core.sites import Sites
@@ -83,6 +83,7 @@ __all__ = [
     "TRADES",
     "YOPO",
     "AdvTrainI",
+    "Criterion",
     "CrossEntropy",
     "DeepDefense",
     "FGSInter",
@@ -94,6 +95,7 @@ __all__ = [
     "LayerMethod",
     "LayerwiseError",
     "Method",
+    "NextToken",
     "NoisyAverage",
     "Normalized",
     "Parseval",
@@ -106,6 +108,7 @@ __all__ = [
     "Standard",
     "Step",
     "ThreatModel",
+    "TokenCrossEntropy",
     "Training",
     "__version__",
     "build_model",
@@ -121,7 +124,7 @@ __all__ = [
 
 _PLACES = {
     "attacks": ("ThreatModel",),
-    "core.criteria": ("CrossEntropy",),
+    "core.criteria": ("Criterion", "CrossEntropy", "NextToken", "TokenCrossEntropy"),
     "core.driving": ("Partial", "Step", "step"),
     "core.probe": ("Probe",),
     "core.sites": ("Sites",),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwise.core.checks import Radius, check_radius, format_radius, parse_radius
+from layerwise.core.checks import Radius, at_least, check_radius, check_share, format_radius, parse_radius
 from layerwise.errors import ConfigError
 
 
@@ -84,3 +86,11 @@ def test_a_radius_that_cannot_be_meant_is_an_error(value: float, message: str) -
 def test_a_radius_is_a_float() -> None:
     assert Radius(0.5) / 2 == 0.25
     assert isinstance(Radius(0.5), float)
+
+
+@pytest.mark.parametrize("check", [check_radius, lambda n, v: at_least(n, v, 0), check_share])
+@pytest.mark.parametrize("value", ["8/255", "eight"])
+def test_text_is_no_number(check: Callable[[str, Any], None], value: object) -> None:
+    message = f"eps={value!r} is not a number; type for example eps=8/255, without quotation marks"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check("eps", value)

@@ -70,10 +70,11 @@ def check_radius(name: str, value: float | None) -> None:
     """Complain about a radius that cannot be meant; None is the threat model's.
 
     Raises:
-        ConfigError: negative, not finite, or above 1, which is the unit of 0 to 255 pixels.
+        ConfigError: text, negative, not finite, or above 1, which is the unit of 0 to 255 pixels.
     """
     if value is None:
         return
+    _no_text(name, value)
     if not value >= 0 or value == float("inf"):
         raise ConfigError(f"{name}={value} is not a radius; type a number that is not negative, such as 8/255")
     if value > 1:
@@ -84,6 +85,7 @@ def check_radius(name: str, value: float | None) -> None:
 
 def at_least(name: str, value: float, smallest: float) -> None:
     """Complain about a number that is too small (or not a number)."""
+    _no_text(name, value)
     if not value >= smallest:
         raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
 
@@ -96,5 +98,11 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Complain about a weight outside [0, 1]."""
+    _no_text(name, value)
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}={value} is not a share; type a number from 0 to 1")
+
+
+def _no_text(name: str, value: object) -> None:
+    if isinstance(value, str):
+        raise ConfigError(f"{name}={value!r} is not a number; type for example {name}=8/255, without quotation marks")

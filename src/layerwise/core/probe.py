@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, examples, logits, with_examples
-from layerwise.core.criteria import Criterion
+from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, PLAIN, Backward, Exact, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
 from layerwise.core.norms import safe_divide
@@ -32,6 +32,11 @@ class Probe:
 
     batch_norm: BatchNormMode = "batch"
     criterion: Criterion | None = None
+
+    def __post_init__(self) -> None:
+        """Take any loss for a criterion."""
+        if self.criterion is not None:
+            object.__setattr__(self, "criterion", as_criterion(self.criterion))
 
     def __call__(
         self,

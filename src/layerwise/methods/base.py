@@ -9,7 +9,7 @@ from typing import Any, Self, TypeAlias
 from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
-from layerwise.core.criteria import Criterion
+from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, Backward, Step
 from layerwise.core.driving import Losses as Losses
 from layerwise.core.passes import Gradients, Noise
@@ -28,6 +28,10 @@ class Method(ABC):
 
     A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. `layerwise.step` trains on a batch with it.
     """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Any loss is taken for a criterion, see `layerwise.core.criteria.as_criterion`."""
+        super().__setattr__(name, as_criterion(value) if name == "criterion" else value)
 
     def losses(
         self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
