@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -26,8 +26,17 @@ from tests.training.graphs import Recorder
 from tests.training.test_capture import HOST, Dropping
 
 REAL = torch.cuda.is_available()
+
 NO_DRAWS = ("Standard", "FGSM", "SLAT", "ANP", "LAT", "DeepDefense")
 """Methods that draw no numbers on the device, whose generator is another one than the CPU's."""
+
+
+T = TypeVar("T")
+
+
+def rehearsed(every: Iterable[T], *some: T) -> list[T]:
+    """What a rehearsal goes through: what it could find is found by `test_capture` and `test_elsewhere`, for every method."""
+    return list(every) if REAL else list(some)
 
 
 @dataclass
@@ -79,22 +88,21 @@ def replays_as_it_runs(gpu: Gpu, method: Callable[[], Method], limit: float = 1e
     assert captured.history[-1]["loss"] == pytest.approx(eager.history[-1]["loss"], rel=1e-6 if limit < 1e-3 else 0.05)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in HOST])
+@pytest.mark.parametrize("name", rehearsed((name for name in METHODS if name not in HOST), "FreeAT", "LAT", "ANP"))
 def test_recorded_steps_are_eager_ones(name: str, gpu: Gpu) -> None:
     replays_as_it_runs(gpu, lambda: make(name))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ema_decay": 0.9, "clip_norm": 0.1, "eval_every": 1},
-        {"accumulate": 2},
-        {"optimizer": Adam(lr=0.01), "schedule": Cosine()},
-        {"channels_last": True},
-        {"precision": "64-true"},
-    ],
-    ids=lambda options: next(iter(options)),
-)
+SETTINGS: list[dict[str, Any]] = [
+    {"ema_decay": 0.9, "clip_norm": 0.1, "eval_every": 1},
+    {"accumulate": 2},
+    {"optimizer": Adam(lr=0.01), "schedule": Cosine()},
+    {"channels_last": True},
+    {"precision": "64-true"},
+]
+
+
+@pytest.mark.parametrize("options", rehearsed(SETTINGS, SETTINGS[0]), ids=lambda options: next(iter(options)))
 def test_so_they_are_with_the_settings(options: dict[str, Any], gpu: Gpu) -> None:
     replays_as_it_runs(gpu, lambda: SLAT(sites=("conv1", "blocks.block1"), eta=0.1, base=FGSMRS(eps=0.1)), **options)
 
@@ -112,14 +120,14 @@ def test_a_phase_is_recorded_anew(gpu: Gpu) -> None:
     replays_as_it_runs(gpu, lambda: ANP(k=2, layers=2), phases=phases)
 
 
-@pytest.mark.parametrize("name", HOST)
+@pytest.mark.parametrize("name", rehearsed(HOST, "GradAlign"))
 def test_what_the_host_decides_runs_eagerly(name: str, gpu: Gpu) -> None:
     result, _ = gpu.run(make(name), capture=True)
     assert gpu.replayed == 0
     assert any(HOST[name] in message for message in result.messages)
 
 
-@pytest.mark.parametrize("name", NO_DRAWS)
+@pytest.mark.parametrize("name", rehearsed(NO_DRAWS, "SLAT"))
 def test_training_gives_the_weights_of_the_cpu(name: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(layerwise.core.random, "_draw")
     # Double precision: a sign that rounding turns would be a different perturbation.

@@ -15,23 +15,24 @@ from torch.utils._pytree import tree_leaves
 class Kernels(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[Any, tuple[Any, ...], Mapping[str, Any], list[Any]]] = []
+        self.calls: list[tuple[Any, tuple[Any, ...], Mapping[str, Any], list[Tensor | None]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, tree_leaves(out)))
+        known = {memory(v) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
+        # What is a view, or was written in place, is there already.
+        fresh = [v if isinstance(v, Tensor) and memory(v) not in known else None for v in tree_leaves(out)]
+        self.calls.append((func, args, kwargs, fresh))
         return out
 
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, recorded in self.calls:
-            known = {memory(v) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
             for ours, now in zip(recorded, tree_leaves(func(*args, **kwargs)), strict=True):
-                # What is a view, or was written in place, is there already.
-                if isinstance(ours, Tensor) and memory(ours) not in known:
+                if ours is not None:
                     ours.copy_(now)
 
 
