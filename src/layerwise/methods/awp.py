@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least
@@ -20,6 +22,7 @@ from layerwise.core.tape import Tape
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Losses, Method
 from layerwise.methods.pgd import PGD
+from layerwise.methods.weights import Made, made_weights
 from layerwise.methods.wrapper import Wrapper
 
 
@@ -53,6 +56,7 @@ class AWP(Wrapper):
             hint = ", for example ANP with update=last-step" if steps != 1 else ""
             found = f"{name} takes {steps} steps" if steps != 1 else f"{name} is one already"
             raise ConfigError(f"AWP perturbs the weights around one step a batch, and {found}; type another base{hint}")
+        self._made: list[_Watched] = []
         self._shift: _Shift | None = None
         self._before: _Before | None = None
 
@@ -63,21 +67,19 @@ class AWP(Wrapper):
             yield from self.base.batch_losses(model, x, y, step)
             return
         tape, again = Tape(), replace(step, generator=repeatable(step.generator))
-        raw = unwrap(model)
-        trial = self.base.batch_losses(model, x, y, again)
+        raw = self.reached(model)
+        trial, before = self.base.batch_losses(model, x, y, again), self._set_aside(raw)
         try:
             with batch_norm(raw, "batch"):
                 loss = self._first(trial, tape)
-            before = self._set_aside(raw)
-            try:
-                yield Partial(loss)
-            except BaseException:
-                self._bring_back(before)
-                raise
+            yield Partial(loss)
+        except BaseException:
+            self._bring_back(before)
+            raise
         finally:
             trial.close()
         if self._shift is None:  # the first micro-batch moves the weights for all
-            self._shift = _Shift(raw, self.gamma)
+            self._shift = _Shift(raw, self._made, self.gamma)
             self._bring_back(before)
         shift, losses = self._shift, self.base.batch_losses(model, x, y, again)
         try:
@@ -87,6 +89,24 @@ class AWP(Wrapper):
         finally:
             self._undo(shift)
             losses.close()
+
+    def reached(self, model: nn.Module) -> nn.Module:
+        """See `Wrapper.reached`; weights that are made in every pass are watched and moved there."""
+        raw, before = unwrap(model), self._reached
+        if super().reached(model) is not before:
+            self._unwatch()
+            self._made = [_Watched(weight) for weight in made_weights(raw)]
+        return raw
+
+    def detach(self) -> None:
+        """See `Method.detach`."""
+        self._unwatch()
+        super().detach()
+
+    def _unwatch(self) -> None:
+        for each in self._made:
+            each.handle.remove()
+        self._made = []
 
     def _first(self, losses: Losses, tape: Tape) -> Tensor:
         with tape.running():
@@ -102,6 +122,8 @@ class AWP(Wrapper):
         left = self._before is not None and all(w.grad is None for w in raw.parameters())  # by an abandoned generator
         if self._before is None or left:
             self._before = _Before(raw)
+            for each in self._made:
+                each.listen()
         return self._before
 
     def _bring_back(self, before: _Before) -> None:
@@ -109,6 +131,8 @@ class AWP(Wrapper):
         if before is self._before:
             before.restore()
             self._before = None
+            for each in self._made:
+                each.leaf = None
 
     def _undo(self, shift: _Shift | None) -> None:
         """Move the weights back, once: the micro-batches of a batch share the shift."""
@@ -124,25 +148,71 @@ class AWP(Wrapper):
 
 @final
 class _Shift:
-    """The perturbation of the weights, made from their gradients, which it takes away."""
+    """The perturbation of the weights, made from their gradients.
 
-    def __init__(self, raw: nn.Module, gamma: float) -> None:
+    Args:
+        raw: the network.
+        made: its weights that are made in every pass.
+        gamma: size relative to each weight.
+    """
+
+    def __init__(self, raw: nn.Module, made: Sequence[_Watched], gamma: float) -> None:
         self.moved: list[tuple[Tensor, Tensor]] = []
+        self.made = made
+        # What a weight is made of is not moved by itself: g and v of weight_norm are no weights.
+        inside = {id(source) for each in made for source in each.weight.sources}
         with torch.no_grad():
             for w in raw.parameters():
-                d = w.grad
-                if d is not None and w.ndim > 1:
-                    v = d * (gamma * safe_divide(w.norm(), d.norm()))
-                    # An overflow under fp16 scaling moves nothing; its step would be skipped, but the weights stay.
-                    v = torch.where(v.isfinite().all(), v, torch.zeros_like(v))
+                if w.grad is not None and w.ndim > 1 and id(w) not in inside:
+                    v = _perturbation(w, w.grad, gamma)
                     w.add_(v)
                     self.moved.append((w, v))
+            for each in made:
+                each.shift = each.perturbation(gamma)
 
     def undo(self) -> None:
         """Move back by as much: whatever a step has done in between stays."""
         with torch.no_grad():
             for w, v in self.moved:
                 w.sub_(v)
+        for each in self.made:
+            each.shift = None
+
+
+def _perturbation(w: Tensor, d: Tensor, gamma: float) -> Tensor:
+    """Gamma ||w|| / ||d|| d. An overflow under fp16 scaling moves nothing; its step would be skipped, but the weights stay."""
+    v = d * (gamma * safe_divide(w.norm(), d.norm()))
+    return torch.where(v.isfinite().all(), v, torch.zeros_like(v))
+
+
+@final
+class _Watched:
+    """A weight that is made in every pass: its own gradient by a leaf of zeros beside it, and the shift in the leaf's place."""
+
+    def __init__(self, weight: Made) -> None:
+        self.weight = weight
+        self.leaf: Tensor | None = None
+        self.shift: Tensor | None = None
+        self.handle = weight.changing(self._changed)
+
+    def listen(self) -> None:
+        """From now on passes record the gradient."""
+        self.leaf = torch.zeros_like(self.weight.value()).requires_grad_()
+
+    def perturbation(self, gamma: float) -> Tensor | None:
+        """That of the gradient that was recorded, with which recording ends; None where there was none."""
+        leaf, self.leaf = self.leaf, None
+        if leaf is None or leaf.grad is None or leaf.ndim < 2:
+            return None
+        if dist.is_available() and dist.is_initialized():  # it is no parameter, so nobody else adds up the ranks'
+            dist.all_reduce(leaf.grad)
+        return _perturbation(self.weight.value(), leaf.grad, gamma)
+
+    def _changed(self, w: Tensor) -> Tensor:
+        if self.shift is not None:
+            return w + self.shift
+        # In a probe the parameters are frozen, and so is what is made of them.
+        return w if self.leaf is None or not w.requires_grad else w + self.leaf
 
 
 @final

@@ -12,10 +12,9 @@ from layerwise.core.checks import at_least, check_share
 from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch, own_rows
 from layerwise.core.registry import register
-from layerwise.core.shards import divided, local, whole
-from layerwise.core.sites import unwrap
 from layerwise.methods.base import Losses, Method
 from layerwise.methods.standard import Standard
+from layerwise.methods.weights import effective_weights
 from layerwise.methods.wrapper import Wrapper
 
 
@@ -61,14 +60,12 @@ class Parseval(Wrapper):
 
     @torch.no_grad()
     def _tighten(self, model: nn.Module, generator: Source, count: int) -> None:
-        for name, weight in unwrap(model).named_parameters():
-            if weight.ndim > 1 and weight.requires_grad:
-                drawn = max(1, round(self.share * len(weight)))
-                order = for_the_batch(len(weight), generator, key=f"parseval/{count}/{name}").argsort()
-                rows = order[:drawn].to(weight.device)
-                full = whole(weight)
-                w = full[rows].flatten(1)
-                moved = (1 + self.beta) * w - self.beta * (w @ w.T) @ w
-                full[rows] = moved.view_as(full[rows])
-                if full is not weight:
-                    local(weight).copy_(local(divided(full, weight)))
+        for weight in effective_weights(self.reached(model)):
+            full = weight.value()
+            drawn = max(1, round(self.share * len(full)))
+            order = for_the_batch(len(full), generator, key=f"parseval/{count}/{weight.name}").argsort()
+            rows = order[:drawn].to(full.device)
+            w = full[rows].flatten(1)
+            moved = (1 + self.beta) * w - self.beta * (w @ w.T) @ w
+            full[rows] = moved.view_as(full[rows])
+            weight.assign(full)

@@ -1,18 +1,32 @@
-"""What methods around another method share: all but the losses is the base's."""
+"""What methods around another method share: they move weights, and all but the losses is the base's."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from layerwise.core.cost import Passes
-from layerwise.core.sites import Sites
+from layerwise.core.sites import Sites, unwrap
 from layerwise.methods.base import Method
+from layerwise.methods.weights import check_reachable
 
 
 class Wrapper(Method):
     """A method around `base`, any other one, which holds the sites and the state."""
 
     base: Method
+    _reached: nn.Module | None = None
+
+    def reached(self, model: nn.Module) -> nn.Module:
+        """The network unwrapped, once it is known that its weights can be moved.
+
+        Raises:
+            ConfigError: see `check_reachable`.
+        """
+        raw = unwrap(model)
+        if self._reached is not raw:
+            check_reachable(raw, of=type(self).__name__)
+            self._reached = raw
+        return raw
 
     @property
     def passes(self) -> Passes:
@@ -26,10 +40,12 @@ class Wrapper(Method):
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """See `Method.attach`."""
+        self.reached(model)
         self.base.attach(model, example)
 
     def detach(self) -> None:
         """See `Method.detach`."""
+        self._reached = None
         self.base.detach()
 
     def attached_sites(self) -> list[Sites]:
