@@ -87,7 +87,7 @@ MISTAKES = [
     ([*TRAIN, "--model.options.widht", "3"], r"has no option 'widht'; its options are width"),
     ([*TRAIN, "--model.options.width", "0"], r"give a whole number of at least 1"),
     ([*TRAIN, "--model.start", "runs/nothing"], r"model.start: there is no run, file or recipe 'runs/nothing'"),
-    ([*TRAIN, "--data.name", "digit"], r"no data set is called 'digit'; did you mean 'digits'\?"),
+    ([*TRAIN, "--data.name", "digit"], r"there is no data set 'digit'; did you mean 'digits'\?"),
     ([*TRAIN, "--data.validation", "-1"], r"validation"),
     ([*TRAIN, "--data.options.x", "3"], r"data set 'digits' has no option 'x'"),
     (["train", "slat-cifar10"], r"cifar10: cifar-10-binary.tar.gz not found in .*; add --data.download true"),

@@ -88,5 +88,8 @@ def test_what_a_users_module_lacks_or_holds_of_another_kind(module: Path) -> Non
         find("data", "users_things:reed", trust=True)
     with pytest.raises(ConfigError, match="'users_things:Plain' is Plain, no criterion; name a class derived from"):
         find("criterion", "users_things:Plain", trust=True)
-    with pytest.raises(ConfigError, match="is a module; name a function or class"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'m' is a module, no data set; name a class derived from .*ImageData, or a func",
+    ):
         registry.KINDS["data"].check(pytest, "m")

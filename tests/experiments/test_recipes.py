@@ -54,7 +54,7 @@ def attached(name: str) -> list[str]:
         *(str(v) for k, v in options.items() if k == "size"),
     ]
     shape, classes = SHAPES[" ".join(kind)]
-    statistics = {"mean": 0.5, "std": 0.25} if chosen.model.normalize else {}
+    statistics: dict[str, Any] = {"mean": 0.5, "std": 0.25} if chosen.model.normalize else {}
     with torch.device("meta"):
         model = models.build(chosen.model.name, num_classes=classes, shape=shape, **statistics, **chosen.model.options)
         example = torch.zeros(2, *shape)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.core import registry
 from layerwise.models import build
-from layerwise.models.registry import _ENTRIES
 from tests.models.zoo import ONE_OF_EACH_FAMILY, ZOO, Shape
 
 
@@ -20,13 +20,14 @@ def small(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
     """A small network of a kind, and a batch of four for it; both the same in every call."""
     shape, defaults = ZOO[name]
     torch.manual_seed(0)
-    statistics = {"mean": 0.4, "std": 0.3} if len(shape) == 3 else {}
+    statistics: dict[str, Any] = {"mean": 0.4, "std": 0.3} if len(shape) == 3 else {}
     network = build(name, num_classes=5, shape=shape, **statistics, **{**defaults, **options})
     return network, torch.rand(4, *shape)
 
 
 def test_the_zoo_holds_every_network_of_the_package() -> None:
-    ours = {name for name, entry in _ENTRIES.items() if entry.builder.__module__.startswith("layerwise.models.")}
+    known = registry.entries("model").items()
+    ours = {name for name, entry in known if entry.thing.__module__.startswith("layerwise.models.")}
     assert ours == set(ZOO)
 
 

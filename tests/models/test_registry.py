@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import torch
 from torch import nn
 
 from layerwise import models
+from layerwise.core.registry import _ENTRIES, _IMPORTED, entries
 from layerwise.errors import ConfigError
 from layerwise.models import Normalize, Normalized, build, describe, names, register
-from layerwise.models.registry import _ENTRIES
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 OWN = """
 from torch import nn
+
+from layerwise.models import register
 
 class Net(nn.Module):
     def __init__(self, num_classes, width=3):
@@ -39,23 +42,39 @@ def wrong():
     return "a network"
 
 made = nn.Linear(2, 2)
+
+class Other:
+    pass
+
+def number() -> int:
+    return 5
+
+def said(num_classes) -> nn.Module:
+    return nn.Flatten()
+
+@register("own-registered")
+def registered(*, num_classes, shape, normalize):
+    "Mine."
+    return nn.Sequential(normalize, nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))
 """
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module `own_nets` on the import path."""
-    (tmp_path / "own_nets.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.fixture
 def registry() -> Iterator[None]:
     """The registry, restored afterwards."""
-    before = dict(_ENTRIES)
+    before = [(known, dict(known)) for known in (_ENTRIES["model"], _IMPORTED)]
     yield
-    _ENTRIES.clear()
-    _ENTRIES.update(before)
+    for known, entries_before in before:
+        known.clear()  # type: ignore[attr-defined]
+        known.update(entries_before)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> None:
+    """A module `own_nets` on the import path."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 def test_public_names() -> None:
@@ -99,6 +118,23 @@ def test_own_network_gets_what_its_signature_has() -> None:
     assert build("own_nets:anything", inputs=7).in_features == 7
 
 
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("path", ["own_nets:registered", "own_nets:own-registered"])
+def test_own_network_that_is_registered_is_found_by_import_path_too(path: str) -> None:
+    """It takes `normalize`, as those of the package do."""
+    network = build(path, num_classes=4, shape=(1, 2, 2), mean=0.5)
+    assert isinstance(network.get_submodule("0"), Normalize)
+    assert network(torch.rand(2, 1, 2, 2)).shape == (2, 4)
+    assert build("own-registered", shape=(1, 2, 2))(torch.rand(2, 1, 2, 2)).shape == (2, 10)
+
+
+@pytest.mark.usefixtures("own")
+def test_own_network_is_imported_only_where_it_is_trusted() -> None:
+    with pytest.raises(ConfigError, match="'own_nets:Net', which would be executed; add --trust to allow it"):
+        build("own_nets:Net", trust=False)
+    assert "own_nets" not in sys.modules
+
+
 @pytest.mark.usefixtures("registry")
 def test_register_a_network() -> None:
     def tiny(*, num_classes: int, shape: tuple[int, ...], extra: int = 0) -> nn.Module:
@@ -123,9 +159,9 @@ def test_register_a_network() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet18", "the network name 'resnet18' is taken; register yours under another."),
-        ("wrn-16-1", "the network name 'wrn-16-1' is taken; register yours under another."),
-        ("my.net", "'my.net' cannot name a network: '.' and ':' mark import paths; write for instance 'my-net'."),
+        ("resnet18", "the network name 'resnet18' is taken; register yours under another"),
+        ("wrn-16-1", "the network name 'wrn-16-1' is taken; register yours under another"),
+        ("my.net", "'my.net' cannot name a network: '.' and ':' mark import paths; type for example 'my-model'"),
     ],
 )
 def test_names_that_cannot_be_registered(name: str, message: str) -> None:
@@ -140,7 +176,7 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "resnet19",
         {},
-        "there is no network 'resnet19' ('package.module:function' would import one of yours); did you mean",
+        "there is no network 'resnet19'; did you mean 'resnet18' or",
     ),
     ("resnet20", {"widht": 3}, "the network 'resnet20' has no option 'widht'; its options are width."),
     ("resnet20", {"depth": 8}, "the network 'resnet20' has no option 'depth'; its options are width."),
@@ -192,16 +228,31 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "own_nets:Nett",
         {},
-        "the network 'own_nets:Nett' cannot be imported (module 'own_nets' has no attribute 'Nett'); did you mean 'Net'?",
+        "own_nets holds no 'Nett'; did you mean 'Net'?",
     ),
     (
         "no_such_package.net",
         {},
-        "the network 'no_such_package.net' cannot be imported (No module named 'no_such_package');",
+        "'no_such_package:net' cannot be imported (No module named 'no_such_package'); is no_such_package installed,",
     ),
-    ("vgg-16.5", {}, "'vgg-16.5' is not an import path; write 'package.module:function'."),
-    ("own_nets:made", {}, "'own_nets:made' is a Linear; name a function or class that makes a network."),
-    ("own_nets:nn", {}, "'own_nets:nn' is a module; name a function or class that makes a network."),
+    ("vgg-16.5", {}, "'vgg-16:5' cannot be imported (No module named 'vgg-16')"),
+    (":net", {}, "':net' is not an import path; type my_module:Name"),
+    (
+        "own_nets:made",
+        {},
+        "'own_nets:made' is a Linear, no network; name a class derived from torch.nn.Module, or a func",
+    ),
+    ("own_nets:nn", {}, "'own_nets:nn' is a module, no network; name a class derived from torch.nn.Module, or a func"),
+    (
+        "own_nets:Other",
+        {},
+        "'own_nets:Other' is Other, no network; name a class derived from torch.nn.Module, or a func",
+    ),
+    (
+        "own_nets:number",
+        {},
+        "'own_nets:number' is a function that does not say that it makes a network; write: def num",
+    ),
     ("own_nets:wrong", {}, "'own_nets:wrong' made a str; it has to return a torch.nn.Module."),
     ("own_nets:Net", {"wdth": 1}, "the network 'own_nets:Net' has no option 'wdth'; its options are width."),
     (
@@ -209,7 +260,16 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         {},
         "the network 'torch.nn:Linear' needs the option 'in_features'; its options are in_features,",
     ),
-    ("builtins:max", {}, "'builtins:max' has no signature; name a Python function or class that makes a network."),
+    (
+        "builtins:max",
+        {},
+        "'builtins:max' is a builtin_function_or_method, no network; name a class derived from torch.",
+    ),
+    # What another library starts, whoever trusts the name.
+    ("subprocess:Popen", {"args": "false"}, "'subprocess:Popen' is Popen, no network; name a class derived from"),
+    ("subprocess:run", {"args": "false"}, "'subprocess:run' is a function that does not say that it makes a network;"),
+    ("os:system", {"command": "false"}, "'os:system' is a builtin_function_or_method, no network; name a class"),
+    ("torch.hub:load", {"repo_or_dir": "."}, "'torch.hub:load' is a function that does not say that it makes a netw"),
 ]
 
 
@@ -221,12 +281,12 @@ def test_messages(name: str, options: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", sorted(_ENTRIES))
+@pytest.mark.parametrize("name", names())
 def test_every_option_has_a_default(name: str) -> None:
     """So that a name alone is enough to build every network."""
-    entry = _ENTRIES[name]
-    offered = {"normalize", "num_classes", "shape", *entry.fixed}
-    parameters = inspect.signature(entry.builder).parameters.values()
+    entry = entries("model")[name]
+    offered = {"normalize", "num_classes", "shape", *entry.facts}
+    parameters = inspect.signature(entry.thing).parameters.values()
     assert [p.name for p in parameters if p.default is p.empty and p.name not in offered] == []
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar, final
+from types import FunctionType, MappingProxyType
+from typing import Any, TypeVar, final, get_type_hints
 
 from layerwise.errors import ConfigError, did_you_mean
 
@@ -36,39 +36,49 @@ class Kind:
     Args:
         noun: what a message calls one of them.
         package: whose modules are imported before the first look-up; each registers what it holds.
-        base: `module:Class` that a class of this kind derives from; None where a function makes the thing.
+        base: `module:Class` that a class of this kind derives from; None where a function may make the thing.
         listed: what `layerwise list` calls them; None where it does not.
+        makes: `module:Class` of what a function of this kind makes, or a class of this kind is.
     """
 
     noun: str
     package: str
     base: str | None = None
     listed: str | None = None
+    makes: str | None = None
 
     def check(self, thing: object, name: str) -> None:
         """Complain about what cannot be of this kind, before it is called.
 
         Raises:
-            ConfigError: it is no function, or a class that derives from something else.
+            ConfigError: a class that derives from something else, or a function that cannot be known to make one.
         """
-        if self.base is None:
-            if not callable(thing):
-                raise ConfigError(
-                    f"{name!r} is a {type(thing).__name__}; name a function or class that makes a {self.noun}"
-                )
+        path = self.base or self.makes
+        wanted = _attribute(path) if path is not None else object
+        if isinstance(thing, type):
+            fits = issubclass(thing, wanted)
+        elif isinstance(thing, wanted) or not callable(thing):
+            fits = False
+        else:
+            fits = self.base is None and (self.makes is None or _makes(thing, wanted))
+        if fits:
             return
-        module, _, attribute = self.base.partition(":")
-        base = getattr(import_module(module), attribute)
-        if not (isinstance(thing, type) and issubclass(thing, base)):
-            found = thing.__name__ if isinstance(thing, type) else f"a {type(thing).__name__}"
-            raise ConfigError(f"{name!r} is {found}, no {self.noun}; name a class derived from {module}.{attribute}")
+        known = (path or "").replace(":", ".")
+        if isinstance(thing, FunctionType) and self.base is None:
+            raise ConfigError(
+                f"{name!r} is a function that does not say that it makes a {self.noun}; write: "
+                f"def {thing.__name__}(...) -> {known}"
+            )
+        found = thing.__name__ if isinstance(thing, type) else f"a {type(thing).__name__}"
+        function = "" if self.base else ", or a function that makes one"
+        raise ConfigError(f"{name!r} is {found}, no {self.noun}; name a class derived from {known}{function}")
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "method": Kind("method", "layerwise.methods", "layerwise.methods.base:Method", "methods"),
-        "model": Kind("network", "layerwise.models", None, "models"),
-        "data": Kind("data set", "layerwise.data", None, "data"),
+        "model": Kind("network", "layerwise.models", None, "models", makes="torch.nn:Module"),
+        "data": Kind("data set", "layerwise.data", None, "data", makes="layerwise.data.splits:ImageData"),
         "attack": Kind("attack", "layerwise.attacks", "layerwise.attacks.base:Attack", "attacks"),
         "measure": Kind("measure", "layerwise.evaluation.measures", None, "measures"),
         "criterion": Kind("criterion", "layerwise.core.criteria", "layerwise.core.criteria:Criterion", "criteria"),
@@ -229,6 +239,33 @@ def _load(package: str) -> None:
     for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
         if not info.ispkg:
             import_module(f"{package}.{info.name}")
+
+
+def _attribute(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _makes(thing: object, wanted: type) -> bool:
+    """Whether a function may be called to see if it makes what is wanted: that of another library may start a program.
+
+    It says so, `-> Wanted`, or it is a Python function in a module that has to do with the library that the wanted class is of.
+    """
+    if not isinstance(thing, FunctionType):
+        return False
+    try:
+        said = get_type_hints(thing).get("return")
+    except Exception:  # an annotation that names what is not there says nothing
+        said = None
+    if isinstance(said, type) and said is not Any:
+        return issubclass(said, wanted)
+    library = wanted.__module__.partition(".")[0]
+    around = [
+        kind for value in thing.__globals__.values() for kind in (value.__mro__ if isinstance(value, type) else [value])
+    ]
+    places = (getattr(value, "__module__", None) or getattr(value, "__name__", None) or "" for value in around)
+    return thing.__module__.partition(".")[0] != library and any(p.partition(".")[0] == library for p in places)
 
 
 def _origin(thing: object) -> tuple[str, str]:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from layerwise.core.registry import register
 from layerwise.data.checks import check_labels
 from layerwise.data.custom import Statistics, assemble
 from layerwise.data.download import REMOTES, obtain
-from layerwise.data.files import read_bytes, read_members
+from layerwise.data.files import in_root, read_bytes, read_members
 from layerwise.data.splits import ImageData, TensorSplit
 from layerwise.errors import DataError
 
@@ -93,6 +94,7 @@ CIFAR100 = Layout(
 )
 
 
+@register("data", "cifar10", validation=0.02, where=in_root("cifar-10-batches-bin/*.bin or cifar-10-binary.tar.gz"))
 def read_cifar10(
     root: Path, *, validation: float, download: bool, seed: int, grey: bool = False, allow_fewer: bool = False
 ) -> ImageData:
@@ -115,6 +117,7 @@ def read_cifar10(
     )
 
 
+@register("data", "cifar100", validation=0.02, where=in_root("cifar-100-binary/*.bin or cifar-100-binary.tar.gz"))
 def read_cifar100(
     root: Path, *, validation: float, download: bool, seed: int, coarse: bool = False, allow_fewer: bool = False
 ) -> ImageData:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from layerwise.core.registry import register
 from layerwise.data.custom import assemble, from_tensors
 from layerwise.data.holdout import hold_out
 from layerwise.data.splits import ImageData, TensorSplit
@@ -16,6 +17,7 @@ from layerwise.errors import ConfigError
 DIGITS_TEST = 540
 
 
+@register("data", "digits", validation=0.1, where="embedded")
 def read_digits(root: Path, *, validation: float, download: bool, seed: int) -> ImageData:
     """Handwritten digits (UCI Optdigits, test part): 1,797 real images, 8 x 8, grey, embedded in scikit-learn.
 
@@ -40,6 +42,7 @@ def read_digits(root: Path, *, validation: float, download: bool, seed: int) -> 
     )
 
 
+@register("data", "gaussians", validation=0.1, where="generated")
 def read_gaussians(
     root: Path,
     *,

@@ -26,6 +26,15 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     return Path(root or os.environ.get("LAYERWISE_DATA") or "~/.cache/layerwise").expanduser()
 
 
+def in_root(files: str) -> str:
+    """Where files are looked for, in words.
+
+    >>> in_root("a.bin")
+    'ROOT/a.bin (ROOT: --data.root, else LAYERWISE_DATA, else ~/.cache/layerwise)'
+    """
+    return f"ROOT/{files} (ROOT: --data.root, else LAYERWISE_DATA, else ~/.cache/layerwise)"
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a file, unpacked where its name ends in .gz; at most `limit` + 1 bytes of it are ever unpacked.
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from layerwise.core.registry import register
 from layerwise.data.custom import from_dataset
+from layerwise.data.files import in_root
 from layerwise.data.splits import ImageData, pil_tensor
 from layerwise.errors import ConfigError, DataError
 
@@ -48,6 +50,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return decode(self.files[index], resize=self.resize, crop=self.crop), int(self.targets[index])
 
 
+@register("data", "image-folder", validation=0.1, where=in_root("{train,val,test}/CLASS/*"))
 def read_image_folder(
     root: Path, *, validation: float, download: bool, seed: int, size: int | None = None, resize: int | None = None
 ) -> ImageData:

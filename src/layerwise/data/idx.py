@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.core.registry import register
 from layerwise.data.checks import check_labels
 from layerwise.data.custom import assemble
 from layerwise.data.download import REMOTES, obtain
-from layerwise.data.files import read_bytes
+from layerwise.data.files import in_root, read_bytes
 from layerwise.data.splits import ImageData, TensorSplit
 from layerwise.errors import DataError
 
@@ -69,11 +70,13 @@ FASHION_MNIST = IdxSet(
 )
 
 
+@register("data", "mnist", validation=0.05, where=in_root("MNIST/raw/*-ubyte, plain or .gz"))
 def read_mnist(root: Path, *, validation: float, download: bool, seed: int) -> ImageData:
     """MNIST: 60,000 + 10,000 handwritten digits, 28 x 28, grey."""
     return _read(MNIST, root, validation=validation, download=download, seed=seed)
 
 
+@register("data", "fashion-mnist", validation=0.05, where=in_root("FashionMNIST/raw/*-ubyte, plain or .gz"))
 def read_fashion_mnist(root: Path, *, validation: float, download: bool, seed: int) -> ImageData:
     """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28, grey."""
     return _read(FASHION_MNIST, root, validation=validation, download=download, seed=seed)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from layerwise.core.registry import register
 from layerwise.data.custom import from_dataset
+from layerwise.data.files import in_root
 from layerwise.data.folder import ImageFolder, scan
 from layerwise.data.splits import ImageData
 from layerwise.errors import ConfigError, DataError
@@ -15,6 +17,12 @@ FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = "val_annotations.txt"
 
 
+@register(
+    "data",
+    "tiny-imagenet",
+    validation=0.02,
+    where=in_root("tiny-imagenet-200/{train/CLASS/images/*,val/val_annotations.txt}"),
+)
 def read_tiny_imagenet(
     root: Path, *, validation: float, download: bool, seed: int, size: int | None = None
 ) -> ImageData:

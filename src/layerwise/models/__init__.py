@@ -6,7 +6,6 @@ convolution. Residual blocks carry the class attribute `is_residual_block = True
 submodule `shortcut` of its block. ReLUs work in place: a hook that keeps the output of the layer before one has to clone it.
 """
 
-from layerwise.models import alexnet, densenet, inception, preact_resnet, resnet, small, vgg, wide_resnet  # noqa: F401
 from layerwise.models.normalize import Normalize, Normalized
 from layerwise.models.registry import build, describe, names, register
 

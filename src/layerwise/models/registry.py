@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
-from layerwise.errors import ConfigError, did_you_mean
+from layerwise.core import registry
+from layerwise.core.registry import Entry
+from layerwise.errors import ConfigError
 from layerwise.models.checks import integer, sizes
 from layerwise.models.normalize import Normalize, Normalized, Statistics, per_channel
 
 Builder = Callable[..., nn.Module]
 _B = TypeVar("_B", bound=Builder)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A function that makes a network, and the options that the network's name settles."""
-
-    builder: Builder
-    fixed: Mapping[str, Any]
-    imported: bool = False
-
-
-_ENTRIES: dict[str, _Entry] = {}
 _WRN = re.compile(r"wrn-(\d+)-(\d+)")
 
 
@@ -58,20 +47,9 @@ def register(name: str, **fixed: Any) -> Callable[[_B], _B]:
 
         build("linear", shape=(1, 8, 8))
     """
-
-    def add(builder: _B) -> _B:
-        if not name or "." in name or ":" in name:
-            raise ConfigError(
-                f"{name!r} cannot name a network: '.' and ':' mark import paths; write for instance 'my-net'."
-            )
-        known = _ENTRIES.get(name)
-        # A notebook cell that is run twice defines the same function again, which is no conflict.
-        if _WRN.fullmatch(name) or (known is not None and _origin(known.builder) != _origin(builder)):
-            raise ConfigError(f"the network name {name!r} is taken; register yours under another.")
-        _ENTRIES[name] = _Entry(builder=builder, fixed=fixed)
-        return builder
-
-    return add
+    if _WRN.fullmatch(name):
+        raise ConfigError(f"the network name {name!r} is taken; register yours under another")
+    return registry.register("model", name, **fixed)
 
 
 def names() -> list[str]:
@@ -80,7 +58,7 @@ def names() -> list[str]:
     >>> "preact_resnet18" in names()
     True
     """
-    return sorted(_ENTRIES)
+    return registry.names("model")
 
 
 def describe(name: str) -> str:
@@ -92,9 +70,9 @@ def describe(name: str) -> str:
     >>> describe("toy")
     'The two-layer network of the 2-D toy problem'
     """
-    entry = _find(name)
-    line = inspect.cleandoc(entry.builder.__doc__ or "No description.").splitlines()[0]
-    return "; ".join([line.rstrip("."), *(f"{key}={value}" for key, value in entry.fixed.items())])
+    entry = find(name)
+    line = entry.summary or "No description."
+    return "; ".join([line.rstrip("."), *(f"{key}={value}" for key, value in entry.facts.items())])
 
 
 def build(
@@ -104,18 +82,19 @@ def build(
     shape: Iterable[int] = (3, 32, 32),
     mean: Statistics | None = None,
     std: Statistics | None = None,
+    trust: bool = True,
     **options: Any,
 ) -> nn.Module:
     """A new network, in training mode, that takes pixels in [0, 1] and returns logits.
 
     Args:
         name: one of `names()`, `wrn-DEPTH-WIDTH`, or the import path of a function or class of your own,
-            `package.module:function` or `package.module.function`. Only names with a `.` or `:` are ever imported, and
-            importing runs code: check a name that comes from elsewhere against `names()` first.
+            `package.module:function`. Only names with a `:` are ever imported.
         num_classes: the number of logits; like `shape` it is given to an imported function if its signature has it.
         shape: (channels, height, width) of the images, or (dimensions,) of points.
         mean: each channel's mean, or one for all, of pixels in [0, 1]; None means 0.
         std: each channel's standard deviation, or one for all; None means 1. Without both the first layer is an identity.
+        trust: importing runs code, so give False where the name comes from elsewhere.
         options: the network's own, such as `width`.
 
     Returns:
@@ -129,49 +108,40 @@ def build(
     >>> list(dict(network.named_children()))[:4]
     ['normalize', 'conv1', 'layer1', 'layer2']
     """
-    entry = _find(name)
+    entry = find(name, trust=trust)
     size = sizes(shape)
     statistics = _statistics(mean, std, size)
+    parameters = _parameters(name, entry.thing)
     offered: dict[str, Any] = {"num_classes": integer("num_classes", num_classes), "shape": size}
-    if not entry.imported:
+    # A network that does not know of us may have an option of that name.
+    if ":" not in entry.name or (
+        "normalize" in parameters and parameters["normalize"].default is inspect.Parameter.empty
+    ):
         offered["normalize"] = nn.Identity() if statistics is None else Normalize(*statistics)
-    parameters = _parameters(name, entry.builder)
-    given = {key: value for key, value in offered.items() if key in parameters} | dict(entry.fixed)
+    given = {key: value for key, value in offered.items() if key in parameters} | dict(entry.facts)
     _check_options(name, parameters, given=given, options=options)
-    network = entry.builder(**given, **options)
+    network = entry.thing(**given, **options)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{name!r} made a {type(network).__name__}; it has to return a torch.nn.Module.")
     return network if "normalize" in given or statistics is None else Normalized(network, *statistics)
 
 
-def _find(name: str) -> _Entry:
-    """The entry of a name, of the pattern `wrn-28-10`, or of an import path."""
-    if name in _ENTRIES:
-        return _ENTRIES[name]
+def find(name: str, *, trust: bool = False) -> Entry:
+    """The entry of a name, of the pattern `wrn-28-10`, or of an import path.
+
+    Args:
+        name: as a recipe or the command line gives it; `package.module.function` is `package.module:function`.
+        trust: whether the name came from the user, and so may import (that is, run) a module.
+
+    Raises:
+        ConfigError: see `layerwise.core.registry.find`.
+    """
     if match := _WRN.fullmatch(name):
-        return _Entry(builder=_ENTRIES["wide_resnet"].builder, fixed={"depth": int(match[1]), "width": int(match[2])})
-    if "." in name or ":" in name:
-        return _Entry(builder=_imported(name), fixed={}, imported=True)
-    closest = did_you_mean(name, [*names(), "wrn-28-10"])
-    raise ConfigError(f"there is no network {name!r} ('package.module:function' would import one of yours); {closest}")
-
-
-def _imported(path: str) -> Builder:
-    """The function or class at an import path."""
-    try:
-        found = pkgutil.resolve_name(path)
-    except ValueError as error:
-        raise ConfigError(f"{path!r} is not an import path; write 'package.module:function'.") from error
-    except ImportError as error:
-        hint = "is it installed, or its folder on PYTHONPATH?"
-        raise ConfigError(f"the network {path!r} cannot be imported ({error}); {hint}") from error
-    except AttributeError as error:
-        hint = did_you_mean(error.name or "", [n for n in dir(error.obj) if not n.startswith("_")])
-        raise ConfigError(f"the network {path!r} cannot be imported ({error}); {hint}") from error
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ConfigError(f"{path!r} is a {type(found).__name__}; name a function or class that makes a network.")
-    builder: Builder = found
-    return builder
+        builder = registry.find("model", "wide_resnet").thing
+        return Entry("model", name, builder, {"depth": int(match[1]), "width": int(match[2])})
+    if "." in name and ":" not in name:
+        name = ":".join(name.rsplit(".", 1))
+    return registry.find("model", name, trust=trust)
 
 
 def _statistics(
@@ -221,8 +191,3 @@ def _check_options(
     missing = [p.name for p in by_keyword if p.default is p.empty and p.name not in given and p.name not in options]
     if missing:
         raise ConfigError(f"the network {name!r} needs the option {missing[0]!r}; {listed}.")
-
-
-def _origin(builder: Builder) -> tuple[str, str]:
-    """Where a builder was defined."""
-    return builder.__module__, getattr(builder, "__qualname__", repr(builder))
