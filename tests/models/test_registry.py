@@ -62,11 +62,12 @@ def registered(*, num_classes, shape, normalize):
 @pytest.fixture
 def registry() -> Iterator[None]:
     """The registry, restored afterwards."""
-    before = [(known, dict(known)) for known in (_ENTRIES["model"], _IMPORTED)]
+    tables: list[dict[Any, Any]] = [_ENTRIES["model"], _IMPORTED]
+    before = [dict(table) for table in tables]
     yield
-    for known, entries_before in before:
-        known.clear()  # type: ignore[attr-defined]
-        known.update(entries_before)  # type: ignore[attr-defined]
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 @pytest.fixture
