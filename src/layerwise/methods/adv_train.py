@@ -54,7 +54,6 @@ class AdvTrainI(InputMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_share("alpha", self.alpha)
         at_least("num_steps", self.num_steps, 1)
         self._networks = Sources([self.network], where="AdvTrainI.network")

@@ -74,7 +74,6 @@ class ANP(LayerMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         one_of("norm", self.norm, ("l2", "l2-batch", "sign"))
         one_of("apply", self.apply, ("raw", "sign"))
         one_of("update", self.update, ("every-step", "last-step", "after-probes"))
@@ -86,7 +85,6 @@ class ANP(LayerMethod):
         at_least("noise_std", self.noise_std, 0)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         chosen = [self.sites] if isinstance(self.sites, str) else list(self.sites)
         selection: Selection = ["input", *chosen] if self.include_input else self.sites
         exclude = () if self.include_shortcuts else SHORTCUTS

@@ -48,7 +48,6 @@ class AWP(Wrapper):
     base: Method = field(default_factory=PGD)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("gamma", self.gamma, 0)
         steps = self.base.passes.steps
         if steps != 1 or isinstance(self.base, AWP):
@@ -57,37 +56,35 @@ class AWP(Wrapper):
             found = f"{name} takes {steps} steps" if steps != 1 else f"{name} is one already"
             raise ConfigError(f"AWP perturbs the weights around one step a batch, and {found}; type another base{hint}")
         self._made: list[_Watched] = []
-        self._shift: _Shift | None = None
-        self._before: _Before | None = None
+        self._round: _Round | None = None
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's loss at w, back-propagated only; then the same loss at w + v, with what its probes found at w."""
-        self._undo(self._shift)  # what an abandoned generator left
+        if self._round is not None and self._round.moved:
+            self._end(self._round)  # what an abandoned generator left
         if not self.gamma:
             yield from self.base.batch_losses(model, x, y, step)
             return
         tape, again = Tape(), replace(step, generator=repeatable(step.generator))
         raw = self.reached(model)
-        trial, before = self.base.batch_losses(model, x, y, again), self._set_aside(raw)
+        trial, shared = self.base.batch_losses(model, x, y, again), self._joined(raw)
         try:
             with batch_norm(raw, "batch"):
                 loss = self._first(trial, tape)
             yield Partial(loss)
         except BaseException:
-            self._bring_back(before)
+            self._end(shared)
             raise
         finally:
             trial.close()
-        if self._shift is None:  # the first micro-batch moves the weights for all
-            self._shift = _Shift(raw, self._made, self.gamma)
-            self._bring_back(before)
-        shift, losses = self._shift, self.base.batch_losses(model, x, y, again)
+        shared.move(self.gamma)
+        losses = self.base.batch_losses(model, x, y, again)
         try:
             yield self._first(losses, tape)
-            self._undo(shift)
+            self._end(shared)
             yield from losses
         finally:
-            self._undo(shift)
+            self._end(shared)
             losses.close()
 
     def reached(self, model: nn.Module) -> nn.Module:
@@ -99,7 +96,6 @@ class AWP(Wrapper):
         return raw
 
     def detach(self) -> None:
-        """See `Method.detach`."""
         self._unwatch()
         super().detach()
 
@@ -117,28 +113,18 @@ class AWP(Wrapper):
             )
         return loss
 
-    def _set_aside(self, raw: nn.Module) -> _Before:
-        """The gradients that are there already, of micro-batches of the caller's: those of the first losses come alone."""
-        left = self._before is not None and all(w.grad is None for w in raw.parameters())  # by an abandoned generator
-        if self._before is None or left:
-            self._before = _Before(raw)
-            for each in self._made:
-                each.listen()
-        return self._before
+    def _joined(self, raw: nn.Module) -> _Round:
+        """The round of this micro-batch's batch; one that has left no gradient was abandoned before its losses went backward."""
+        current = self._round
+        if current is None or all(w.grad is None for w in raw.parameters()):
+            current = self._round = _Round(raw, self._made)
+        return current
 
-    def _bring_back(self, before: _Before) -> None:
-        """Put the gradients back, once: the micro-batches of a batch share them."""
-        if before is self._before:
-            before.restore()
-            self._before = None
-            for each in self._made:
-                each.leaf = None
-
-    def _undo(self, shift: _Shift | None) -> None:
-        """Move the weights back, once: the micro-batches of a batch share the shift."""
-        if shift is not None and shift is self._shift:
-            shift.undo()
-            self._shift = None
+    def _end(self, shared: _Round) -> None:
+        """Once: whichever of the micro-batches goes on first moves the weights back for all."""
+        if shared is self._round:
+            shared.end()
+            self._round = None
 
     @property
     def passes(self) -> Passes:
@@ -147,36 +133,54 @@ class AWP(Wrapper):
 
 
 @final
-class _Shift:
-    """The perturbation of the weights, made from their gradients.
+class _Round:
+    """What the micro-batches of one batch share: the gradients that were there before, set aside, and then the moved weights.
 
     Args:
         raw: the network.
         made: its weights that are made in every pass.
-        gamma: size relative to each weight.
     """
 
-    def __init__(self, raw: nn.Module, made: Sequence[_Watched], gamma: float) -> None:
-        self.moved: list[tuple[Tensor, Tensor]] = []
-        self.made = made
+    def __init__(self, raw: nn.Module, made: Sequence[_Watched]) -> None:
+        self.moved = False
+        self._made = made
+        self._before = [(w, w.grad) for w in raw.parameters()]
+        self._shifts: list[tuple[Tensor, Tensor]] = []
+        for w, _ in self._before:
+            w.grad = None
+        for each in made:
+            each.listen()
+
+    def move(self, gamma: float) -> None:
+        """The first micro-batch moves the weights for all, along the gradients of all."""
+        if self.moved:
+            return
+        self.moved = True
         # What a weight is made of is not moved by itself: g and v of weight_norm are no weights.
-        inside = {id(source) for each in made for source in each.weight.sources}
+        inside = {id(source) for each in self._made for source in each.weight.sources}
         with torch.no_grad():
-            for w in raw.parameters():
+            for w, _ in self._before:
                 if w.grad is not None and w.ndim > 1 and id(w) not in inside:
                     v = _perturbation(w, w.grad, gamma)
                     w.add_(v)
-                    self.moved.append((w, v))
-            for each in made:
+                    self._shifts.append((w, v))
+            for each in self._made:
                 each.shift = each.perturbation(gamma)
+        self._bring_back()
 
-    def undo(self) -> None:
-        """Move back by as much: whatever a step has done in between stays."""
+    def end(self) -> None:
+        """Move back by as much, so that whatever a step has done in between stays; or, without a move, bring back the gradients."""
+        if not self.moved:
+            self._bring_back()
         with torch.no_grad():
-            for w, v in self.moved:
+            for w, v in self._shifts:
                 w.sub_(v)
-        for each in self.made:
-            each.shift = None
+        for each in self._made:
+            each.leaf = each.shift = None
+
+    def _bring_back(self) -> None:
+        for w, gradient in self._before:
+            w.grad = gradient
 
 
 def _perturbation(w: Tensor, d: Tensor, gamma: float) -> Tensor:
@@ -213,18 +217,3 @@ class _Watched:
             return w + self.shift
         # In a probe the parameters are frozen, and so is what is made of them.
         return w if self.leaf is None or not w.requires_grad else w + self.leaf
-
-
-@final
-class _Before:
-    """The gradients that the weights had, taken off them until they are put back."""
-
-    def __init__(self, raw: nn.Module) -> None:
-        self.gradients = [(w, w.grad) for w in raw.parameters()]
-        for w, _ in self.gradients:
-            w.grad = None
-
-    def restore(self) -> None:
-        """Give them back, in place of what has come since."""
-        for w, gradient in self.gradients:
-            w.grad = gradient

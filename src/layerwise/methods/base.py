@@ -139,7 +139,6 @@ class InputMethod(Method):
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return True
 
     def perturb(
@@ -199,7 +198,6 @@ class LayerMethod(Method):
         """Attach this method's sites."""
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
-        """See `Method.attach`."""
         raw = unwrap(model)
         if self._attached is not None and self._attached.model is not raw:
             raise SiteError(
@@ -210,13 +208,11 @@ class LayerMethod(Method):
             self._attached = self.make_sites(raw, example)
 
     def detach(self) -> None:
-        """See `Method.detach`."""
         if self._attached is not None:
             self._attached.remove()
         self._attached = None
 
     def attached_sites(self) -> list[Sites]:
-        """See `Method.attached_sites`."""
         return [] if self._attached is None else [self._attached]
 
     def sites_on(self, model: nn.Module, x: Tensor) -> Sites:

@@ -45,7 +45,6 @@ class FGSMCKPT(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("c", self.c, 1)
 
     def batch_perturb(
@@ -86,6 +85,5 @@ class Noting(Criterion):
         self.prediction = torch.empty(0)
 
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
-        """See `Criterion`."""
         self.prediction = logits.detach().argmax(dim=1)
         return self.criterion(logits, y)

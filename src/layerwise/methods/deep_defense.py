@@ -67,7 +67,6 @@ class DeepDefense(Method):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         one_of("regulariser", self.regulariser, ("exp", "linear"))
         one_of("treat_wrong", self.treat_wrong, ("separately", "alike"))
         at_least("num_steps", self.num_steps, 1)
@@ -79,7 +78,6 @@ class DeepDefense(Method):
 
     @property
     def second_order(self) -> bool:
-        """See `Method.second_order`."""
         return True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:

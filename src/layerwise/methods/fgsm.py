@@ -55,7 +55,6 @@ class FGSM(InputMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_radius("eps", self.eps)
         at_least("step", self.step, 0)
         at_least("noise", self.noise, 0)
@@ -131,7 +130,6 @@ class LeastLikely(Criterion):
         self.criterion = criterion
 
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
-        """See `Criterion`."""
         del y
         return -self.criterion(logits, logits.detach().argmin(dim=1))
 

@@ -43,14 +43,12 @@ class FreeAT(Method):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_radius("eps", self.eps)
         at_least("m", self.m, 1)
         self._delta: Tensor | None = None
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
@@ -83,7 +81,6 @@ class FreeAT(Method):
         return {} if self._delta is None else {"delta": self._delta}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Method.load_state_dict`."""
         if unknown := set(state) - {"delta"}:
             raise ConfigError(f"FreeAT keeps delta only, found {', '.join(sorted(unknown))}")
         delta = state.get("delta")

@@ -57,18 +57,15 @@ class GradAlign(Method):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_radius("eps", self.eps)
         at_least("weight", self.weight, 0)
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return True
 
     @property
     def second_order(self) -> bool:
-        """See `Method.second_order`."""
         return True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
@@ -102,5 +99,4 @@ class GradAlign(Method):
 
     @property
     def losses_alone(self) -> Passes:
-        """See `Method.losses_alone`."""
         return (self.base or Standard()).losses_alone + PENALTY

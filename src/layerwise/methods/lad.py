@@ -58,7 +58,6 @@ class LAD(LayerMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         one_of("splitting", self.splitting, ("lie-trotter", "strang-marchuk"))
         at_least("num_inner_steps", self.num_inner_steps, 1)
         at_least("reference_batch", self.reference_batch, 1)
@@ -71,7 +70,6 @@ class LAD(LayerMethod):
             )
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         states = "residual-block outputs" if self.splitting == "lie-trotter" else "residual-block states"
         return Sites(model, states if self.sites is None else self.sites, example=example)
 

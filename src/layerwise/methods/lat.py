@@ -45,13 +45,11 @@ class LayerSigns(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("eps", self.eps, 0)
         at_least("reference_batch", self.reference_batch, 1)
         check_share("alpha", self.alpha)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
 
     def noise_of(self, g: Gradients) -> Noise:
@@ -80,7 +78,6 @@ class LAT(LayerSigns):
     base: InputMethod | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         self._previous: dict[str, Tensor] = {}
 
@@ -127,7 +124,6 @@ class LAT(LayerSigns):
         return dict(self._previous)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Method.load_state_dict`."""
         self._previous = dict(state)
 
     @property
@@ -189,11 +185,9 @@ class GaussianNoise(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the deviation."""
         at_least("std", self.std, 0)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         return block_sites(model, example, self.sites)
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:

@@ -39,7 +39,6 @@ class MART(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("beta", self.beta, 0)
 
     def batch_perturb(

@@ -62,7 +62,6 @@ class Mixed(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_share("alpha", self.alpha)
         one_of("halves", self.halves, HALVES)
 
@@ -73,7 +72,6 @@ class Mixed(InputMethod):
         return self.attack.ascending(self.criterion).batch_perturb(model, x, y, step, record)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """See `joint_loss`."""
         return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha, halves=self.halves)
 
     @property
@@ -156,7 +154,6 @@ class EAT(Mixed):
     sources: list[Any] = field(default_factory=list, metadata=NETWORKS)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         self._networks = Sources(self.sources, where="EAT.sources")
 

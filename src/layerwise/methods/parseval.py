@@ -40,7 +40,6 @@ class Parseval(Wrapper):
     base: Method = field(default_factory=Standard)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("beta", self.beta, 0)
         check_share("share", self.share)
 

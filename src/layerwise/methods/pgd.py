@@ -53,7 +53,6 @@ class PGD(InputMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         one_of("norm", self.norm, ("linf", "l2", None))
         at_least("steps", self.steps, 1)
         at_least("step", self.step, 0)
@@ -101,7 +100,6 @@ class Divergence(Criterion):
     """KL(p || softmax(logits)) of each example, where the target is p, shape (B, C)."""
 
     def __call__(self, logits: Tensor, target: Tensor, /) -> Tensor:
-        """See `Criterion`."""
         return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="none").sum(dim=1)
 
     def mean(self, logits: Tensor, target: Tensor, /) -> Tensor:
@@ -109,7 +107,6 @@ class Divergence(Criterion):
         return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean")
 
     def sum(self, logits: Tensor, target: Tensor, /) -> Tensor:
-        """See `mean`."""
         return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="sum")
 
 
@@ -141,7 +138,6 @@ class TRADES(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("beta", self.beta, 0)
         at_least("start_noise", self.start_noise, 0)
 

@@ -62,7 +62,6 @@ class SLAT(LayerMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         at_least("num_probes", self.num_probes, 1)
         for name, value in self.eta.items() if isinstance(self.eta, Mapping) else [("eta", self.eta)]:
             check_radius(name, value)
@@ -107,7 +106,6 @@ class SLAT(LayerMethod):
             super().attach(model, example)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         sites = Sites(model, self.hidden, example=example)
         if self.clamp_to_activation_range and (flat := [s for s in sites if len(sites.shape(s)) < 2]):
             raise ConfigError(
@@ -165,7 +163,6 @@ class SLAT(LayerMethod):
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return self.start().perturbs_input
 
     @property

@@ -40,7 +40,6 @@ class Standard(InputMethod):
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return False
 
     @property

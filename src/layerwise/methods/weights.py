@@ -114,7 +114,6 @@ class Parametrized(Made):
             original.copy_(part)
 
     def changing(self, change: Change) -> Any:
-        """See `Made.changing`."""
         return self.made_by.register_forward_hook(lambda module, args, output: change(output))
 
 

@@ -39,12 +39,10 @@ class Wrapper(Method):
         return self.base.losses_alone
 
     def attach(self, model: nn.Module, example: Tensor) -> None:
-        """See `Method.attach`."""
         self.reached(model)
         self.base.attach(model, example)
 
     def detach(self) -> None:
-        """See `Method.detach`."""
         self._reached = None
         self.base.detach()
 
@@ -57,7 +55,6 @@ class Wrapper(Method):
         return self.base.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Method.load_state_dict`."""
         self.base.load_state_dict(state)
 
     def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:

@@ -58,7 +58,6 @@ class YOPO(LayerMethod):
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_radius("eps", self.eps)
         at_least("step", self.step, 0)
         at_least("m", self.m, 1)
@@ -66,11 +65,9 @@ class YOPO(LayerMethod):
 
     @property
     def perturbs_input(self) -> bool:
-        """See `Method.perturbs_input`."""
         return True
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        """See `LayerMethod.make_sites`."""
         sites = Sites(model, [self.site], example=example)
         found = list(sites)
         if len(found) != 1 or found[0].side != "output":
