@@ -106,6 +106,7 @@ class ANP(LayerMethod):
         rule = self._rule()
         r: Noise = {}
         probes, descents = self.plan()
+        # Every pass is made at the r_t that the passes before have left; what it records gives r_t+1.
         for t in range(probes + descents):
             noise = in_pixel_range(self._added(r, sites, x, step.generator, t), x_adv)
             last = t == probes + descents - 1
@@ -129,6 +130,7 @@ class ANP(LayerMethod):
 
     def _added(self, r: Noise, sites: Sites, x: Tensor, generator: Source, t: int) -> Noise:
         """What the pass adds: r itself or its scaled sign, and Gaussian noise."""
+        # The earlier code keeps R unscaled and adds its sign only.
         added = (
             {k: chain(sign(), scale(self.eps / self.k))(v) for k, v in r.items()} if self.apply == "sign" else dict(r)
         )

@@ -103,6 +103,7 @@ class DeepDefense(Method):
             )
         rho, counted = found.rho(x, self.p)
         wrong = found.prediction != y if labels is not None else torch.zeros_like(counted)
+        # exp(-c rho) falls as a right example's boundary moves away, exp(d rho) as a wrong one's comes nearer.
         z = torch.where(wrong, self.d * rho, -self.c * rho)
         over = z > LARGEST_EXPONENT
         value = z if self.regulariser == "linear" else z.clamp(max=LARGEST_EXPONENT).exp()

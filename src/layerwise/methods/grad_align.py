@@ -87,8 +87,10 @@ class GradAlign(Method):
         x = x.detach().requires_grad_()
         with torch.autocast(x.device.type, enabled=False), batch_norm(raw, self.probe.batch_norm):
             loss = (self.probe.criterion or self.criterion)(raw(x), y).sum()
+            # Differentiated once more by the descent, which is what moves the parameters.
             (here,) = torch.autograd.grad(loss, x, create_graph=True)
         sizes = norms.norm(g) * norms.norm(here)
+        # Where either gradient is zero the cosine is 0/0: made safe before dividing, and left out of the sum.
         cosine = norms.safe_divide((g * here).flatten(1).sum(dim=1), sizes)
         return ((1 - cosine) * (sizes > 0)).sum() / len(x)
 

@@ -94,6 +94,7 @@ class LAD(LayerMethod):
             with sites.perturb(noise):
                 yield self.base.loss(model, x, x_adv, y)
             return
+        # The KL term compares x and x' without hidden noise; the natural pass comes first.
         natural, kl = self.base.parts(model, x, x_adv, y)
         with sites.perturb(noise):
             layerwise = self.base.criterion.mean(model(x_adv), y)
@@ -104,6 +105,7 @@ class LAD(LayerMethod):
         eta = self.eta / self.reference_batch
         if self.splitting == "lie-trotter":
             return {site: eta * gradient for site, gradient in g.items()}
+        # An inner state is the input of one block and the output of another, and gets both parts.
         states = list(g)
         noise = {site: eta / 2 * g[site] for site in states[:-1]}
         for before, after in pairwise(states):

@@ -89,6 +89,7 @@ class LAT(LayerSigns):
         first, total = own_rows(step.generator, x)
         noise = in_pixel_range(self._noise(sites, first, x), x_adv)
         clean = base.loss(model, x, x_adv, y) if self.joint else None
+        # One pass serves two batches: it descends with the noise of the last one and records that of the next.
         with sites.record(x, noise) as descent:
             loss = descent.mean(base.loss, model, x, x_adv, y)
             yield loss if clean is None else self.alpha * clean + (1 - self.alpha) * loss

@@ -51,7 +51,9 @@ class MART(InputMethod):
         """The three terms; the natural pass comes first."""
         natural, adversarial = model(x).softmax(dim=1), model(x_adv)
         others = adversarial.softmax(dim=1).scatter(1, y.unsqueeze(1), 0.0).amax(dim=1)
+        # Boosted cross entropy: the strongest other class counts too. 1.0001 keeps the logarithm finite.
         boosted = self.criterion(adversarial, y) - torch.log(1.0001 - others)
+        # The less sure the network is of a clean image, the more its divergence weighs.
         unsure = 1 - natural.gather(1, y.unsqueeze(1)).squeeze(1)
         each: Tensor = boosted + self.beta * unsure * divergence(adversarial, natural)
         return each.mean()

@@ -131,6 +131,7 @@ class SLAT(LayerMethod):
             return
         sites = self.sites_on(model, x)
         constraint = within_activation_range if self.clamp_to_activation_range else None
+        # The base's own probe records at the hidden sites too: SLAT costs what its base costs.
         x_adv, g = base.batch_perturb(model, x, y, step, sites)
         delta: Noise = {k: chain(sign(), scale(self.eta_at(k)))(g[k]) for k in sites}
         for _ in range(self.num_probes - 1):

@@ -101,7 +101,7 @@ class YOPO(LayerMethod):
         yield loss.detach() + again
 
     def _ascend(self, raw: nn.Module, site: Site, x: Tensor, x_adv: Tensor, p: Tensor) -> Tensor:
-        """N steps along the gradient of p . z."""
+        """N steps along the gradient of p . z, which is dL/dx as long as p = dL/dz does not change."""
 
         def gradient(at: Tensor, last: bool) -> Tensor:
             at = at.detach().requires_grad_()
