@@ -318,7 +318,7 @@ def main() -> None:
     torchattacks = importlib.import_module("torchattacks") if importlib.util.find_spec("torchattacks") else None
     overrides = [f"--data.root={args.data}"] if args.data else []
     settings, network, data = experiment.open_run(args.run, overrides)
-    threat = ThreatModel(args.norm, settings.evaluation.eps if args.eps is None else args.eps)
+    threat = ThreatModel(args.norm, settings.threat.eps if args.eps is None else args.eps)
     device = next(network.parameters()).device
     x, y = Batches(data.test, args.num_examples, SEED, device).example(args.num_examples)
     network.eval().requires_grad_(False)  # so that the timings compare attacks, not who spends time on the weights

@@ -21,7 +21,7 @@ TINY = [
     "--training.channels_last=false",
     "--training.optimizer.lr=0.05",
     "--evaluation.num_examples=64",
-    "--evaluation.eps=0.02",
+    "--threat.eps=0.02",
 ]
 
 

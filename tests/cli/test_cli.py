@@ -78,7 +78,7 @@ def test_train_help_explains(layerwise: Command) -> None:
 
 def test_help_of_a_recipe_lists_its_settings_as_they_are_typed(layerwise: Command) -> None:
     out = layerwise("train", "slat-digits", "--method.base", "FGSMRS", "--help").out
-    assert "  --method.eta {input: 0.2, conv1: 0.03, layer1: 0.03}\n        eta_k, in the unit of" in out
+    assert "  --method.eta {conv1: 0.03, layer1: 0.03}\n        eta_k, in the unit of" in out
     assert "  --method.base.eps null\n" in out
     assert "  --method.base.noise 1\n        amplitude of the random start" in out
     assert "  --training.augment.name null\n" in out
@@ -195,7 +195,7 @@ def test_own_recipes_with_several_seeds(layerwise: Command, tmp_path: Path) -> N
     assert re.search(r"^mine +2 +\d+\.\d ± \d+\.\d +\d+\.\d$", said.out, re.MULTILINE)
     assert narrow(said.out.partition("\n\n")[2])
     chosen, _ = experiment.read("there/mine-seed1/config.yaml")
-    assert (chosen.training.seed, chosen.method.eta) == (1, {"input": 0.2, "conv1": 8 / 255, "layer1": 0.03})  # type: ignore[attr-defined]
+    assert (chosen.training.seed, chosen.method.eta) == (1, {"conv1": 8 / 255, "layer1": 0.03})  # type: ignore[attr-defined]
 
 
 def test_settings_may_come_before_the_recipe(layerwise: Command) -> None:
@@ -241,7 +241,7 @@ def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest
 
 def test_another_judgement_leaves_the_runs_own(layerwise: Command, done: Path) -> None:
     before = (done / "evaluation.json").read_text()
-    said = layerwise("evaluate", "runs/done", "--evaluation.attacks", "clean,fgsm", "--evaluation.eps", "8/255")
+    said = layerwise("evaluate", "runs/done", "--evaluation.attacks", "clean,fgsm", "--threat.eps", "8/255")
     assert said.code == 0
     assert "done on digits, 20 of 540 images (seed 0), linf, eps 8/255." in said.out
     assert said.out.endswith("record: runs/done/evaluation-custom.json\n")

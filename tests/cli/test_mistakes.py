@@ -69,13 +69,13 @@ MISTAKES = [
     ([*TRAIN, "--method.eta", "8"], r"method: eta=8 is in units of 0 to 255 pixels, ours are 0 to 1; type eta=8/255"),
     ([*TRAIN, "--method.eta.conv1", "8"], r"conv1=8 is in units of 0 to 255 pixels"),
     ([*TRAIN, "--method", "FGSM", "--method.eps", "8"], r"method: eps=8 is in units of 0 to 255 pixels"),
-    ([*TRAIN, "--evaluation.eps", "8"], r"evaluation: eps=8 is in units of 0 to 255 pixels"),
+    ([*TRAIN, "--threat.eps", "8"], r"threat: eps=8 is in units of 0 to 255 pixels"),
     (
-        [*TRAIN, "--evaluation.eps", "8/ten"],
-        r"evaluation.eps=8/ten does not fit; type a number or a fraction such as 8/255",
+        [*TRAIN, "--threat.eps", "8/ten"],
+        r"threat.eps=8/ten does not fit; type a number or a fraction such as 8/255",
     ),
-    ([*TRAIN, "--evaluation.eps", "-0.1"], r"evaluation: eps=-0.1 is not a radius"),
-    ([*TRAIN, "--training.eval_eps", "8"], r"training: eval_eps=8 is in units of 0 to 255 pixels"),
+    ([*TRAIN, "--threat.eps", "-0.1"], r"threat: eps=-0.1 is not a radius"),
+    ([*TRAIN, "--training.eval_step", "-1"], r"training: eval_step=-1.0 is too small"),
     # Sites.
     ([*TRAIN, "--method.sites", "[cnv1]"], r"no site matches 'cnv1'; did you mean 'conv1'"),
     ([*TRAIN, "--method.sites", "layer[89]"], r"no site matches 'layer\[89\]'"),
@@ -240,7 +240,7 @@ def other_threat(run: Path) -> None:
             ["evaluate", "runs/done", "--evaluation.attacks", "pdg"],
             r"attack 'pdg' is unknown; did you mean 'pgd'",
         ),
-        (None, ["evaluate", "runs/done", "--evaluation.eps", "8"], r"eps=8 is in units of 0 to 255 pixels"),
+        (None, ["evaluate", "runs/done", "--threat.eps", "8"], r"eps=8 is in units of 0 to 255 pixels"),
         (
             None,
             ["evaluate", "runs/done", "--evaluation.epz", "8"],

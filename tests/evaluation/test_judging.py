@@ -214,8 +214,10 @@ def test_an_attack_that_makes_no_image_has_no_pictures() -> None:
 def judged(folder: Path | None = None, *, net: nn.Module | None = None, **settings: Any) -> Judgement:
     data = from_tensors(X, Y, test=WRONG, validation=5, classes=list("abcde"), name="pictures")
     options = {name: settings.pop(name) for name in ("record", "load", "fresh", "name") if name in settings}
-    chosen = EvaluationSettings(**{"attacks": ["clean", "fgsm"], "eps": 0.1, "batch_size": 5, **settings})
-    return judge(net or trained(torch.float32), data, chosen, folder=folder, progress=False, **options)
+    threat = ThreatModel("linf", settings.pop("eps", 0.1))
+    chosen = EvaluationSettings(**{"attacks": ["clean", "fgsm"], "batch_size": 5, **settings})
+    network = net or trained(torch.float32)
+    return judge(network, data, chosen, threat=threat, folder=folder, progress=False, **options)
 
 
 ASKED: dict[str, Any] = {
@@ -423,6 +425,6 @@ def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
 def test_bars_move_and_end_on_a_board(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     data = from_tensors(X, Y, test=WRONG, validation=0, classes=list("abcde"), name="pictures")
-    chosen = EvaluationSettings(attacks=["clean", "fgsm"], eps=0.1, corruptions=["contrast"], rho_steps=[2])
+    chosen = EvaluationSettings(attacks=["clean", "fgsm"], corruptions=["contrast"], rho_steps=[2])
     with_bars = judge(trained(torch.float32), data, chosen)
     assert with_bars.corruptions is not None

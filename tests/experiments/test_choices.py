@@ -379,7 +379,7 @@ def test_every_leaf_is_explained() -> None:
         (["--method.eta", "0.1"], SLAT(sites=["conv1", "layer1"], eta=0.1)),
         (
             ["--method.eta.layer1", "2/255"],
-            SLAT(sites=["conv1", "layer1"], eta={"input": 0.2, "conv1": 0.03, "layer1": 2 / 255}),
+            SLAT(sites=["conv1", "layer1"], eta={"conv1": 0.03, "layer1": 2 / 255}),
         ),
         (
             ["--method.sites", "[layer1]", "--method.eta", "{input: 8/255, layer1: 4/255}"],
@@ -422,10 +422,10 @@ def test_another_optimizer_keeps_nothing_of_the_recipes(tmp_path: Path) -> None:
 
 
 def test_the_command_line_reads_optimisers_and_schedules() -> None:
-    given = ["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--training.eval_eps=16/255"]
+    given = ["--training.schedule=Cosine", "--training.schedule.warmup=0.1", "--threat.eps=16/255"]
     given += ["--training.optimizer=Adam", "--training.optimizer.weight_decay=0", "--training.augment.crop=2"]
     training = experiment.read("slat-digits", given)[0].training
-    assert (training.schedule, training.eval_eps) == (Cosine(warmup=0.1), 16 / 255)
+    assert training.schedule == Cosine(warmup=0.1)
     assert (training.optimizer, training.augment) == (Adam(weight_decay=0.0), Augment(crop=2))
 
 
@@ -436,7 +436,7 @@ def test_a_recipe_beside_the_extending_one_is_found(tmp_path: Path, monkeypatch:
     (folder / "own.yaml").write_text("extends: base.yaml\nmethod: LAT\n")
     monkeypatch.chdir(tmp_path)
     chosen, _ = experiment.read("recipes/own.yaml")
-    assert (chosen.training.epochs, chosen.method, chosen.evaluation.eps) == (3, LAT(), 0.2)
+    assert (chosen.training.epochs, chosen.method, chosen.threat.eps) == (3, LAT(), 0.2)
 
 
 @pytest.mark.parametrize("text", ["extends: [slat-digits]\n", "extends: {a: 1}\n"])

@@ -100,8 +100,8 @@ def test_a_run_without_facts_is_loaded_through_its_data(finished: Path, tmp_path
 
 
 def test_opening_a_run_changes_settings_of_the_evaluation_only(finished: Path) -> None:
-    chosen, _, _ = experiment.open_run(finished, ["--evaluation.eps", "4/255"])
-    assert chosen.evaluation.eps == 4 / 255
+    chosen, _, _ = experiment.open_run(finished, ["--threat.eps", "4/255"])
+    assert chosen.threat.eps == 4 / 255
     with pytest.raises(ConfigError, match="the run is trained already, so --training has no effect"):
         experiment.open_run(finished, ["--training.epochs", "3"])
 
@@ -260,7 +260,7 @@ def test_ctrl_c_while_judging_says_how_to_go_on(tmp_path: Path, monkeypatch: pyt
 
 def test_a_judgement_holds_rho(finished: Path) -> None:
     chosen, model, data = experiment.open_run(finished, ["--evaluation.rho_steps=[2]"])
-    judgement = experiment.judge(model, data, chosen.evaluation, progress=False)
+    judgement = experiment.judge(model, data, chosen.evaluation, threat=chosen.threat, progress=False)
     assert judgement.rho == (rho(model, data.test, num_steps=2, num_examples=20, batch_size=250),)
     assert f"rho_2 with 2 DeepFool steps: {judgement.rho[0].value:.4g} over 20 images" in judgement.to_markdown()
 
@@ -269,7 +269,9 @@ def test_a_judgement_holds_rho(finished: Path) -> None:
 def test_a_record_overwrites_nothing_else(finished: Path, record: str) -> None:
     chosen, model, data = experiment.open_run(finished)
     with pytest.raises(ConfigError, match=re.escape(f"a record cannot be called {record!r}")):
-        experiment.judge(model, data, chosen.evaluation, folder=finished, record=record, progress=False)
+        experiment.judge(
+            model, data, chosen.evaluation, threat=chosen.threat, folder=finished, record=record, progress=False
+        )
 
 
 def write_net(folder: Path, name: str) -> None:
@@ -399,6 +401,6 @@ def test_the_record_comes_last_so_that_where_it_is_the_rest_is_too(
 
     monkeypatch.setattr(judgement, "write_text", noted)
     chosen, model, data = experiment.open_run(finished)
-    experiment.judge(model, data, chosen.evaluation, folder=tmp_path, progress=False)
+    experiment.judge(model, data, chosen.evaluation, threat=chosen.threat, folder=tmp_path, progress=False)
     assert order[-1] == "evaluation.json"
     assert sorted(order) == sorted(p.name for p in tmp_path.iterdir())

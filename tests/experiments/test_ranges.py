@@ -81,10 +81,16 @@ def test_ranges_are_not_inherited_since_another_method_has_other_settings() -> N
     assert recipe.ranges("slat-awp-digits") == {}
 
 
-@pytest.mark.parametrize("name", [name for name in recipe.names() if recipe.ranges(name)])
-def test_a_recipe_of_ours_lies_in_its_own_ranges(name: str) -> None:
-    _, tree = experiment.read(name)
-    assert all(at(tree, key) in each for key, each in recipe.ranges(name).items())
+def test_every_recipe_of_ours_lies_in_its_own_ranges() -> None:
+    found = {name: ranges for name in recipe.names() if (ranges := recipe.ranges(name))}
+    assert len(found) >= 3
+    outside = [
+        (name, key)
+        for name, ranges in found.items()
+        for key, each in ranges.items()
+        if at(experiment.read(name)[1], key) not in each
+    ]
+    assert outside == []
 
 
 def test_what_is_tried_next_depends_on_nothing_but_the_scores_and_the_seed() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,16 +34,15 @@ SHAPES = {
 }
 NAMES = recipe.names()
 
-every_recipe = pytest.mark.parametrize("name", NAMES)
+
+def failing(check: Callable[[str], bool]) -> list[str]:
+    """The recipes for which a property does not hold: all of them are told at once."""
+    return [name for name in NAMES if not check(name)]
 
 
 @cache
 def read(name: str) -> tuple[Experiment, Tree]:
     return experiment.read(name)
-
-
-def lines_of(name: str) -> list[str]:
-    return recipe.path_of(name).read_text(encoding="utf-8").splitlines()
 
 
 def attached(name: str) -> list[str]:
@@ -72,66 +73,93 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(path)
 
 
-@every_recipe
-def test_the_resolved_recipe_is_the_same_experiment(name: str, tmp_path: Path) -> None:
-    chosen, tree = read(name)
-    assert experiment.read(write(tmp_path, "config.yaml", dump_yaml(tree))) == (chosen, tree)
+def test_a_resolved_recipe_is_the_same_experiment(tmp_path: Path) -> None:
+    def same(name: str) -> bool:
+        return experiment.read(write(tmp_path, "config.yaml", dump_yaml(read(name)[1]))) == read(name)
+
+    assert failing(same) == []
 
 
-@every_recipe
-def test_the_first_line_is_a_sentence_and_every_key_is_explained(name: str) -> None:
-    lines = lines_of(name)
-    assert re.fullmatch(r"# [A-Z][^#]{20,140}\.", lines[0]), lines[0]
-    assert recipe.summary(name) == lines[0][2:]
-    keys = [(before, line) for before, line in pairwise(lines) if re.match(r"[ -]*\w+:", line)]
-    assert keys
-    bare = [line for before, line in keys if not re.search(r"\S  # \S", line) and not before.lstrip().startswith("#")]
-    assert not bare
+def test_a_file_says_what_it_is_and_explains_every_key() -> None:
+    for file in sorted({recipe.path_of(name) for name in NAMES}):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert re.fullmatch(r"# [A-Z][^#]{20,140}\.", lines[0]), lines[0]
+        keys = [(a, line) for a, line in pairwise(lines) if re.match(r"[ -]*[\w.-]+:", line) and line != "recipes:"]
+        assert keys
+        bare = [line for a, line in keys if not re.search(r"\S  # \S", line) and not a.lstrip().startswith("#")]
+        assert bare == [], file
 
 
-@every_recipe
-def test_the_method_finds_its_sites_on_the_network(name: str) -> None:
-    method = read(name)[0].method
-    while isinstance(method, Wrapper):
-        method = method.base
-    assert bool(attached(name)) == isinstance(method, LayerMethod)
+def test_a_recipe_says_what_it_is_in_a_sentence_of_its_own() -> None:
+    said = [each.summary for each in recipe.listed().values() if each.origin is None]
+    assert [s for s in said if not re.fullmatch(r"[A-Z(][^#]{20,160}", s)] == []
+    assert len(set(said)) == len(said)
 
 
-@every_recipe
-def test_the_parts_fit_each_other(name: str) -> None:
-    chosen, _ = read(name)
-    assert f"-{chosen.data.name}-" in f"-{name}-"
-    assert [str(parse_attack(a)) for a in chosen.evaluation.attacks] == chosen.evaluation.attacks
-    assert chosen.evaluation.attacks[0] == "clean"
-    Phases(chosen.method, experiment.make_phases(chosen), chosen.training.epochs)
-    assert chosen.training.eval_eps == chosen.evaluation.eps
+def test_the_list_is_grouped_by_protocol() -> None:
+    groups = recipe.protocols()
+    assert sum(map(len, groups.values())) == len(NAMES)
+    assert len(groups) <= 20
+    assert {each.file.parent.name for each in recipe.listed().values()} >= {"digits", "mnist", "cifar10"}
 
 
-def radii(method: Any) -> set[float]:
-    """The input radii that a method trains at: its own if it perturbs the input, its base's."""
-    if isinstance(method, SLAT) and method.base is None:
-        return {method.eta_at("input")}
-    own = set() if isinstance(method, LayerMethod) or not hasattr(method, "eps") else {method.eps}
-    base = getattr(method, "base", None)
-    return own | (set() if base is None else radii(base))
+def test_a_method_finds_its_sites_on_the_network() -> None:
+    def finds(name: str) -> bool:
+        method = read(name)[0].method
+        while isinstance(method, Wrapper):
+            method = method.base
+        return bool(attached(name)) == isinstance(method, LayerMethod)
+
+    assert failing(finds) == []
 
 
-@every_recipe
-def test_training_and_judgement_have_one_radius(name: str) -> None:
-    chosen, _ = read(name)
-    assert radii(chosen.method) <= {chosen.evaluation.eps}
+def test_the_parts_fit_each_other() -> None:
+    def fit(name: str) -> bool:
+        chosen, _ = read(name)
+        Phases(chosen.method, experiment.make_phases(chosen), chosen.training.epochs)
+        attacks = chosen.evaluation.attacks
+        spelled = [str(parse_attack(a)) for a in attacks] == attacks and attacks[0] == "clean"
+        return spelled and f"-{chosen.data.name}-" in f"-{name}-"
+
+    assert failing(fit) == []
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deep-defense")])
-def test_a_start_is_a_standard_recipe_of_the_same_network(name: str) -> None:
-    model = read(name)[0].model
-    reference = read(str(model.start))[0]
-    assert isinstance(reference.method, Standard)
-    assert (reference.model.name, reference.model.normalize, reference.model.options) == (
-        model.name,
-        model.normalize,
-        model.options,
-    )
+def test_a_method_trains_against_what_it_is_evaluated_against() -> None:
+    def same(name: str) -> bool:
+        chosen, _ = read(name)
+        return set(chosen.method.under(chosen.threat).threats().values()) <= {chosen.threat}
+
+    assert failing(same) == []
+
+
+def test_another_method_in_a_recipe_trains_at_the_recipes_radius() -> None:
+    chosen, _ = experiment.read("slat-digits", ["--method", "PGD"])
+    assert chosen.method.threats() == {}
+    assert chosen.method.under(chosen.threat).eps == chosen.threat.eps == 0.2  # type: ignore[attr-defined]
+    moved, _ = experiment.read("slat-mnist", ["--threat.eps", "0.1"])
+    assert moved.method.under(moved.threat).eta_at("input") == 0.1  # type: ignore[attr-defined]
+
+
+def test_another_protocol_repeats_every_recipe_of_a_file() -> None:
+    cifar10, cifar100 = read("fastat-slat-cifar10")[1], read("fastat-slat-cifar100")[1]
+    assert cifar100["data"]["name"] == "cifar100"
+    assert {k: v for k, v in cifar100.items() if k != "data"} == {k: v for k, v in cifar10.items() if k != "data"}
+
+
+def test_a_file_of_the_users_is_one_recipe(tmp_path: Path) -> None:
+    for key in ("recipes: {a: {}}", "repeats: cifar10"):
+        own = write(tmp_path, "own.yaml", f"extends: slat-digits\n{key}\n")
+        with pytest.raises(ConfigError, match="is for the files of the package; a file of yours is one recipe"):
+            experiment.read(own)
+
+
+def test_a_start_is_a_standard_recipe_of_the_same_network() -> None:
+    starts = {name: read(name)[0].model for name in NAMES if name.startswith("deep-defense")}
+    assert len(starts) > 8
+    for name, model in starts.items():
+        reference = read(str(model.start))[0]
+        assert isinstance(reference.method, Standard), name
+        assert replace(model, start=None) == reference.model, name
 
 
 @pytest.mark.parametrize(
@@ -170,7 +198,7 @@ def test_another_method_keeps_nothing_of_the_extended_one(tmp_path: Path) -> Non
 
 
 def test_radii_are_fractions_in_recipes_and_on_the_command_line() -> None:
-    assert "eta: 8/255  #" in "\n".join(lines_of("slat-cifar10"))
+    assert "eta: 8/255  #" in recipe.path_of("slat-cifar10").read_text(encoding="utf-8")
     assert read("slat-cifar10")[0].method.eta == 8 / 255  # type: ignore[attr-defined]
     assert experiment.read("slat-cifar10", ["--method.eta", "4/255"])[0].method.eta == 4 / 255  # type: ignore[attr-defined]
 
@@ -199,7 +227,7 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         ("slat-digits", ["--method.etaa", "0.1"], "there is no setting '--method.etaa'; did you mean 'method.eta'"),
         ("slat-digits", ["--method", "SLTA"], "method: there is no 'SLTA'; did you mean 'SLAT'"),
         ("slat-digits", ["--training.epochs", "ten"], "training.epochs=ten does not fit; type a whole number"),
-        ("slat-digits", ["--evaluation.eps", "8/ten"], "a number or a fraction such as 8/255"),
+        ("slat-digits", ["--threat.eps", "8/ten"], "a number or a fraction such as 8/255"),
         ("slat-digits", ["--method.eta", "8"], "in units of 0 to 255 pixels, ours are 0 to 1; type eta=8/255"),
     ],
 )

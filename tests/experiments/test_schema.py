@@ -15,7 +15,7 @@ import yaml
 from layerwise.experiments import recipe
 from layerwise.experiments.schema import recipe_schema, rendered, stored
 from layerwise.experiments.settings import SCHEMA
-from layerwise.trees import load_yaml, parse_yaml
+from layerwise.trees import parse_yaml
 
 STORED = json.loads(stored())
 
@@ -79,8 +79,9 @@ def test_the_validator_of_this_test_finds_faults(text: str) -> None:
 
 
 def test_every_recipe_of_ours_fits() -> None:
-    wrong = {name: list(faults(STORED, load_yaml(recipe.path_of(name)))) for name in recipe.names()}
-    assert {name: found for name, found in wrong.items() if found} == {}
+    layers = [layer for name in recipe.names() for layer in recipe.load(name)]
+    wrong = [(layer.where, found) for layer in layers if (found := list(faults(STORED, layer.tree)))]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

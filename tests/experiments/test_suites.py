@@ -19,7 +19,8 @@ from layerwise.experiments.suites import SUITES, find_suite
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_can_be_set(name: str) -> None:
     suite = SUITES[name]
-    tokens = [f"--evaluation.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in suite.settings.items()]
+    dotted = {k if "." in k else f"evaluation.{k}": v for k, v in suite.settings.items()}
+    tokens = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in dotted.items()]
     experiment, _ = read("slat-digits", tokens)
     settings = experiment.evaluation
     assert isinstance(settings, EvaluationSettings)
@@ -39,7 +40,7 @@ def test_an_unknown_suite_is_told_with_the_closest() -> None:
 def radii(paper: str, kind: str) -> set[float]:
     """The radii at which a suite makes one kind of attack."""
     settings = SUITES[paper].settings
-    own = ThreatModel("linf", read("slat-digits", [f"--evaluation.eps={settings['eps']}"])[0].evaluation.eps).eps
+    own = ThreatModel("linf", read("slat-digits", [f"--threat.eps={settings['threat.eps']}"])[0].threat.eps).eps
     attacks: list[Any] = [parse_attack(a) for a in settings["attacks"]]
     found = [(a.attack, a.eps) if isinstance(a, At) else (a, own) for a in attacks]
     return {eps for a, eps in found if (a.attack if isinstance(a, Transfer) else a).name == kind}

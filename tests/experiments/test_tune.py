@@ -289,7 +289,7 @@ def test_only_the_same_search_is_resumed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ({"method.etaa": Choice((1,))}, Plan(), (), "there is no setting 'method.etaa'; did you mean 'method.eta'"),
         ({"method.eta": Choice((-1.0,))}, Plan(), (), "eta"),
         ({"training.epochs": Choice((1, 2))}, Plan(), (), "training.epochs cannot be searched"),
-        ({"evaluation.eps": Choice((0.1,))}, Plan(), (), "evaluation.eps cannot be searched"),
+        ({"threat.eps": Choice((0.1,))}, Plan(), (), "threat.eps cannot be searched"),
         (ETA, Plan(max_clean_drop=0.1), (), "needs a network to compare with"),
         (ETA, Plan(), ("--data.validation=0",), "no validation images"),
         (ETA, Plan(weights="best"), (), "there are no best weights; type --training.eval_every 1"),

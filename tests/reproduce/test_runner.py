@@ -161,7 +161,7 @@ def test_systems_are_shared_by_what_their_weights_depend_on() -> None:
     def name(changes: dict[str, Any], recipe: str = "slat-digits", seed: int = 0) -> str:
         return resolve(System(recipe=recipe, set=changes), TINY, seed=seed).name
 
-    same: list[dict[str, Any]] = [{}, {"evaluation.eps": 0.1}, {"data.download": True, "training.log_every": 3}]
+    same: list[dict[str, Any]] = [{}, {"evaluation.eot": 2}, {"data.download": True, "training.log_every": 3}]
     assert len({name(changes) for changes in same}) == 1
     assert name({"method.eta": 0.1}) == name({"method.eta": "0.1"})
     others = [name({}), name({}, seed=1), name({"method.num_probes": 2}), name({}, "lat-digits")]

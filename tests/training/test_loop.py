@@ -175,9 +175,7 @@ def test_training_accuracy_and_loss_are_those_of_the_passes() -> None:
 
 
 def test_learning_raises_the_validation_accuracy_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    result = train(
-        TinyConv(), FGSM(eps=0.02), cheap(epochs=8, eval_every=2, eval_eps=0.02, eval_alpha=0.01), run=tmp_path / "run"
-    )
+    result = train(TinyConv(), FGSM(eps=0.02), cheap(epochs=8, eval_every=2, eval_step=0.5), run=tmp_path / "run")
     robust = [h["robust"] for h in result.history if "robust" in h]
     assert len(robust) == 4
     assert result.best is not None

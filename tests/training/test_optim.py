@@ -77,7 +77,7 @@ def test_a_network_without_trainable_parameters_is_refused() -> None:
             lambda: Training(precision="16-mixed"),  # type: ignore[arg-type]
             "precision='16-mixed' is unknown; type one of '32-true', 'bf16-mixed'",
         ),
-        (lambda: Training(eval_eps=8), "eval_eps=8 is in units of 0 to 255 pixels"),
+        (lambda: Training(eval_step=-1), "eval_step=-1 is too small; type a number of at least 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:

@@ -31,7 +31,7 @@ every layer, and measure whether it worked.
                                        names the lists
 """
 
-SECTIONS = ("data", "model", "method", "phases", "training", "evaluation")
+SECTIONS = ("data", "model", "threat", "method", "phases", "training", "evaluation")
 """The settings that may be typed without a dot, `--method ANP`."""
 
 

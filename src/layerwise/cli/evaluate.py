@@ -96,6 +96,7 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
             model,
             data,
             _beside(chosen.evaluation, folder, output),
+            threat=chosen.threat,
             name=name,
             folder=output,
             record=record,
@@ -133,7 +134,8 @@ def _suite(arguments: Any) -> list[str]:
     settings: dict[str, Any] = dict(find_suite(arguments.suite).settings) if arguments.suite else {}
     own = {"num_examples": arguments.num_examples, "seed": arguments.seed}
     settings |= {key: value for key, value in own.items() if value is not None}
-    return [f"--evaluation.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items()]
+    dotted = {key if "." in key else f"evaluation.{key}": value for key, value in settings.items()}
+    return [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in dotted.items()]
 
 
 COMMAND = Command(

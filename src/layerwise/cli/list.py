@@ -74,12 +74,9 @@ def _data() -> Rows:
 def _recipes() -> Rows:
     from layerwise.experiments import recipe
 
-    groups: dict[str, list[tuple[str, ...]]] = {}
-    for name in recipe.names():
-        groups.setdefault(recipe.data_of(name), []).append((name, recipe.summary(name)))
     body: list[tuple[str, ...]] = []
-    for data, found in sorted(groups.items(), key=lambda group: (group[0] != "digits", group[0])):
-        body += [(f"on {data}:",), *found]
+    for protocol, found in recipe.protocols().items():
+        body += [(f"{protocol}",), *((each.name, each.summary) for each in found)]
     return ("recipe", "what it is"), body
 
 

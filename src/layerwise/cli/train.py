@@ -126,7 +126,7 @@ def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
     _, tree = experiment.read(str(config) if config.is_file() else source, settings, trust=trust)
     say(f"settings of {source}, each with its value; the class of a .name decides which follow:\n")
     for leaf in experiment.SCHEMA.leaves(tree):
-        if arguments.command == "train" or leaf.key.startswith("evaluation."):
+        if arguments.command == "train" or leaf.key.startswith(("evaluation.", "threat.")):
             say(f"  --{leaf.key} {written(at(tree, leaf.key), leaf.type)}\n        {leaf.help}")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from layerwise.attacks import At, Attack, Clean, DeepFoolAttack, InputAttack, ThreatModel
 from layerwise.attacks.transfer import resolve_sources
+from layerwise.core.threat import USUAL
 from layerwise.data import ImageData
 from layerwise.data.splits import Split
 from layerwise.errors import ConfigError, LayerwiseError
@@ -61,6 +62,7 @@ def judge(
     data: ImageData,
     settings: EvaluationSettings,
     *,
+    threat: ThreatModel = USUAL,
     name: str | None = None,
     folder: Path | None = None,
     record: str = "evaluation",
@@ -76,6 +78,7 @@ def judge(
         model: the network.
         data: its test split is judged on, or its validation split where the settings say so.
         settings: how.
+        threat: against what.
         name: what the record calls the network.
         folder: the run's; None writes nothing.
         record: name of the files RECORD.json, RECORD.measures.json and RECORD.md.
@@ -97,7 +100,7 @@ def judge(
     )
     if fresh:
         journal.remove()
-    bench = _Bench(model, data, settings, name, load)
+    bench = _Bench(model, data, settings, threat, name, load)
     base = _base(settings, folder, record)
     attacks, measures = bench.attacks(), list(bench.measures())
     images = bench.images()
@@ -162,6 +165,7 @@ class _Bench:
     model: nn.Module
     data: ImageData
     settings: EvaluationSettings
+    threat: ThreatModel
     name: str | None
     load: Load | None
 
@@ -174,11 +178,6 @@ class _Bench:
     def data_name(self) -> str:
         """What the record calls them: the plain name is the test split."""
         return self.data.name if self.settings.split == "test" else f"{self.data.name} {self.settings.split}"
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Against what."""
-        return ThreatModel(norm=self.settings.norm, eps=self.settings.eps)
 
     @property
     def subset(self) -> dict[str, Any]:

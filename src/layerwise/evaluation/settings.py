@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from layerwise.attacks.text import parse_attack
-from layerwise.core.checks import Radius, at_least
-from layerwise.core.threat import ThreatModel
+from layerwise.core.checks import at_least
 from layerwise.evaluation.corruptions.names import chosen_corruptions, chosen_sequences
 from layerwise.evaluation.evaluate import choose
 from layerwise.evaluation.measures.registry import parse_diagnostic
@@ -26,8 +25,6 @@ class EvaluationSettings:
     """How the trained network is judged.
 
     Args:
-        norm: of the threat model.
-        eps: radius of the threat model, in [0, 1] for linf.
         attacks: names as `layerwise list attacks` shows them, such as pgd-50-10 (50 steps, 10 restarts).
         sources: run folders of other networks; an attack transfer:each:ATTACK is made on each of them.
         num_examples: a fixed random subset of so many; null is all.
@@ -46,8 +43,6 @@ class EvaluationSettings:
         inference: how the network is judged if it is not simply called: noisy passes averaged, images randomly resized; null calls it.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Radius = 8 / 255
     attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"], metadata={CHECK: _check_attacks})
     sources: list[str] = field(default_factory=list)
     num_examples: int | None = None
@@ -67,7 +62,6 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Check the settings: a misspelt attack is told before the training, not after it."""
-        ThreatModel(norm=self.norm, eps=self.eps)
         choose(self.attacks, self.eot)
         chosen_corruptions(self.corruptions)
         chosen_sequences(self.sequences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,6 +193,9 @@ def train(
         experiment.training.epochs,
     )
 
+    for sentence in _other_radii(experiment):
+        logger.warning("%s", sentence)
+
     def network(source: str) -> nn.Module:
         return load(
             run_of(source, "method", experiment, runs=folder.parent, progress=progress, trust=trust), trust=trust
@@ -205,6 +208,7 @@ def train(
         model,
         ready(experiment.method),
         data,
+        threat=experiment.threat,
         training=experiment.training,
         phases=[p if p.method is None else replace(p, method=ready(p.method)) for p in make_phases(experiment)],
         run=folder,
@@ -220,6 +224,7 @@ def train(
             model,
             data,
             experiment.evaluation,
+            threat=experiment.threat,
             name=folder.name if weights == "last" else f"{folder.name} ({weights} weights)",
             folder=folder,
             record="evaluation" if weights == "last" else f"evaluation-{weights}",
@@ -230,6 +235,16 @@ def train(
         raise KeyboardInterrupt(
             f"stopped after training; judge the network with: layerwise evaluate {folder}"
         ) from None
+
+
+def _other_radii(experiment: Experiment) -> Iterator[str]:
+    """What has to be said where a method is trained against something else than it is evaluated against."""
+    for key, threat in experiment.method.threats().items():
+        if threat != experiment.threat:
+            yield (
+                f"method.{key} trains against {threat}, the evaluation is against {experiment.threat}: an unequal comparison unless it is "
+                f"meant; --method.{key} null trains against the same"
+            )
 
 
 def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool, trust: bool = False) -> Path:
@@ -298,7 +313,7 @@ def open_run(
 
     Args:
         folder: the run's folder.
-        overrides: settings that differ now, `--evaluation.eps 4/255`; of `data`, `model` and `evaluation` only.
+        overrides: settings that differ now, `--threat.eps 4/255`; of `data`, `model`, `threat` and `evaluation` only.
         trust: allow the run to name code outside layerwise.
         which: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
 
@@ -346,7 +361,7 @@ def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights, tr
     for section in command_line(overrides).tree:
         if section in ("method", "phases", "training"):
             raise ConfigError(
-                f"the run is trained already, so --{section} has no effect; type settings of evaluation, data or model"
+                f"the run is trained already, so --{section} has no effect; type settings of evaluation, threat, data or model"
             )
     experiment, _ = read(str(folder / CONFIG), overrides, trust=trust)
     if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():

@@ -73,6 +73,7 @@ class Experiment:
     Args:
         data: see `DataSettings`.
         model: see `ModelSettings`.
+        threat: against what: the network is trained, looked at on the validation images, and evaluated under it.
         method: the training method.
         phases: fields of the method that change over the epochs: [{epochs: 40, fields: {k: 1}}, ...], or another {method: ...}.
         training: the loop's settings.
@@ -81,15 +82,11 @@ class Experiment:
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    threat: ThreatModel = field(default_factory=ThreatModel)
     method: Method
     phases: list[dict[str, Any]] = field(default_factory=list, metadata={CHECK: _check_phases})
     training: Training = field(default_factory=Training)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Against what the network is evaluated, and trained where the method names no radius of its own."""
-        return ThreatModel(norm=self.evaluation.norm, eps=self.evaluation.eps)
 
     def __post_init__(self) -> None:
         """Check what no part checks by itself."""

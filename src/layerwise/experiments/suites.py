@@ -19,7 +19,7 @@ class Suite:
 
     Args:
         summary: what it is for.
-        settings: of `evaluation`; what is not there stays as the run has it.
+        settings: of `evaluation`, or of `threat` as `threat.eps`; what is not there stays as the run has it.
     """
 
     summary: str
@@ -52,8 +52,8 @@ SUITES: dict[str, Suite] = {
     "paper-slat": Suite(
         "SLAT: tables 1 and 4, figures 3 to 6",
         {
-            "norm": "linf",
-            "eps": "8/255",  # section 3
+            "threat.norm": "linf",
+            "threat.eps": "8/255",  # section 3
             # Appendix E; the step of 2/255 is that of the code it follows.
             "attacks": ["clean", "pgd-50-10", "autoattack"],
             # Figures 3, 4, 5, 6 and eq. 6; how many images is not printed.
@@ -63,8 +63,8 @@ SUITES: dict[str, Suite] = {
     "paper-anp": Suite(
         "ANP on CIFAR-10: tables 1, 3 to 6 and 8 to 11, figures 4, 5, 9 and 13; black-box attacks need sources",
         {
-            "norm": "linf",
-            "eps": "8/255",
+            "threat.norm": "linf",
+            "threat.eps": "8/255",
             "attacks": [
                 "clean",
                 # Table 3: BPDA is BIM of 5 steps where there is no filter in front; PGD's steps are not printed, 10 are PAT's in
@@ -93,8 +93,8 @@ SUITES: dict[str, Suite] = {
     "paper-anp-mnist": Suite(
         "ANP on MNIST: table 7; black-box attacks need sources",
         {
-            "norm": "linf",
-            "eps": 0.2,
+            "threat.norm": "linf",
+            "threat.eps": 0.2,
             "attacks": [
                 "clean",
                 "bim-5",
@@ -109,8 +109,8 @@ SUITES: dict[str, Suite] = {
     "paper-lad": Suite(
         "LAD: tables 3 and 4, figure 2, for networks trained with PGD or TRADES",
         {
-            "norm": "linf",
-            "eps": "8/255",
+            "threat.norm": "linf",
+            "threat.eps": "8/255",
             # Appendix B.1: M = 20, alpha = 2/255; naturally trained networks have 0.5/255 and radii that are lost with table 1.
             "attacks": [
                 "clean",
@@ -125,8 +125,8 @@ SUITES: dict[str, Suite] = {
     "paper-lat": Suite(
         "LAT: tables 1, 2 and 4, figures 1 and 2",
         {
-            "norm": "linf",
-            "eps": 0.1,
+            "threat.norm": "linf",
+            "threat.eps": 0.1,
             "attacks": [
                 "clean",
                 *(f"at:{eps}:fgsm" for eps in (0.02, 0.04, 0.06, 0.08)),  # table 4

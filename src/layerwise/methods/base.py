@@ -102,6 +102,20 @@ class Method(ABC):
         moved = any(v is not values[k] for k, v in changes.items())
         return replace(owner, **changes) if moved else self
 
+    def threats(self) -> dict[str, ThreatModel]:
+        """What it is trained against where it says so itself, {dotted field: threat model}; all else is left to `under`."""
+        found: dict[str, ThreatModel] = {}
+        owner: Any = self
+        part = {f.metadata[THREAT]: f.name for f in fields(owner) if THREAT in f.metadata}
+        norm: Any = (getattr(self, part["norm"]) if "norm" in part else None) or "linf"
+        for name in (f.name for f in fields(owner)):
+            value = getattr(self, name)
+            if isinstance(value, Method):
+                found |= {f"{name}.{key}": threat for key, threat in value.threats().items()}
+            elif name == part.get("eps") and isinstance(value, int | float):
+                found[name] = ThreatModel(norm, value)
+        return found
+
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
         del model, example

@@ -100,6 +100,13 @@ class SLAT(LayerMethod):
         eta = {"input": threat.eps_in("linf", of="SLAT"), **self.eta}
         return replace(self, eta=eta).under(threat)
 
+    def threats(self) -> dict[str, ThreatModel]:
+        """See `Method.threats`; the step at the input is one, unless a base perturbs there."""
+        if self.base is None and isinstance(self.eta, Mapping):
+            own = self.eta.get("input")
+            return {} if own is None else {"eta.input": ThreatModel("linf", own)}
+        return {k: threat for k, threat in super().threats().items() if k != "eta" or self.base is None}
+
     def attach(self, model: nn.Module, example: Tensor) -> None:
         """See `Method.attach`; without hidden sites there is nothing to attach."""
         if self.hidden:

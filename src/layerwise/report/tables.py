@@ -154,7 +154,7 @@ def judged_again(run: RunRead, record: str) -> str:
     e = run.judgement.evaluation
     attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
     parts = [f"layerwise evaluate {shlex.quote(str(run.folder))} --record {shlex.quote(record)}"]
-    parts += [f"--evaluation.norm {e.threat.norm} --evaluation.eps {format_radius(e.threat.eps)}"]
+    parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
     parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
     parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
     return " ".join(parts)

@@ -53,6 +53,7 @@ def _scored(session: Session, which: str) -> dict[str, Any]:
         session.raw,
         data.validation if len(data.validation) else data.train,
         session.settings if data.value_range is not None else replace(session.settings, eval_steps=0),
+        threat=session.threat,
         device=place.device,
         dtype=place.dtype,
         autocast=place.autocast,

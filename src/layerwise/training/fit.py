@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, dri
 from layerwise.core.modes import evaluation_mode, training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
+from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, batches, rank_rows
 from layerwise.data.checks import check_several
 from layerwise.errors import ConfigError
@@ -50,6 +51,7 @@ def fit(
     method: Method,
     data: ImageData,
     *,
+    threat: ThreatModel | None = None,
     training: Training | None = None,
     run: str | os.PathLike[str] | None = None,
     phases: Sequence[Phase] = (),
@@ -67,6 +69,8 @@ def fit(
         model: pixels in [0, 1], shape (B, C, H, W), to logits (B, classes).
         method: one instance serves one network.
         data: what to train on.
+        threat: what the network is trained against where the method names no radius, and looked at under on the validation images;
+            None is what the method names, or the usual `ThreatModel()`.
         training: the settings; None is `Training()`.
         run: folder for metrics, checkpoints and weights; None writes nothing.
         phases: changes of the method over the epochs; their epochs add up to the run's.
@@ -90,6 +94,12 @@ def fit(
     3
     """
     settings, raw = training or Training(), unwrap(model)
+    against = threat or _only(method.threats().values())
+    if threat is not None:
+        method, phases = (
+            method.under(threat),
+            [p if p.method is None else replace(p, method=p.method.under(threat)) for p in phases],
+        )
     if resume and run is None:
         raise ConfigError("resume=True needs the folder of the run; give run=...")
     asked = {"model": type(raw).__name__, "data": data.name, "method": method, "training": settings, "phases": phases}
@@ -98,6 +108,7 @@ def fit(
         phases=Phases(method, phases, settings.epochs),
         data=data,
         settings=settings,
+        threat=against,
         run=None if run is None else Path(run),
         resume=resume,
         progress=progress,
@@ -109,6 +120,12 @@ def fit(
     return found if isinstance(found, FitResult) else _brought_home(raw, *found)
 
 
+def _only(threats: Iterable[ThreatModel]) -> ThreatModel:
+    """The one threat model that a method names, or the usual one where it names none or several."""
+    named = set(threats)
+    return named.pop() if len(named) == 1 else ThreatModel()
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -118,6 +135,7 @@ class Job:
     phases: Phases
     data: ImageData
     settings: Training
+    threat: ThreatModel
     run: Path | None
     resume: bool
     progress: Progress
@@ -293,7 +311,9 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     model: Any = torch.compile(raw, backend=settings.compile_backend) if settings.compile else raw
     bare = suffices(fabric, settings)
     model, inner, optimizer, shards = _wrapped(fabric, Bare(model) if bare else model, raw, settings)
-    session = Session(raw, job.phases, inner, settings=settings, data=data, place=place, run=run, shards=shards)
+    session = Session(
+        raw, job.phases, inner, settings=settings, threat=job.threat, data=data, place=place, run=run, shards=shards
+    )
     stack.callback(session.close)
     model.register_forward_hook(session.note_logits)
     restore(session)

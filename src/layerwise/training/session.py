@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layerwise.core.driving import Part, cut
 from layerwise.core.random import Bank, Stream
 from layerwise.core.shards import weights_of
+from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, batches, num_batches, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
@@ -86,6 +87,7 @@ class Session:
         phases: which method trains when.
         optimizer: the torch optimiser.
         settings: of the training.
+        threat: against what.
         data: on the device.
         place: this process.
         run: the folder, if there is one.
@@ -99,12 +101,14 @@ class Session:
         optimizer: torch.optim.Optimizer,
         *,
         settings: Training,
+        threat: ThreatModel,
         data: ImageData,
         place: Place,
         run: Run | None,
         shards: Shards,
     ) -> None:
         self.raw, self.phases, self.optimizer = raw, phases, optimizer
+        self.threat = threat
         self.settings, self.data, self.place, self.run, self.shards = settings, data, place, run, shards
         # A last batch with fewer images than ranks is left out: a rank without images could not take part.
         self.drop_last = settings.drop_last or 0 < len(data.train) % settings.batch_size < place.world

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerwise.core.checks import Radius, at_least, check_radius, one_of
+from layerwise.core.checks import at_least, one_of
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.training.optim import SGD, Optimizer
@@ -35,8 +35,7 @@ class Training:
         eval_every: epochs between two looks at the validation split; 0 never looks.
         eval_steps: steps of the cheap PGD there; 0 measures clean accuracy only.
         eval_examples: only the first so many validation images; None is all.
-        eval_eps: radius of that PGD, l_inf, pixel units.
-        eval_alpha: its step.
+        eval_step: its step, as a fraction of the threat model's radius.
         checkpoint_every: epochs between two checkpoints; a fraction makes several in an epoch.
         keep: checkpoints that are kept.
         num_workers: processes that read streamed data.
@@ -75,8 +74,7 @@ class Training:
     eval_every: int = 1
     eval_steps: int = 10
     eval_examples: int | None = 1000
-    eval_eps: Radius = 8 / 255
-    eval_alpha: Radius = 2 / 255
+    eval_step: float = 0.25
     checkpoint_every: float = 1.0
     keep: int = 2
     num_workers: int = 0
@@ -122,6 +120,5 @@ class Training:
             )
         if self.strategy == "fsdp2" and self.capture is True:
             raise ConfigError("steps are not captured with strategy=fsdp2; type capture=auto")
-        check_radius("eval_eps", self.eval_eps)
-        check_radius("eval_alpha", self.eval_alpha)
+        at_least("eval_step", self.eval_step, 0)
         self.schedule.over(self.epochs)

@@ -35,6 +35,7 @@ def score(
     split: Split,
     settings: Training,
     *,
+    threat: ThreatModel,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     autocast: Callable[[], AbstractContextManager[object]],
@@ -48,7 +49,8 @@ def score(
     Args:
         model: the unwrapped network.
         split: where; only its first `settings.eval_examples` images.
-        settings: steps, radius, step size, batch size.
+        settings: steps, step size, batch size.
+        threat: norm and radius of the PGD.
         device: where the network lives.
         dtype: of its input.
         autocast: context of the forward passes.
@@ -65,7 +67,7 @@ def score(
             size = min(max(settings.batch_size, rows[1]), examples - index * max(settings.batch_size, rows[1]))
             stream = Stream(settings.seed, index, start=rank_rows(size, rows).start, total=size)
             if len(x):
-                correct += _correct(model, x.to(dtype), y, settings, stream, first=index == 0)
+                correct += _correct(model, x.to(dtype), y, settings, threat, stream, first=index == 0)
     clean, robust = total(correct).tolist()
     return {
         "clean": clean / examples,
@@ -74,15 +76,16 @@ def score(
     }
 
 
-def _correct(model: nn.Module, x: Tensor, y: Tensor, settings: Training, stream: Stream, *, first: bool) -> Tensor:
+def _correct(
+    model: nn.Module, x: Tensor, y: Tensor, settings: Training, threat: ThreatModel, stream: Stream, *, first: bool
+) -> Tensor:
     """Correct answers before and after the attack (2,)."""
     with torch.no_grad():
         clean = model(x).argmax(dim=1) == y
     if not settings.eval_steps:
         return torch.stack([clean.sum(), clean.sum()])
-    threat = ThreatModel("linf", settings.eval_eps)
     start = random_start(x, threat.eps, threat.norm, stream)
-    x_adv = ascend(model, x, y, threat, start=start, steps=settings.eval_steps, alpha=settings.eval_alpha)
+    x_adv = ascend(model, x, y, threat, start=start, steps=settings.eval_steps, alpha=settings.eval_step * threat.eps)
     if first and threat.eps and torch.equal(x_adv, start):
         logger.warning(
             "the validation's PGD moved no image, since no gradient reaches the network's input: its robust accuracy "

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from layerwise import models
 from layerwise.core import registry
+from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, from_tensors
 from layerwise.errors import ConfigError, SiteError
 from layerwise.experiments.bench.plain import STEPS, Plain
@@ -138,6 +139,7 @@ def loop_of(net: nn.Module, method: Method, data: ImageData, settings: Training,
         raw=net,
         phases=Phases(method, (), settings.epochs),
         data=data,
+        threat=ThreatModel(),
         settings=settings,
         run=None,
         resume=False,

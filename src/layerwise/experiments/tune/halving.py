@@ -50,7 +50,7 @@ UNDONE = 0.1
 MASKING = frozenset(check.name for check in (OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT))
 """Self-checks after which accuracy under PGD is not to be believed."""
 
-SETTLED = ("training.epochs", "training.max_steps", "training.eval_", "evaluation", "data")
+SETTLED = ("training.epochs", "training.max_steps", "training.eval_", "evaluation", "threat", "data")
 """Beginnings of settings that would change the yardstick."""
 
 ASKED, TABLE, BEST, PICTURE = "tune.yaml", "tune.md", "best.yaml", "tune.png"
@@ -292,8 +292,6 @@ class _Search:
         old, steps = self.base.evaluation, self.base.training.eval_steps or 10
         wanted = {"clean": "clean", "short": f"pgd-{steps}", **({"long": f"pgd-{LONGER * steps}"} if last else {})}
         return {
-            "norm": old.norm,
-            "eps": old.eps,
             "attacks": list(wanted.values()),
             "num_examples": self.base.training.eval_examples,
             "split": "validation",
@@ -342,7 +340,7 @@ class _Search:
             experiments.run_of(str(base.model.start), "model.start", chosen, runs=self.folder, progress=self.progress),
         )
         return (
-            judge(model.to(experiments.best_device()), data, chosen.evaluation, progress=False)
+            judge(model.to(experiments.best_device()), data, chosen.evaluation, threat=chosen.threat, progress=False)
             .evaluation["clean"]
             .accuracy
             - drop
