@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import layerwise
 from layerwise import models
+from layerwise.core import registry
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, DataError, LayerwiseError
 from layerwise.evaluation import Evaluation, judgement, judging, rho
@@ -296,6 +297,7 @@ def test_a_network_of_the_users_is_trained_and_opened_with_trust(
     train(tmp_path / "run", *own)
     (tmp_path / "imported").unlink()
     del sys.modules["their_nets"]
+    monkeypatch.setattr(registry, "_IMPORTED", {})  # as in another process
     for call in (lambda: layerwise.load(tmp_path / "run"), lambda: experiment.open_run(tmp_path / "run")):
         with pytest.raises(
             ConfigError, match=r"the run names code of its own, 'their_nets:net', .* add --trust to allow it"
