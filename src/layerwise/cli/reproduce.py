@@ -19,7 +19,7 @@ Run the papers' tables and figures, and put ours beside theirs.
   layerwise reproduce deep-defense/table-1 --scale full --rows "LeNet*"
                                            these rows; the others stay
   layerwise reproduce fastat               the leaderboard of fast training
-  layerwise reproduce render results/smoke/slat/table-1.json
+  layerwise reproduce render results/full/deep-defense/table-1.json
                                            verdicts anew from a record's numbers
 
 Scales: smoke (two cores, proves that the machinery runs), reduced (a GPU,
@@ -62,7 +62,7 @@ def run(arguments: Any, settings: list[str]) -> None:
     if what == "render":
         if not rest:
             raise ConfigError(
-                "render needs records; type for example: layerwise reproduce render results/smoke/slat/table-1.json"
+                "render needs records; type for example: layerwise reproduce render results/full/deep-defense/table-1.json"
             )
         for record in render([Path(name) for name in rest]):
             say(to_markdown(record))

@@ -38,7 +38,7 @@ def render(files: Iterable[Path]) -> list[Record]:
     found = []
     for file in files:
         if not file.is_file():
-            raise ConfigError(f"there is no file {file}; give a record such as results/smoke/slat/table-1.json")
+            raise ConfigError(f"there is no file {file}; give a record such as results/full/deep-defense/table-1.json")
         record = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
         write_text(file, record.to_json())
         write_text(file.with_suffix(".md"), to_markdown(record))
