@@ -25,18 +25,6 @@ CHECK = "check"
 """Metadata of a field whose values hold names in their texts: what complains about them, called with the value and `trust`."""
 
 
-class Misfit(Exception):
-    """A value that does not have a type.
-
-    Args:
-        errors: pydantic's, with the places below the value.
-    """
-
-    def __init__(self, errors: list[Any]) -> None:
-        super().__init__(errors)
-        self.errors = errors
-
-
 def convert(kind: Any, value: Any, *, own: Own = ()) -> Any:
     """A value of JSON's types as a type, strictly: a text is no number, and true is no 1.
 
@@ -44,15 +32,9 @@ def convert(kind: Any, value: Any, *, own: Own = ()) -> Any:
     (1.0, 2.0)
 
     Raises:
-        Misfit: it has another type.
+        pydantic.ValidationError: a ValueError, with the places of what does not fit.
     """
-    from pydantic import ValidationError
-
-    try:
-        (found,) = _validator(kind, own).validate_python((value,))
-    except ValidationError as error:
-        raise Misfit(error.errors(include_url=False)) from None
-    return found
+    return _validator(kind, own).validate_python((value,))[0]
 
 
 @cache
@@ -116,10 +98,12 @@ def read_record(kind: Any, value: Any, *, source: str, where: str = "the record"
     Traceback (most recent call last):
     layerwise.errors.CheckpointError: a.json is corrupt: the record.a is 'b', which is no number
     """
+    from pydantic import ValidationError
+
     try:
         return convert(kind, value, own=own)
-    except Misfit as misfit:
-        raise CheckpointError(f"{source} is corrupt: {_fault(misfit.errors, where)}") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{source} is corrupt: {_fault(error.errors(), where)}") from None
 
 
 EXPECTED = {
@@ -204,7 +188,7 @@ def read_setting(key: str, value: Any, kind: Any, *, where: str = "") -> Any:
     for meaning in _meanings(value, kind, f"{where}{key}"):
         try:
             return convert(kind, meaning)
-        except Misfit:
+        except ValueError:
             continue
     if isinstance(value, Mapping):  # one entry is at fault, if a mapping can be meant at all
         for inner in (get_args(k)[1] for k in _alternatives(kind) if get_origin(k) is dict):

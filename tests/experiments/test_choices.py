@@ -250,7 +250,9 @@ def test_a_field_that_is_changed_in_part_keeps_the_rest_of_its_default() -> None
 OWN = """
 from dataclasses import dataclass
 from pathlib import Path
-from layerwise.methods import FGSM, PGD
+import torch
+from layerwise.data import ImageData, from_tensors
+from layerwise.methods import PGD
 from layerwise.training import Constant
 Path("imported").write_text("")
 
@@ -263,6 +265,9 @@ class Slow(Constant):
     share: float = 0.5
 
 class Nothing: ...
+
+def images(root, *, validation, download, seed, classes: int = 2) -> ImageData:
+    return from_tensors(torch.arange(512.0).view(8, 1, 8, 8) / 512, torch.arange(8) % classes, validation=4)
 """
 
 
@@ -299,6 +304,18 @@ def test_classes_of_the_users(own_module: str, tmp_path: Path, typed: bool) -> N
     assert make_phases(found)[0].method.extra == 4  # type: ignore[union-attr]
     assert at(tree, "method.base.name") == f"{own_module}:Mine"
     assert SCHEMA.read(tree) == (found, tree)
+
+
+def test_a_data_set_of_the_users(own_module: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"extends: slat-digits\ndata: {{name: '{own_module}:images'}}\n")
+    chosen, _ = experiment.read("config.yaml")
+    with pytest.raises(ConfigError, match="add --trust to allow it"):
+        experiment.load_data(chosen.data)
+    assert not (tmp_path / "imported").exists()
+    chosen, _ = experiment.read("slat-digits", ["--data.name", f"{own_module}:images", "--data.options.classes", "4"])
+    assert experiment.load_data(chosen.data).num_classes == 4
+    with pytest.raises(ConfigError, match=r"command line: data\.name: .* holds no 'image'; did you mean 'images'"):
+        experiment.read("slat-digits", ["--data.name", f"{own_module}:image"])
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def find(kind: str, name: str, *, trust: bool = False) -> Entry:
     known = entries(kind)
     if name in known:
         return known[name]
-    if (kind, name) in _IMPORTED:
+    if not trust and (kind, name) in _IMPORTED:
         return _IMPORTED[kind, name]
     if ":" in name:
         if not trust:

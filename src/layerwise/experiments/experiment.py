@@ -91,13 +91,14 @@ class DataFacts:
 
 
 def load_data(settings: DataSettings) -> ImageData:
-    """The data set."""
+    """The data set; code of the user's has to have been named by the user, see `DataSettings`."""
     _refuse("data", settings.options, ("name", "root", "validation", "download"))
     return datasets.load(
         settings.name,
         root=settings.root,
         validation=settings.validation,
         download=settings.download,
+        trust=False,
         **settings.options,
     )
 

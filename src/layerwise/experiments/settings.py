@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+from layerwise.core import registry
 from layerwise.core.checks import at_least
 from layerwise.core.criteria import Criterion
 from layerwise.core.threat import ThreatModel
@@ -23,19 +24,29 @@ from layerwise.training.phases import Phases
 from layerwise.trees import Tree, nested
 
 
+def _imports(kind: str) -> dict[str, Any]:
+    """Metadata of a name that may be an import path: what the user names is imported here, all else is refused where it is made."""
+
+    def check(name: str, *, trust: bool) -> None:
+        if trust and ":" in name:
+            registry.find(kind, name, trust=True)
+
+    return {CHECK: check}
+
+
 @dataclass(kw_only=True)
 class DataSettings:
     """What to train and judge on.
 
     Args:
-        name: a data set, see `layerwise list data`.
+        name: a data set, see `layerwise list data`, or an import path `package.module:function`.
         root: folder of the files; else LAYERWISE_DATA, else ~/.cache/layerwise.
         validation: held out of the training set: below 1 a fraction, from 1 on a number of images; null is the set's own.
         download: fetch what is missing.
         options: the set's own options.
     """
 
-    name: str = "digits"
+    name: str = field(default="digits", metadata=_imports("data"))
     root: str | None = None
     validation: float | None = None
     download: bool = False
@@ -53,7 +64,7 @@ class ModelSettings:
         options: the network's own options.
     """
 
-    name: str = "digits_cnn"
+    name: str = field(default="digits_cnn", metadata=_imports("model"))
     normalize: bool = True
     start: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
