@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from torch import nn
+
+from layerwise.models.densenet import densenet
+from layerwise.models.preact_resnet import cifar_preact_resnet
+from layerwise.models.resnet import cifar_resnet, resnet
 
 Shape = tuple[int, ...]
 
@@ -36,7 +44,12 @@ ZOO: dict[str, tuple[Shape, dict[str, Any]]] = {
     "wide_resnet": (_IMAGE, {"depth": 10, "width": 1, "dropout": 0.1}),
 }
 
-ONE_OF_EACH_FAMILY = (
-    *("mlp", "lenet", "nin", "vgg11_bn", "resnet20", "resnet50", "preact_resnet20", "wide_resnet"),
-    *("densenet40", "inception_v2", "alexnet_groups"),
-)
+SHALLOW: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": partial(cifar_resnet, depth=8),
+    "resnet50": partial(resnet, blocks=(2, 2), bottleneck=True),
+    "preact_resnet20": partial(cifar_preact_resnet, depth=8),
+    "densenet40": partial(densenet, depth=10),
+}
+"""The deep ones with fewer of the same blocks."""
+
+ONE_OF_EACH_FAMILY = ("mlp", "lenet", "nin", "vgg11_bn", *SHALLOW, "wide_resnet", "inception_v2", "alexnet_groups")
