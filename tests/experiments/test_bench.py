@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from layerwise.core import registry
 from layerwise.core.random import normal, uniform
 from layerwise.errors import ConfigError
+from layerwise.experiments.bench import timing
 from layerwise.experiments.bench.plain import STEPS, Plain
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.experiments.bench.steps import bench_steps, step_table
 from layerwise.experiments.bench.timing import interleaved, medians, ratio, repeated
 from layerwise.methods import PGD, SLAT, TRADES, FreeAT, Method
 from tests.command import Command, layerwise
+from tests.forks import forks
 
 __all__ = ["layerwise"]
 
@@ -170,8 +172,16 @@ def test_mistakes_are_answered_in_a_sentence(layerwise: Command, asked: str, ans
     assert answer in said.err
 
 
-def test_rows_are_medians_over_processes() -> None:
+def test_rows_are_medians_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def context(kind: str) -> Any:
+        asked.append(kind)
+        return forks()
+
+    monkeypatch.setattr(timing, "get_context", context)
     record = repeated(bench_steps, small(), ["FGSM"], rounds=1, seconds=1e-3, say=print, processes=2, threads=1)
+    assert asked == ["spawn", "spawn"]
     assert record["processes"] == 2
     assert record["machine"]["threads"] == 1
     assert [(row["method"], row["passes"]) for row in record["rows"]] == [("Standard", 3), ("FGSM", 5)]
