@@ -236,7 +236,9 @@ def test_everything_that_is_asked_for_is_measured_on_the_same_images(tmp_path: P
     subset: dict[str, Any] = {"num_examples": 10, "seed": 1}
     assert [r.attack for r in found.evaluation.results] == ["clean", "fgsm"]
     assert found.evaluation.data.seed == 1
-    assert found.rho == tuple(rho(net, data, num_steps=steps, **subset) for steps in (3, 5))
+    for ours, steps in zip(found.rho, (3, 5), strict=True):
+        theirs = rho(net, data, num_steps=steps, **subset)
+        assert ours == replace(theirs, value=pytest.approx(theirs.value, rel=1e-5))  # other batches round apart
     assert found.corruptions is not None
     expected = corruption_errors(net, data, names=["contrast", "fog"], **subset)
     assert (found.corruptions.counts, found.corruptions.clean) == (expected.counts, expected.clean)
