@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from torch import Tensor, nn
 
 from layerwise import models
 from layerwise.attacks import parse_attack
@@ -45,22 +47,29 @@ def read(name: str) -> tuple[Experiment, Tree]:
     return experiment.read(name)
 
 
+@cache
+def network(settings: str, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, Tensor]:
+    """A network that recipes share, and a batch for it, without memory for either."""
+    model = yaml.safe_load(settings)
+    statistics: dict[str, Any] = {"mean": 0.5, "std": 0.25} if model["normalize"] else {}
+    with torch.device("meta"):
+        made = models.build(model["name"], num_classes=classes, shape=shape, **statistics, **model["options"])
+        example = torch.zeros(2, *shape)
+        assert made(example).shape == (2, classes)
+    return made, example
+
+
 def attached(name: str) -> list[str]:
-    """The sites of a recipe's method on its network, without memory for either."""
-    chosen, _ = read(name)
+    """The sites of a recipe's method on its network."""
+    chosen, tree = read(name)
     options = chosen.data.options
     kind = [
         chosen.data.name,
         *["grey"] * options.get("grey", False),
         *(str(v) for k, v in options.items() if k == "size"),
     ]
-    shape, classes = SHAPES[" ".join(kind)]
-    statistics: dict[str, Any] = {"mean": 0.5, "std": 0.25} if chosen.model.normalize else {}
     with torch.device("meta"):
-        model = models.build(chosen.model.name, num_classes=classes, shape=shape, **statistics, **chosen.model.options)
-        example = torch.zeros(2, *shape)
-        assert model(example).shape == (2, classes)
-        chosen.method.attach(model, example)
+        chosen.method.attach(*network(dump_yaml(tree["model"]), *SHAPES[" ".join(kind)]))
     try:
         return [str(site) for sites in chosen.method.attached_sites() for site in sites]
     finally:
