@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import Step
+from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import BatchNormMode
 from layerwise.core.probe import Probe
 from layerwise.core.random import Stream
@@ -120,6 +120,23 @@ def test_probes_of_a_base_keep_their_batch_norm_mode(mode: BatchNormMode) -> Non
     base = FGSM(eps=0.1, probe=Probe(batch_norm=mode))
     expected = train(base, TinyResNet().double(), data(1))
     assert distance(train(AWP(base=base, gamma=1e-13), TinyResNet().double(), data(1)), expected) < 1e-9
+
+
+def test_micro_batches_may_have_their_gradients_together_at_the_end() -> None:
+    """As sharded ones have, whose gradients are reduced once: until then there are none."""
+    model, whole = resnet(), resnet()
+    method, optimizer = AWP(gamma=0.05, base=FGSM()), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    streams = [Stream(0, start=start, total=6, own_total=6) for start in (0, 4)]
+    rows = [slice(0, 4), slice(4, 6)]
+    parts = [method.losses(model, X[r], Y[r], generator=s) for r, s in zip(rows, streams, strict=True)]
+    for _ in range(2):
+        found = [next(part) for part in parts]
+        values = [loss.loss if isinstance(loss, Partial) else loss for loss in found]
+        backward(values[0] * 4 / 6 + values[1] * 2 / 6)
+    optimizer.step()
+    assert [next(part, None) for part in parts] == [None, None]
+    expected = train(AWP(gamma=0.05, base=FGSM()), whole, [(X, Y)])
+    assert distance({k: v.clone() for k, v in model.state_dict().items()}, expected) < 1e-12
 
 
 def steps(method: Method, model: nn.Module, **more: Any) -> Iterator[dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from layerwise.core.cost import Passes
 from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm
 from layerwise.core.norms import safe_divide
-from layerwise.core.random import repeatable
+from layerwise.core.random import Stream, own_rows, repeatable
 from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.core.tape import Tape
@@ -67,7 +67,7 @@ class AWP(Wrapper):
             return
         tape, again = Tape(), replace(step, generator=repeatable(step.generator))
         raw = self.reached(model)
-        trial, shared = self.base.batch_losses(model, x, y, again), self._joined(raw)
+        trial, shared = self.base.batch_losses(model, x, y, again), self._joined(raw, x, step)
         try:
             with batch_norm(raw, "batch"):
                 loss = self._first(trial, tape)
@@ -113,12 +113,14 @@ class AWP(Wrapper):
             )
         return loss
 
-    def _joined(self, raw: nn.Module) -> _Round:
-        """The round of this micro-batch's batch; one that has left no gradient was abandoned before its losses went backward."""
-        current = self._round
-        if current is None or all(w.grad is None for w in raw.parameters()):
-            current = self._round = _Round(raw, self._made)
-        return current
+    def _joined(self, raw: nn.Module, x: Tensor, step: Step) -> _Round:
+        """The round of this micro-batch's batch, which the first one opens."""
+        first = own_rows(step.generator, x)[0] == 0
+        if not isinstance(step.generator, Stream):  # no rows to go by: a round that has left no gradient was abandoned
+            first = all(w.grad is None for w in raw.parameters())
+        if self._round is None or first:
+            self._round = _Round(raw, self._made)
+        return self._round
 
     def _end(self, shared: _Round) -> None:
         """Once: whichever of the micro-batches goes on first moves the weights back for all."""
