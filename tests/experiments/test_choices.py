@@ -21,7 +21,7 @@ from layerwise.errors import ConfigError
 from layerwise.experiments import experiment
 from layerwise.experiments.choices import Layer, Schema, command_line
 from layerwise.experiments.experiment import SCHEMA, make_phases
-from layerwise.methods import ANP, FGSMRS, LAD, NFGSM, PGD, SLAT, TRADES, Standard
+from layerwise.methods import ANP, FGSMCKPT, FGSMRS, LAD, NFGSM, PAT, PGD, SLAT, TRADES, Standard
 from layerwise.methods.lat import LAT
 from layerwise.training import SGD, Adam, Cosine, MultiStep
 from layerwise.trees import at, dump_yaml
@@ -411,6 +411,9 @@ def test_every_leaf_is_explained() -> None:
             LAD(base=TRADES(criterion=CrossEntropy(label_smoothing=0.1))),
         ),
         (["--method", "{name: LAD, base: {name: PGD, steps: 3}}"], LAD(base=PGD(steps=3))),
+        (["--method", "{name: TRADES, attack: {name: PGD, steps: 3}}"], TRADES(attack=PGD(steps=3))),
+        (["--method", "PAT", "--method.attack.steps", "5"], PAT(attack=PGD(steps=5, random_start=False))),
+        (["--method", "FGSMCKPT", "--method.attack", "NFGSM"], FGSMCKPT(attack=NFGSM())),
     ],
 )
 def test_methods_from_the_command_line(overrides: list[str], expected: object) -> None:
