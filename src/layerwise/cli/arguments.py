@@ -161,9 +161,11 @@ def add_quiet(parser: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
 
 
-def add_trust(parser: Any, what: str) -> None:
+def add_trust(parser: Any) -> None:
     """`--trust`."""
-    parser.add_argument("--trust", action="store_true", help=f"let {what} import code outside layerwise")
+    parser.add_argument(
+        "--trust", action="store_true", help="let run folders, and recipes in them, name code outside layerwise"
+    )
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

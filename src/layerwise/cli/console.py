@@ -73,7 +73,7 @@ def _wait_for_the_first(seconds: float = 10.0) -> None:
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Show a table; its last column wraps at the terminal's width, and a row of one cell begins a group."""
     body = list(rows)
-    wide = [max(len(row[i]) for row in (header, *body) if len(row) > 1 or not i) for i in range(len(header) - 1)]
+    wide = [max(len(row[i]) for row in (header, *body) if len(row) > 1) for i in range(len(header) - 1)]
     indent = sum(wide) + 2 * len(wide)
     whole = _width()
     room = None if whole is None else max(whole - indent, 20)

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--record", help="name of the record in the run's folder, without .json")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
     parser.add_argument("--output", type=Path, help="folder of the record (default: the run's own)")
-    add_trust(parser, "the run")
+    add_trust(parser)
     add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and with a run every setting")
 
@@ -66,9 +65,10 @@ def run(arguments: Any, settings: list[str]) -> None:
     if folder is None:
         raise ConfigError("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
     from layerwise.evaluation.ranks import launched
+    from layerwise.experiments.trust import trusting
     from layerwise.training.ranks import survived
 
-    with survived(lambda: f"go on with: {_again(arguments)}"), launched():
+    with survived(lambda: f"go on with: {_again(arguments)}"), launched(), trusting(arguments.trust):
         _evaluate(folder, arguments, settings)
 
 
@@ -82,9 +82,7 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
     experiment.check_run(folder)
     if not os.access(next(path for path in (output, *output.parents) if path.exists()), os.W_OK):
         raise ConfigError(f"{output} may only be read; type --output FOLDER, where the record is to go")
-    chosen, model, data = experiment.open_run(
-        folder, [*_suite(arguments), *settings], trust=arguments.trust, which=which
-    )
+    chosen, model, data = experiment.open_run(folder, [*_suite(arguments), *settings], which=which)
     # Where the data are changes nothing in the record.
     differs = any(s.startswith("--") and not s.startswith(("--data.root", "--data.download")) for s in settings)
     differs |= arguments.num_examples is not None or arguments.seed is not None
@@ -101,7 +99,7 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
             folder=output,
             record=record,
             progress=not arguments.quiet,
-            load=partial(experiment.load, trust=arguments.trust),
+            load=experiment.load,
             fresh=arguments.fresh,
         )
     except KeyboardInterrupt:

@@ -29,14 +29,12 @@ def run(arguments: Any, settings: list[str]) -> None:
     from layerwise.core.sites import Sites
     from layerwise.core.tracing import trace
     from layerwise.experiments import recipe
-    from layerwise.experiments.experiment import current_folder_on_path
 
     if arguments.model in recipe.names():
         raise ConfigError(
             f"{arguments.model} is a recipe; type `layerwise train {arguments.model} --dry-run` for the sites of its "
             "method"
         )
-    current_folder_on_path()
     shape = parse_shape(arguments.shape)
     model = models.build(arguments.model, shape=shape, **parse_options(arguments.options))
     example = torch.zeros(2, *shape)

@@ -42,7 +42,7 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped, with the same settings")
     parser.add_argument("--dry-run", action="store_true", help="print sites, passes, memory and time, and stop")
-    add_trust(parser, "a run folder that is resumed")
+    add_trust(parser)
     add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and with a recipe every setting of it")
 
@@ -56,17 +56,25 @@ def run(arguments: Any, settings: list[str]) -> None:
         raise ConfigError(
             "train needs a recipe; `layerwise list recipes` shows them, for example: layerwise train slat-digits"
         )
-    from layerwise.cli.console import say, tell_messages
+    from layerwise.cli.console import tell_messages
+    from layerwise.experiments.trust import trusting
+
+    tell_messages(quiet=arguments.quiet)
+    with trusting(arguments.trust):
+        _train(arguments, settings)
+
+
+def _train(arguments: Any, settings: list[str]) -> None:
+    from layerwise.cli.console import say
     from layerwise.evaluation.ranks import rank_and_world
     from layerwise.experiments import experiment
 
-    tell_messages(quiet=arguments.quiet)
-    folder, source, trust = _run_folder(arguments)
-    chosen, tree = experiment.read(source, settings, trust=trust)
+    folder, source = _run_folder(arguments)
+    chosen, tree = experiment.read(source, settings, trust=True)
     if arguments.dry_run:
         from layerwise.experiments.plan import plan
 
-        say(plan(chosen, trust=trust))
+        say(plan(chosen))
         return
     progress = not arguments.quiet
     if arguments.seeds is not None:
@@ -80,17 +88,15 @@ def run(arguments: Any, settings: list[str]) -> None:
             raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
         say(compare(folders).to_markdown())
         return
-    _, judgement = experiment.train(
-        chosen, tree, folder=folder, resume=arguments.resume, progress=progress, trust=trust
-    )
+    _, judgement = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=progress)
     if rank_and_world()[0]:
         return
     say(judgement.to_markdown())
     say(f"\nrun folder: {folder}")
 
 
-def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
-    """The run's folder, the recipe or, for `--resume FOLDER`, the run's own configuration, and whether to import what it names."""
+def _run_folder(arguments: Any) -> tuple[Path, str]:
+    """The run's folder, and the recipe or, for `--resume FOLDER`, the run's own configuration."""
     from layerwise.experiments import experiment
 
     given = Path(arguments.recipe)
@@ -102,12 +108,10 @@ def _run_folder(arguments: Any) -> tuple[Path, str, bool]:
     if is_run:
         if arguments.seeds is not None or arguments.name is not None:
             raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")
-        return given, str(given / "config.yaml"), arguments.trust
+        return given, str(given / "config.yaml")
     if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
         experiment.check_run(given)
-    # What is called so lies in a run folder, whoever made it.
-    trust = arguments.trust or given.name != "config.yaml"
-    return arguments.runs / (arguments.name or given.stem), arguments.recipe, trust
+    return arguments.runs / (arguments.name or given.stem), arguments.recipe
 
 
 def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
@@ -118,12 +122,13 @@ def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
     if source is None:
         return
     from layerwise.experiments import experiment
+    from layerwise.experiments.trust import trusting
     from layerwise.reading import written
     from layerwise.trees import at
 
     config = Path(source) / "config.yaml"
-    trust = arguments.trust or not config.is_file()
-    _, tree = experiment.read(str(config) if config.is_file() else source, settings, trust=trust)
+    with trusting(arguments.trust):
+        _, tree = experiment.read(str(config) if config.is_file() else source, settings, trust=True)
     say(f"settings of {source}, each with its value; the class of a .name decides which follow:\n")
     for leaf in experiment.SCHEMA.leaves(tree):
         if arguments.command == "train" or leaf.key.startswith(("evaluation.", "threat.")):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_runs
+from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust
 from layerwise.errors import ConfigError
 
 TEXT = """\
@@ -64,6 +65,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--name", help="name of the search (default: the recipe's)")
     add_runs(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the search stopped, with the same arguments")
+    add_trust(parser)
     add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this")
 
@@ -77,10 +79,20 @@ def run(arguments: Any, settings: list[str]) -> None:
         return
     if arguments.recipe is None:
         raise ConfigError("tune needs a recipe, for example: layerwise tune slat-digits")
+    from layerwise.experiments.trust import trusting
+
     tell_messages(quiet=arguments.quiet)
+    with trusting(arguments.trust):
+        _tune(arguments, settings)
+
+
+def _tune(arguments: Any, settings: list[str]) -> None:
+    from layerwise.cli.console import say
     from layerwise.experiments import experiment, recipe
     from layerwise.experiments.ranges import parse_range
+    from layerwise.experiments.trust import trusted
     from layerwise.experiments.tune.halving import Plan, tune
+    from layerwise.trees import load_yaml
 
     asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
     plan = Plan(**{key: getattr(arguments, key) for key in asked})
@@ -97,14 +109,29 @@ def run(arguments: Any, settings: list[str]) -> None:
         runs=arguments.runs,
         resume=arguments.resume,
         progress=not arguments.quiet,
+        trust=trusted(recipe.path_of(arguments.recipe), named=True),
     )
     say(found.to_markdown())
     folder = arguments.runs / "tune" / name
     best, tuned = shlex.quote(str(folder / "best.yaml")), shlex.quote(f"{name}-tuned")
     again = f"layerwise train {best} --name {tuned}"
+    if _names_code(load_yaml(folder / "best.yaml")):
+        again += " --trust"
     if plan.weights != "last":
         again += f", then layerwise evaluate runs/{tuned} --weights {plan.weights}"
     say(f"\nsearch: {folder}\nthe winner on the test images: {again}")
+
+
+def _names_code(value: Any) -> bool:
+    """Whether settings name something of the user's own, which a recipe in a search's folder may do only with --trust.
+
+    >>> _names_code({"method": {"name": "my_module:Mine"}}), _names_code({"attacks": ["at:12/255:fgsm"]})
+    (True, False)
+    """
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*.*", value) is not None and ":" not in value.partition(":")[2]
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_names_code, below))
 
 
 COMMAND = Command(

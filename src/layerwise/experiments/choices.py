@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from layerwise.core import registry
@@ -105,10 +106,16 @@ class Schema:
     Args:
         root: a dataclass.
         choices: {base class: kind in the registry, or {name: class}}.
+        checks: {key of a field's metadata: what complains about its values, given the value and `trust`}, beside `CHECK`.
     """
 
-    def __init__(self, root: type, choices: Mapping[type, str | Mapping[str, type]]) -> None:
-        self.root, self.choices = root, choices
+    def __init__(
+        self,
+        root: type,
+        choices: Mapping[type, str | Mapping[str, type]],
+        checks: Mapping[str, Callable[..., None]] = MappingProxyType({}),
+    ) -> None:
+        self.root, self.choices, self.checks = root, choices, checks
         self.fields: Callable[[type], dict[str, Field]] = cache(self._find_fields)
 
     def _find_fields(self, cls: type) -> dict[str, Field]:
@@ -230,7 +237,9 @@ class _Reading:
         layer = given[-1][1] if given else Layer({})
         value = read_setting(key, value, f.type, where=str(layer))
         try:
-            f.field.metadata.get(CHECK, _anything)(value, trust=layer.trust)
+            for name, check in {CHECK: f.field.metadata.get(CHECK), **self.schema.checks}.items():
+                if check is not None and name in f.field.metadata:
+                    check(value, trust=layer.trust)
         except LayerwiseError as error:
             place = "" if str(error).startswith(key) else f"{key}: "
             raise type(error)(f"{layer}{place}{error}") from None
@@ -317,10 +326,6 @@ class _Reading:
     def _file(self) -> Layer:
         """Where something that is missing belongs."""
         return next((layer for layer in reversed(self.layers) if layer.where != TYPED), Layer({}))
-
-
-def _anything(value: Any, *, trust: bool) -> None:
-    """The check of a field that has none."""
 
 
 def _branch(value: Any) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from layerwise.experiments.settings import (
     read,
     with_settings,
 )
+from layerwise.experiments.trust import trusting
 from layerwise.files import write_text
 from layerwise.methods import Method
 from layerwise.methods.sources import with_networks
@@ -51,7 +51,6 @@ __all__ = [
     "best_device",
     "build_model",
     "check_run",
-    "current_folder_on_path",
     "judge",
     "load",
     "load_data",
@@ -90,40 +89,40 @@ class DataFacts:
         return len(self.classes)
 
 
-def load_data(settings: DataSettings) -> ImageData:
-    """The data set; code of the user's has to have been named by the user, see `DataSettings`."""
-    _refuse("data", settings.options, ("name", "root", "validation", "download"))
+def load_data(settings: DataSettings, *, trust: bool = False) -> ImageData:
+    """The data set.
+
+    Args:
+        settings: which.
+        trust: see `build_model`.
+    """
+    _refuse("data", settings.options, ("name", "root", "validation", "download", "trust"))
     return datasets.load(
         settings.name,
         root=settings.root,
         validation=settings.validation,
         download=settings.download,
-        trust=False,
+        trust=trust,
         **settings.options,
     )
 
 
-def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: bool = True) -> nn.Module:
+def build_model(settings: ModelSettings, data: ImageData | DataFacts, *, trust: bool = False) -> nn.Module:
     """The network, with fresh weights from PyTorch's own random state.
 
     Args:
         settings: which.
         data: gives shape, number of classes and the pixels' statistics.
-        trust: import the user's code that the name may point at; False refuses it.
+        trust: import the code that the name may point at; what a trusted text named is imported already.
     """
-    _refuse("model", settings.options, ("name", "num_classes", "shape", "mean", "std"))
-    if ":" in settings.name or "." in settings.name:
-        if not trust:
-            raise ConfigError(
-                f"the run names code of its own, {settings.name!r}, which would be executed; add --trust to allow it"
-            )
-        current_folder_on_path()
+    _refuse("model", settings.options, ("name", "num_classes", "shape", "mean", "std", "trust"))
     return models.build(
         settings.name,
         num_classes=data.num_classes,
         shape=data.shape,
         mean=data.mean if settings.normalize else None,
         std=data.std if settings.normalize else None,
+        trust=trust,
         **settings.options,
     )
 
@@ -144,12 +143,6 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def current_folder_on_path() -> None:
-    """Let `my_module:Net` be found in the current folder, which a console script, unlike `python FILE`, has not on its path."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-
-
 def train(
     experiment: Experiment,
     tree: Tree,
@@ -157,7 +150,6 @@ def train(
     folder: Path,
     resume: bool = False,
     progress: bool = True,
-    trust: bool = True,
     weights: Weights = "last",
 ) -> tuple[FitResult, Judgement]:
     """Train one run and judge it on the test set.
@@ -168,7 +160,6 @@ def train(
         folder: the run's folder; a new one is removed again if the run ends before its first checkpoint.
         resume: go on where the run in the folder stopped.
         progress: show progress.
-        trust: see `build_model`.
         weights: which of the run are judged; the run has to make them.
 
     Returns:
@@ -179,12 +170,10 @@ def train(
     data = load_data(experiment.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.training.seed)
-        model = build_model(experiment.model, data, trust=trust)
+        model = build_model(experiment.model, data)
     if experiment.model.start is not None and not checkpoints_in(folder / CHECKPOINTS):
         start = str(experiment.model.start)
-        load_weights(
-            model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress, trust=trust)
-        )
+        load_weights(model, run_of(start, "model.start", experiment, runs=folder.parent, progress=progress))
     logger.info(
         "%s: %s, %s on %s, %s epochs",
         folder,
@@ -198,9 +187,7 @@ def train(
         logger.warning("%s", sentence)
 
     def network(source: str) -> nn.Module:
-        return load(
-            run_of(source, "method", experiment, runs=folder.parent, progress=progress, trust=trust), trust=trust
-        )
+        return load(run_of(source, "method", experiment, runs=folder.parent, progress=progress))
 
     def ready(method: Method) -> Method:
         return with_networks(method.under(experiment.threat), network)
@@ -230,12 +217,11 @@ def train(
             folder=folder,
             record="evaluation" if weights == "last" else f"evaluation-{weights}",
             progress=progress,
-            load=partial(load, trust=trust),
+            load=load,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after training; judge the network with: layerwise evaluate {folder}"
-        ) from None
+        again = f"layerwise evaluate {shlex.quote(str(folder))}"
+        raise KeyboardInterrupt(f"stopped after training; judge the network with: {again}") from None
 
 
 def _other_radii(experiment: Experiment) -> Iterator[str]:
@@ -248,23 +234,22 @@ def _other_radii(experiment: Experiment) -> Iterator[str]:
             )
 
 
-def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool, trust: bool = False) -> Path:
+def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progress: bool) -> Path:
     """The run or file that a setting names; a recipe without a finished run is trained first.
 
     Args:
-        source: what the setting says.
+        source: what the setting says; a recipe may name code only if a trusted text has named the recipe, see `settings`.
         where: the setting, for messages.
         experiment: whose setting it is.
         runs: folder of the run folders.
         progress: show progress.
-        trust: whether the setting is the user's, so that the recipe may name code of the user's.
     """
     is_file = source.endswith((".yaml", ".yml"))
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
         if not (folder / WEIGHTS["last"]).is_file():
-            reference, tree = read(source, _same_place(experiment), trust=trust)
-            train(reference, tree, folder=folder, resume=True, progress=progress, trust=trust)
+            reference, tree = read(source, _same_place(experiment))
+            train(reference, tree, folder=folder, resume=True, progress=progress)
         source = str(folder)
     elif not Path(source).exists():
         raise ConfigError(
@@ -322,9 +307,10 @@ def open_run(
         CheckpointError: no run there, training has not finished, or weights that do not fit.
         ConfigError: settings that do not fit.
     """
-    experiment = _read_run(folder, overrides, which=which, trust=trust)
+    with trusting(trust):
+        experiment = _read_run(folder, overrides, which=which)
     data = load_data(experiment.data)
-    return experiment, _network(folder, experiment, data, trust=trust, which=which).to(best_device()), data
+    return experiment, _network(folder, experiment, data, which=which).to(best_device()), data
 
 
 def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:
@@ -339,9 +325,10 @@ def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) ->
         CheckpointError: see `open_run`.
     """
     run = Path(folder)
-    experiment = _read_run(run, which=which, trust=trust)
+    with trusting(trust):
+        experiment = _read_run(run, which=which)
     facts = _read_facts(run / FACTS) if (run / FACTS).is_file() else load_data(experiment.data)
-    return _network(run, experiment, facts, trust=trust, which=which).eval()
+    return _network(run, experiment, facts, which=which).eval()
 
 
 def check_run(folder: Path) -> None:
@@ -356,7 +343,7 @@ def check_run(folder: Path) -> None:
         raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
 
 
-def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights, trust: bool) -> Experiment:
+def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
     """The experiment of a run that has the weights asked for."""
     check_run(folder)
     for section in command_line(overrides).tree:
@@ -364,19 +351,17 @@ def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights, tr
             raise ConfigError(
                 f"the run is trained already, so --{section} has no effect; type settings of evaluation, threat, data or model"
             )
-    experiment, _ = read(str(folder / CONFIG), overrides, trust=trust)
+    experiment, _ = read(str(folder / CONFIG), overrides)
     if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
         raise CheckpointError(
-            f"the training of {folder} has not finished; go on with: layerwise train --resume {folder}"
+            f"the training of {folder} has not finished; go on with: layerwise train --resume {shlex.quote(str(folder))}"
         )
     return experiment
 
 
-def _network(
-    folder: Path, experiment: Experiment, data: ImageData | DataFacts, *, trust: bool, which: Weights
-) -> nn.Module:
+def _network(folder: Path, experiment: Experiment, data: ImageData | DataFacts, *, which: Weights) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        model = build_model(experiment.model, data, trust=trust)
+        model = build_model(experiment.model, data)
     load_weights(model, folder, which=which)
     return model
 

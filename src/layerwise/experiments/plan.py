@@ -26,7 +26,7 @@ FEW = 4
 """Images whose memory is counted; it grows with their number."""
 
 
-def plan(experiment: Experiment, *, trust: bool = True) -> str:
+def plan(experiment: Experiment) -> str:
     """A text that says what would happen; a batch or two of each phase are run on a copy of the network to time them.
 
     The time is measured on this machine's accelerator if there is one, else on its processor, in float32 and eagerly; the looks at the
@@ -34,7 +34,7 @@ def plan(experiment: Experiment, *, trust: bool = True) -> str:
     """
     data, settings = load_data(experiment.data), experiment.training
     device = best_device()
-    model = build_model(experiment.model, data, trust=trust).to(device)
+    model = build_model(experiment.model, data).to(device)
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
     method = experiment.method.under(experiment.threat)

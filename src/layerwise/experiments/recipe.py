@@ -27,6 +27,7 @@ from typing import Any, final
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.experiments.choices import Layer
 from layerwise.experiments.ranges import Range, read_ranges
+from layerwise.experiments.trust import trusted
 from layerwise.trees import Tree, load_yaml
 
 ABOUT = ("extends", "repeats", "recipes", "tune")
@@ -119,7 +120,7 @@ def load(recipe: str, *, trust: bool = False) -> list[Layer]:
 
     Args:
         recipe: a name or path.
-        trust: whether the user named it, so that it may name code of the user's; the configuration of a run that it extends may not.
+        trust: whether the user, or a text that is trusted, names it, so that it may name code; see `layerwise.experiments.trust`.
 
     Raises:
         ConfigError: unknown, not YAML, or recipes that extend each other in a circle.
@@ -131,7 +132,7 @@ def _layers(recipe: str, trust: bool, seen: tuple[str, ...], beside: Path | None
     if recipe in seen:
         raise ConfigError(f"recipe {seen[0]!r} extends itself: {' -> '.join([*seen, recipe])}")
     file, known = path_of(recipe, beside=beside), listed().get(recipe)
-    trust = trust and not (seen and file.name == "config.yaml")
+    trust = trust if known is not None else trusted(file, named=trust)
     protocol, own = _parts(file, recipe if known is not None else None)
     following = own.pop("extends", None) or protocol.get("extends")
     if known is not None and known.origin is not None:

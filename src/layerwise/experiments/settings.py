@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
+from pathlib import Path
 from typing import Any
 
 from layerwise.core import registry
@@ -16,20 +18,24 @@ from layerwise.errors import ConfigError
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
 from layerwise.experiments.choices import Layer, Schema, command_line
+from layerwise.experiments.trust import trusts_all
 from layerwise.methods import FGSM, PGD, InputMethod, Method
+from layerwise.methods.sources import NETWORKS
+from layerwise.models.registry import find as find_model
 from layerwise.models.stochastic import Inference
 from layerwise.reading import CHECK
 from layerwise.training import Optimizer, Phase, Schedule, Training
 from layerwise.training.phases import Phases
-from layerwise.trees import Tree, nested
+from layerwise.trees import Tree, at, nested
 
 
 def _imports(kind: str) -> dict[str, Any]:
     """Metadata of a name that may be an import path: what the user names is imported here, all else is refused where it is made."""
 
     def check(name: str, *, trust: bool) -> None:
-        if trust and ":" in name:
-            registry.find(kind, name, trust=True)
+        if trust and (":" in name or "." in name):
+            find = find_model if kind == "model" else partial(registry.find, kind)
+            find(name, trust=True)
 
     return {CHECK: check}
 
@@ -66,7 +72,7 @@ class ModelSettings:
 
     name: str = field(default="digits_cnn", metadata=_imports("model"))
     normalize: bool = True
-    start: str | None = None
+    start: str | None = field(default=None, metadata=NETWORKS)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -105,6 +111,26 @@ class Experiment:
         Phases(self.method, make_phases(self), self.training.epochs)
 
 
+_BEFORE: ContextVar[tuple[str, ...]] = ContextVar("_BEFORE", default=())
+"""The recipes that name the one that is being read."""
+
+
+def _check_sources(value: Any, *, trust: bool) -> None:
+    """Read the recipes that a trusted text names, which may name code of the user's; others are read when they are needed."""
+    for source in value if isinstance(value, list) else [value]:
+        is_file = isinstance(source, str) and source.endswith((".yaml", ".yml")) and Path(source).is_file()
+        if not is_file or not trust or trusts_all():
+            continue
+        before = _BEFORE.get()
+        if source in before:
+            raise ConfigError(f"recipes train each other first, in a circle: {' -> '.join([*before, source])}")
+        token = _BEFORE.set((*before, source))
+        try:
+            SCHEMA.read(*recipe.load(source, trust=trust))
+        finally:
+            _BEFORE.reset(token)
+
+
 SCHEMA = Schema(
     Experiment,
     {
@@ -115,6 +141,7 @@ SCHEMA = Schema(
         Inference: "inference",
         Augment: {"Augment": Augment},
     },
+    dict.fromkeys(NETWORKS, _check_sources),
 )
 """What can be set, see `layerwise.experiments.choices`."""
 
@@ -126,7 +153,7 @@ class _Part:
     method: Method
 
 
-_PART = Schema(_Part, SCHEMA.choices)
+_PART = Schema(_Part, SCHEMA.choices, SCHEMA.checks)
 
 
 def read(source: str, overrides: Sequence[str] = (), *, trust: bool = False) -> tuple[Experiment, Tree]:
@@ -135,7 +162,8 @@ def read(source: str, overrides: Sequence[str] = (), *, trust: bool = False) -> 
     Args:
         source: a recipe's name or file.
         overrides: `--key value` tokens.
-        trust: whether the user named the source, so that it may name code of the user's, `my_module:Name`; the overrides may.
+        trust: whether the user named the source, so that it may name code of the user's, `my_module:Name`, unless it lies in a run
+            folder (see `layerwise.experiments.trust`); the overrides may.
 
     >>> experiment, tree = read("slat-digits", ["--method.eta", "0.1"])
     >>> tree["method"]["eta"]
@@ -147,19 +175,31 @@ def read(source: str, overrides: Sequence[str] = (), *, trust: bool = False) -> 
     layers = recipe.load(source, trust=trust)
     if found := recipe.ranges(source):  # nothing but `layerwise tune` uses them, but a misspelt one is told by all
         firsts = nested({key: each.first for key, each in found.items()})
-        SCHEMA.read(*layers, Layer(firsts, f"{source}: tune", trust))
-    experiment, tree = SCHEMA.read(*layers, command_line(overrides))
+        SCHEMA.read(*layers, Layer(firsts, f"{source}: tune", all(layer.trust for layer in layers)))
+    typed = command_line(overrides)
+    experiment, tree = SCHEMA.read(*layers, typed)
     assert isinstance(experiment, Experiment)
+    asks = [layer for layer in (*layers, typed) if at(layer.tree, "data.download") is not None]
+    if asks and not asks[-1].trust:
+        experiment.data.download = False  # a stranger's text writes nothing
     return experiment, tree
 
 
-def with_settings(tree: Tree, settings: Mapping[str, Any], *, where: str) -> tuple[Experiment, Tree]:
+def with_settings(
+    tree: Tree, settings: Mapping[str, Any], *, where: str, trust: bool = False
+) -> tuple[Experiment, Tree]:
     """An experiment whose dotted settings have other values; also as a resolved tree.
+
+    Args:
+        tree: of the experiment.
+        settings: {dotted setting: value}.
+        where: what messages begin with.
+        trust: whether the values are the user's, and so may name code.
 
     Raises:
         ConfigError: an unknown setting, or a value that does not fit.
     """
-    experiment, resolved = SCHEMA.read(tree, Layer(nested(settings), where))
+    experiment, resolved = SCHEMA.read(tree, Layer(nested(settings), where, trust))
     assert isinstance(experiment, Experiment)
     return experiment, resolved
 

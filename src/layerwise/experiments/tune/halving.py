@@ -14,6 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -24,7 +25,7 @@ from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, Z
 from layerwise.evaluation.judging import Judgement, judge
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
-from layerwise.experiments.ranges import Range
+from layerwise.experiments.ranges import Choice, Range
 from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
@@ -111,6 +112,7 @@ def tune(
     runs: Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    trust: bool = False,
 ) -> Tuning:
     """Search the ranges, and write trials.jsonl, tune.md, tune.png and best.yaml into the folder.
 
@@ -126,6 +128,7 @@ def tune(
         runs: where the run that the recipe starts from may be; what is not there is trained in `folder`.
         resume: go on with the search in the folder.
         progress: show progress.
+        trust: whether the ranges are the user's, and so may name code.
 
     Raises:
         ConfigError: nothing to search, a range or setting that does not fit, no validation images, no optuna, or other settings than
@@ -134,7 +137,7 @@ def tune(
         LayerwiseError: not one trial was sound.
     """
     optuna()
-    base = _checked(tree, ranges, plan)
+    base = _checked(tree, ranges, plan, trust=trust)
     if (size := math.prod(each.size for each in ranges.values())) < plan.trials:
         logger.info("the ranges hold %d settings; each is tried once", size)
         plan = replace(plan, trials=int(size))
@@ -170,14 +173,18 @@ def tune(
     return found
 
 
-def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan) -> Experiment:
+def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan, *, trust: bool) -> Experiment:
     """The recipe's experiment, if the search can begin."""
     if not ranges:
         raise ConfigError(
             "there is nothing to search; type --range method.eta=0.01:0.3:log, or give the recipe a section tune:"
         )
     base: Experiment = SCHEMA.read(tree)[0]
-    with_settings(tree, {key: each.first for key, each in ranges.items()}, where="range")
+    with_settings(tree, {key: each.first for key, each in ranges.items()}, where="range", trust=trust)
+    for key, each in ranges.items():
+        for value in each.values if isinstance(each, Choice) else ():  # what is the user's own code is imported now
+            with suppress(ConfigError):
+                with_settings(tree, {key: value}, where="range", trust=trust)
     if fixed := [key for key in ranges if key.startswith(SETTLED)]:
         raise ConfigError(
             f"{fixed[0]} cannot be searched: it belongs to the rungs (see --budget) or to how trials are judged"
@@ -222,8 +229,18 @@ class _Search:
         self.base, self.tree = base, SCHEMA.tree(base)
         self.ranges, self.plan, self.folder, self.progress = ranges, plan, folder, progress
         self.epochs = plan.budget or base.training.epochs
-        self.known = {(t.trial, t.rung): t for t in read_trials(folder / TRIALS)}
+        self.known = {(t.trial, t.rung): self._own(t) for t in read_trials(folder / TRIALS)}
         self.floor = self._floor()
+
+    def _own(self, trial: Trial) -> Trial:
+        """A trial whose settings are those that are searched: what a file says may set nothing else."""
+        searched = set(trial.settings) == set(self.ranges)
+        if not searched or not all(trial.settings[key] in each for key, each in self.ranges.items()):
+            raise CheckpointError(
+                f"{self.folder / TRIALS}: the settings of trial {trial.trial} are not of this search; remove the file, "
+                "and the search begins anew"
+            )
+        return trial
 
     def run(self) -> tuple[list[Trial], Trial]:
         """Every trial in order, and the winner."""
