@@ -40,10 +40,11 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         yield opened
 
 
-def run(method: Method, *, images: int = 28, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
+def run(method: Method, *, images: int = 28, channels: int = 4, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
     """What a run gave, and its weights on the CPU."""
-    net = TinyResNet()
-    result = train(net, method, cheap(**options), pictures(images))
+    net = TinyResNet(channels=channels)
+    # "auto" means other things elsewhere.
+    result = train(net, method, cheap(**{"channels_last": False, **options}), pictures(images))
     return result, {k: v.cpu() for k, v in weights(net).items()}
 
 
@@ -128,10 +129,10 @@ def test_every_method_trains_there_to_the_bits_of_the_cpu_and_no_batch_makes_the
 )
 @pytest.mark.parametrize("captured", [False, True])
 def test_so_it_does_with_the_settings(options: dict[str, Any], captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(make("SLAT"), **options)
+    expected = run(make("SLAT"), channels=8, **options)
     recorder = Recorder()
     monkeypatch.setattr(capture, "recorder_on", lambda device: recorder)
-    found = there(monkeypatch, make("SLAT"), **options, log_every=3, capture=captured)
+    found = there(monkeypatch, make("SLAT"), channels=8, **options, log_every=3, capture=captured)
     assert recorder.replayed == 3 * captured
     assert not found[0].messages
     assert same(found[1], expected[1])

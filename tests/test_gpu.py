@@ -104,7 +104,10 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", rehearsed(SETTINGS, SETTINGS[0]), ids=lambda options: next(iter(options)))
 def test_so_they_are_with_the_settings(options: dict[str, Any], gpu: Gpu) -> None:
-    replays_as_it_runs(gpu, lambda: SLAT(sites=("conv1", "blocks.block1"), eta=0.1, base=FGSMRS(eps=0.1)), **options)
+    def method() -> Method:
+        return SLAT(sites=("conv1", "blocks.block1"), eta=0.1, base=FGSMRS(eps=0.1))
+
+    replays_as_it_runs(gpu, method, net=lambda: TinyResNet(channels=8), **options)
 
 
 def test_in_low_precision_they_are_so_but_for_rounding(gpu: Gpu) -> None:

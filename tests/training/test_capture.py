@@ -101,7 +101,9 @@ def test_what_the_host_decides_runs_eagerly_and_is_told_once(name: str, recorder
 )
 def test_it_goes_with_the_settings(options: dict[str, Any], recorder: Recorder) -> None:
     captured, eager, ours, theirs = both(
-        lambda: SLAT(sites=("conv1", "blocks.block1"), eta=0.1, base=FGSMRS(eps=0.1)), **options
+        lambda: SLAT(sites=("conv1", "blocks.block1"), eta=0.1, base=FGSMRS(eps=0.1)),
+        net=lambda: TinyResNet(channels=8),
+        **options,
     )
     assert recorder.replayed == 3
     assert same(ours, theirs)

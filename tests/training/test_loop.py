@@ -3,9 +3,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -90,10 +91,12 @@ def test_generators_are_closed_when_something_goes_wrong() -> None:
     assert [e for e in method.events if e.endswith("closed")] == ["a:closed", "b:closed"]
 
 
-def test_standard_training_equals_a_loop_written_by_hand_bit_by_bit() -> None:
+@pytest.mark.parametrize("channels_last", [False, "auto"])
+def test_standard_training_equals_a_loop_written_by_hand_bit_by_bit(channels_last: Literal[False, "auto"]) -> None:
     data, net = pictures(), TinyConv()
-    by_hand = copy.deepcopy(net)
-    settings = cheap(epochs=2, schedule=Cyclic(), optimizer=SGD(lr=0.1))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    by_hand = copy.deepcopy(net).to(memory_format=layout)  # type: ignore[call-overload]
+    settings = cheap(epochs=2, schedule=Cyclic(), optimizer=SGD(lr=0.1), channels_last=channels_last)
     train(net, Standard(), settings, data)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
     for epoch in range(2):
@@ -101,7 +104,8 @@ def test_standard_training_equals_a_loop_written_by_hand_bit_by_bit() -> None:
             done = (epoch * 5 + index) / 10
             optimizer.param_groups[0]["lr"] = 0.1 * (done / 0.4 if done < 0.4 else (1 - done) / 0.6)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(by_hand(x), y).backward()  # type: ignore[no-untyped-call]
+            logits = by_hand(x.contiguous(memory_format=layout))
+            nn.functional.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     assert same(weights(net), weights(by_hand))
 
@@ -315,6 +319,56 @@ def test_channels_last_trains_the_same() -> None:
         train(net, method, cheap(epochs=1, precision="64-true", channels_last=channels_last))
     assert nets[1].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert apart(weights(nets[0]), weights(nets[1])) < 1e-10
+
+
+class ByName(nn.Module):
+    """Convolutions, or not, whose weights' layouts in training are written down."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(CLASSES))
+        self.layers(torch.zeros(1, 3, 8, 8))
+        self.seen: set[bool] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            tensors = (x, next(self.parameters()))  # the weights of a kernel of one pixel lie in both ways at once
+            self.seen |= {v.is_contiguous(memory_format=torch.channels_last) for v in tensors if v.ndim == 4}
+        out: Tensor = self.layers(x)
+        return out
+
+
+def strided(channels: int, *, groups: int = 1) -> nn.Sequential:
+    """A shortcut of a residual network."""
+    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 8, 1, stride=2, groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "last"),
+    [
+        (lambda: nn.Conv2d(3, 6, 3), {}, True),
+        (lambda: nn.Conv2d(3, 6, 3), {"channels_last": False}, False),
+        (lambda: nn.Conv2d(3, 6, 3), {"precision": "64-true"}, False),
+        (lambda: nn.Conv2d(3, 6, 3), {"precision": "64-true", "channels_last": True}, True),
+        (nn.Identity, {}, False),
+        (nn.Identity, {"channels_last": True}, True),
+        # Where oneDNN would write past its memory.
+        (lambda: strided(7), {}, False),
+        (lambda: strided(8), {}, True),
+        (lambda: strided(4, groups=2), {}, True),
+        (lambda: nn.Conv2d(3, 6, 1), {}, True),
+        (lambda: nn.Conv2d(3, 6, 3, stride=2), {}, True),
+    ],
+)
+def test_channels_lie_together_where_it_pays_and_is_safe(
+    layers: Callable[[], nn.Module], options: dict[str, Any], last: bool
+) -> None:
+    net = ByName(layers())
+    train(net, Standard(), cheap(epochs=1, **options))
+    assert net.seen == {last}
+    # What nobody asked for is undone.
+    kept = options.get("channels_last") is True
+    assert {v.is_contiguous() for v in net.parameters() if v.ndim == 4} <= {not kept}
 
 
 def test_points_without_a_pixel_range_are_not_moved_within_one() -> None:

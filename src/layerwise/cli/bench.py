@@ -23,6 +23,7 @@ Contestants take turns; ratios are medians over rounds. `docs/performance.md`
 explains every column.
 """
 
+SWITCH: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 SMALLEST = {"classes": 2, "batch": 1, "threads": 1, "rounds": 1, "seconds": 0, "processes": 1}
 
 
@@ -42,8 +43,9 @@ def add_setup(parser: Any) -> None:
     parser.add_argument("--methods", nargs="+", default=[], help="such as SLAT PGD:steps=7 ANP:k=2 (default: all)")
     parser.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 64-true (default: 32-true)")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    parser.add_argument("--capture", choices=("auto", "true", "false"), default="auto", help="as training.capture")
-    parser.add_argument("--channels-last", action="store_true", help="the memory format of convolutions on GPUs")
+    for name in ("capture", "channels-last"):
+        known = f"as training.{name.replace('-', '_')} (default: auto)"
+        parser.add_argument(f"--{name}", choices=tuple(SWITCH), nargs="?", default="auto", const="true", help=known)
     parser.add_argument("--clip", type=float, help="clip the gradient's norm, as training.clip_norm")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own choice)")
@@ -134,8 +136,8 @@ def setup_of(arguments: Any) -> Any:
             batch_size=arguments.batch,
             precision=arguments.precision,
             compile=arguments.compile,
-            capture={"true": True, "false": False}.get(arguments.capture, "auto"),
-            channels_last=arguments.channels_last,
+            capture=SWITCH[arguments.capture],
+            channels_last=SWITCH[arguments.channels_last],
             clip_norm=arguments.clip,
             accelerator=arguments.accelerator,
         ),

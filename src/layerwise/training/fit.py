@@ -31,6 +31,7 @@ from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
 from layerwise.training.capture import Captured, capturing
 from layerwise.training.engine import engine, quiet
 from layerwise.training.epochs import end_epoch
+from layerwise.training.layout import laid_out, layout_for
 from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
 from layerwise.training.phases import Phase, Phases
@@ -289,7 +290,8 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     if settings.strategy == fsdp.NAME:
         fsdp.check(job.phases.methods)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
-    place = Place(device, dtype, fabric.global_rank, fabric.world_size, fabric.autocast)
+    layout = layout_for(settings, raw, device)
+    place = Place(device, dtype, layout, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)
     if run is not None:
         begin = partial(run.begin, job.config, resume=job.resume, device=device)
@@ -301,10 +303,9 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     seed_everything(settings.seed, place.rank)
     stack.enter_context(training_mode(raw))
     raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
-    if settings.channels_last and settings.strategy != fsdp.NAME:  # shards lie one after the other
-        raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stack.enter_context(laid_out(raw, settings, layout))
     data = job.data.to(device)
-    stack.enter_context(job.phases.attached(raw, _example(raw, data, place, settings)))
+    stack.enter_context(job.phases.attached(raw, _example(raw, data, place)))
     if settings.batch_norm == "synchronised":
         stack.enter_context(synchronised(raw))
     stack.enter_context(compiling(settings.compile))
@@ -351,10 +352,9 @@ def _wrapped(
     return model, inner, optimizer, shards
 
 
-def _example(raw: nn.Module, data: ImageData, place: Place, settings: Training) -> Tensor:
+def _example(raw: nn.Module, data: ImageData, place: Place) -> Tensor:
     """Two training images that the network has been seen to take."""
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    found = next(batches(data.train, 2, device=place.device, memory_format=layout), None)
+    found = next(batches(data.train, 2, device=place.device, memory_format=place.layout), None)
     if found is None:
         raise ConfigError(f"the data set {data.name} has no training images")
     check_several(data.name, data.train.labels, data.num_classes)

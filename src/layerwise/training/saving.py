@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerwise.core.shards import weights_of
 from layerwise.data import rank_rows
@@ -93,6 +94,11 @@ def _take_up(session: Session, contents: checkpoint.Contents) -> None:
     for group in session.optimizer.param_groups:
         # It was loaded on the CPU; the fused kernels want it beside the weights.
         group["lr"] = group["lr"].to(device)
+    for weight, kept in session.optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                # Files hold rows one after the other. The fused kernels go through memory as it lies, and mix up what lies otherwise.
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
     if session.average is not None and contents.average is not None:
         session.average.load_state_dict(contents.average, state["ema_steps"])
     for name in ("epoch", "batch", "sums", "lr", "history", "flags", "messages", "best"):

@@ -66,6 +66,7 @@ class Place:
     Args:
         device: of its tensors.
         dtype: of its images.
+        layout: of its images and weights in memory.
         rank: its number.
         world: how many there are.
         autocast: context of forward passes.
@@ -73,6 +74,7 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
+    layout: torch.memory_format
     rank: int
     world: int
     autocast: Callable[[], AbstractContextManager[object]]
@@ -221,7 +223,7 @@ class Session:
             drop_last=self.drop_last,
             num_workers=settings.num_workers,
             rows=(place.rank, place.world) if place.world > 1 else None,
-            memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+            memory_format=place.layout,
         )
         for x, y in found:
             if self.done:

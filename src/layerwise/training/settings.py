@@ -48,7 +48,9 @@ class Training:
         compile_backend: torch.compile's backend.
         capture: record a whole step on a CUDA device and replay it: true, false, or `"auto"`, where it can be. Methods that cannot be
             recorded are told once and run eagerly.
-        channels_last: memory format of images and weights.
+        channels_last: whether the channels of each pixel of images and weights lie together in memory, which convolutions are faster
+            with and which rounds their sums in another order: true, false, or `"auto"`, where it pays (see `layout_for`). What `"auto"`
+            moves is moved back at the end.
         log_every: batches between two lines of metrics; on a GPU also between two looks at whether the loss is finite.
         tensorboard: write the metrics for TensorBoard too.
 
@@ -86,7 +88,7 @@ class Training:
     compile: bool = False
     compile_backend: str = "inductor"
     capture: bool | Literal["auto"] = False
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] = "auto"
     log_every: int = 50
     tensorboard: bool = False
 
@@ -113,6 +115,7 @@ class Training:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
         one_of("precision", self.precision, PRECISIONS)
         one_of("capture", self.capture, (True, False, "auto"))
+        one_of("channels_last", self.channels_last, (True, False, "auto"))
         one_of("batch_norm", self.batch_norm, ("per-rank", "synchronised"))
         if self.strategy != "fsdp2" and self.strategy.startswith(("fsdp", "deepspeed")):
             raise ConfigError(

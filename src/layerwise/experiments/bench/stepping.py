@@ -164,8 +164,8 @@ def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
     with ExitStack() as stack:
         loop = loop_of(net, method, data, settings, stack)
         session = loop.session
-        place, layout = session.place, torch.channels_last if settings.channels_last else torch.contiguous_format
-        x, y = x.to(place.device, place.dtype).contiguous(memory_format=layout), y.to(place.device)
+        place = session.place
+        x, y = x.to(place.device, place.dtype).contiguous(memory_format=place.layout), y.to(place.device)
 
         def run() -> None:
             advance(loop, method, x, y)
@@ -195,7 +195,10 @@ def somewhere(text: str, setup: Setup) -> Iterator[Contestant]:
 
 
 def by_hand(contestant: Contestant, text: str, setup: Setup) -> Run | None:
-    """The plain step that does the same, where there is one: for the default settings, and the number of steps."""
+    """The plain step that does the same, where there is one: for the default settings, and the number of steps.
+
+    Its images and weights lie as PyTorch makes them, unless `channels_last` is asked for by name.
+    """
     name, _, fields = text.partition(":")
     method, place = contestant.method, contestant.loop.session.place
     if name not in STEPS or any(
@@ -203,7 +206,7 @@ def by_hand(contestant: Contestant, text: str, setup: Setup) -> Run | None:
     ):
         return None
     net = setup.network().to(place.device, place.dtype if place.dtype == torch.float64 else None).train()
-    layout = torch.channels_last if setup.training.channels_last else torch.contiguous_format
+    layout = torch.channels_last if setup.training.channels_last is True else torch.contiguous_format
     net.to(memory_format=layout)  # type: ignore[call-overload]
     parts: list[nn.Module] = []
     if name == "SLAT":
