@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from layerwise.evaluation.corruptions.draws import Draws
+from layerwise.evaluation.corruptions.draws import Draws, _stir_anywhere, _stir_here
 
 
 def draws(rows: int = 64, seed: int = 0, key: str = "fog/1", start: int = 0) -> Draws:
@@ -31,6 +31,14 @@ def test_the_generator_is_splitmix64() -> None:
     start = reference((key + 4 * golden) % 2**64)
     expected = [(reference((start + (i + 1) * golden) % 2**64) >> 40) / 2**24 for i in range(6)]
     assert draws(1, seed=5, key="snow/2", start=3).uniform("x", 6)[0].tolist() == expected
+
+
+def test_a_cpu_s_bits_are_those_of_other_devices() -> None:
+    here = torch.randint(-(1 << 63), (1 << 63) - 1, (3, 1000), generator=torch.Generator().manual_seed(0))
+    there = here.clone()
+    _stir_here(here, torch.empty_like(here))
+    _stir_anywhere(there, torch.empty_like(there))
+    assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("other", [draws(seed=1), draws(key="fog/2"), draws(start=64)])

@@ -62,7 +62,10 @@ def colour_of(x: Tensor, colour: tuple[float, float, float]) -> Tensor:
 
 
 def _box3(x: Tensor) -> Tensor:
-    return filters.correlate(x, torch.full((3, 3), 1 / 9))
+    """The mean of 3 x 3 pixels."""
+    wide = filters.pad(x, (1, 1), (1, 1), "mirror")
+    rows = (wide[..., :-2, :] + wide[..., 1:-1, :]).add_(wide[..., 2:, :])
+    return (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).div_(9)
 
 
 def canny(level: Tensor, low: int, high: int) -> Tensor:
@@ -119,27 +122,21 @@ def chamfer(edges: Tensor) -> Tensor:
     """Distance to the nearest edge in steps of a chess king and knight, exact up to `FAR`, float32, shape of `edges`.
 
     A shortest path may make its steps in any order, so that the distances grow in one direction after the other; in each one the
-    steps are doubled until they reach `FAR`. A frame as wide holds the paths that leave the image on their way.
+    steps are doubled until they reach `FAR`. All pixels lie in one line, where a step is a shift, and a frame as wide as `FAR` holds
+    the paths that leave the image on their way.
     """
-    distance = F.pad(torch.where(edges, 0.0, 2.0 * FAR), (FAR,) * 4, value=2.0 * FAR)
+    h, w = edges.shape[-2:]
+    framed = F.pad(torch.where(edges, 0.0, 2.0 * FAR), (0, FAR, FAR, FAR), value=2.0 * FAR)
+    line = framed.view(-1)
     for down, right, length in _CHAMFER:
         reached, most = 0, int(FAR / length)
         while reached < most:
             steps = min(reached + 1, most - reached)
-            farther = distance + steps * length
-            ahead, behind = _apart(distance, steps * down, steps * right)
-            from_ahead, from_behind = _apart(farther, steps * down, steps * right)
-            torch.minimum(behind, from_ahead, out=behind)
-            torch.minimum(ahead, from_behind, out=ahead)
+            shift, farther = steps * (down * framed.shape[-1] + right), line + steps * length
+            torch.minimum(line[shift:], farther[:-shift], out=line[shift:])
+            torch.minimum(line[:-shift], farther[shift:], out=line[:-shift])
             reached += steps
-    return distance[..., FAR:-FAR, FAR:-FAR]
-
-
-def _apart(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
-    """Views of x: the pixels that lie `down` rows and `right` columns from another, and those others; `down` is not negative."""
-    h, w = x.shape[-2:]
-    ahead, behind = slice(max(0, right), w + min(0, right)), slice(max(0, -right), w - max(0, right))
-    return x[..., down:, ahead], x[..., : h - down, behind]
+    return framed[..., FAR : FAR + h, :w]
 
 
 def equalise(level: Tensor) -> Tensor:
