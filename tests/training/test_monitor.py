@@ -209,8 +209,8 @@ def test_a_bad_loss_that_is_found_late_is_not_put_down_to_the_noise_it_left(monk
     monkeypatch.setattr(Loop, "sees", False)
     method = LAT(sites=["first"], eps=0.01, relative=False)
     with pytest.raises(DivergedError, match=r"at batch 3 of epoch 1: layer 'middle'"):
-        # Five passes go to the canary.
-        train(Overflowing("forward", after=5 + 2), method, cheap(log_every=5, optimizer=SGD(lr=0.01)))
+        # Six passes go to the canary and to finding the sites.
+        train(Overflowing("forward", after=6 + 2), method, cheap(log_every=5, optimizer=SGD(lr=0.01)))
 
 
 def test_a_run_that_diverged_keeps_its_last_checkpoint(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class CrossEntropy(Criterion):
     Args:
         label_smoothing: s in [0, 1]; the target is q = (1 - s) onehot(y) + s / C.
 
+    >>> import torch
     >>> CrossEntropy()(torch.zeros(1, 2), torch.tensor([0]))
     tensor([0.6931])
     """
@@ -82,6 +83,7 @@ class TokenCrossEntropy(Criterion):
     Args:
         ignore_index: the label of tokens that have no part in the loss.
 
+    >>> import torch
     >>> TokenCrossEntropy()(torch.zeros(1, 2, 4), torch.tensor([[3, -100]]))
     tensor([[1.3863, 0.0000]])
     """
@@ -118,6 +120,7 @@ class NextToken(Criterion):
     Args:
         ignore_index: the label of tokens that have no part in the loss: padding, a prompt.
 
+    >>> import torch
     >>> NextToken()(torch.zeros(1, 3, 4), torch.tensor([[0, 1, -100]]))
     tensor([[1.3863, 0.0000]])
     """
@@ -228,6 +231,7 @@ def as_criterion(value: object) -> Criterion:
 def class_logits(output: Tensor, y: object) -> bool:
     """Whether outputs are logits (B, C) of at least two classes and y labels (B,): what methods of class probabilities need.
 
+    >>> import torch
     >>> class_logits(torch.zeros(2, 3), torch.tensor([0, 2])), class_logits(torch.zeros(2, 1), torch.zeros(2, 1))
     (True, False)
     """
