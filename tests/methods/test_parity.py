@@ -35,7 +35,7 @@ Weights = dict[str, Tensor]
 
 
 def data(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    return [batch(6, seed=seed, dtype=dtype) for seed in range(5)]
+    return [batch(6, seed=seed, dtype=dtype) for seed in range(3)]
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

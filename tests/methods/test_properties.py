@@ -47,11 +47,11 @@ def plain() -> nn.Module:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains(name: str) -> None:
-    """The clean loss of one fixed batch falls by at least a sixth in 30 steps."""
-    model, [(x, y)] = TinyResNet().double(), data(1, size=32)
+    """The clean loss of one small batch falls by at least a quarter in 12 steps; seen were two fifths and more."""
+    model, [(x, y)] = TinyResNet().double(), data(1, size=8)
     before = F.cross_entropy(model(x), y).item()
-    train(make(name), model, [(x, y)] * 30, optimizer=optimizer_of(model, lr=0.05))
-    assert F.cross_entropy(model(x), y).item() < 5 / 6 * before
+    train(make(name), model, [(x, y)] * 12, optimizer=optimizer_of(model, lr=0.2))
+    assert F.cross_entropy(model(x), y).item() < 3 / 4 * before
 
 
 @methods()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -232,11 +233,16 @@ def blank() -> Batches:
     return batches
 
 
-def trained(network: Callable[[], nn.Module]) -> nn.Module:
-    """Fine-tuning starts at a network that knows its classes."""
+@cache
+def learnt(network: Callable[[], nn.Module]) -> nn.Module:
     model = network().double()
     standard(Net.of(model), LEARNING, lr=0.2).copy_to(model)
     return model
+
+
+def trained(network: Callable[[], nn.Module]) -> nn.Module:
+    """Fine-tuning starts at a network that knows its classes."""
+    return copy.deepcopy(learnt(network))
 
 
 def deep_defenses() -> Iterator[Case]:
