@@ -25,9 +25,10 @@ format: $(READY)  ## mend lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-stored: $(READY)  ## write anew what the package stores of itself: the schema of recipes, the costs of the papers' tables
+stored: $(READY)  ## write anew what the package stores of itself: the schema of recipes, the costs of the papers' tables, the page of measures
 	$(BIN)/python -m layerwise.experiments.schema
 	$(BIN)/python -m benchmarks.costs
+	$(BIN)/python -m benchmarks.measures
 
 coverage: $(READY)  ## every test, with coverage of the package
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered

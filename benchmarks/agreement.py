@@ -35,7 +35,7 @@ from layerwise.attacks.external import package
 from layerwise.core.checks import parse_radius
 from layerwise.core.deepfool import deepfool
 from layerwise.core.random import Stream
-from layerwise.evaluation.session import Batches
+from layerwise.evaluation.conditions import Batches
 from layerwise.experiments import experiment
 
 RESULTS = Path(__file__).parent / "results"

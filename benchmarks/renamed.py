@@ -73,5 +73,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {}
 STATE: dict[str, str] = {}
 """{key of a method's `state_dict` after: before}."""
 
-RECORD: dict[str, str] = {"settings.count": "passes"}
+
+def _look(text: str, *, model: Any, x: Any, y: Any, threat: Any, others: Any) -> Any:
+    """A measure of images in their own order, which an evaluation shuffles."""
+    from method_table import find
+
+    order = find("data.splits:epoch_order")(len(x), shuffle=True, seed=0, epoch=0).argsort()
+    with find("evaluation.conditions:evaluating")(model, (x[order], y[order])) as conditions:
+        target = find("evaluation.measure:Target")(conditions, threat, others=others)
+        return find("evaluation.measure:parse_measure")(text)(target)
+
+
+LOOK: Callable[..., Any] | None = _look
+"""How a diagnostic is measured after; None measures it as before."""
+
+RECORD: dict[str, str] = {"settings.count": "passes", "correct": "right"}
 """{field of a record after: before}, the field that holds it before it where the name alone is not enough."""

@@ -48,10 +48,10 @@ def bench_robust(
     goal: float | None = None,
     attack: str = ATTACK,
 ) -> dict[str, Any]:
-    """Train a recipe, judge it on the test set, and tell whether it reached the goal and in what time.
+    """Train a recipe, evaluate it on the test set, and tell whether it reached the goal and in what time.
 
     `seconds` are those of `fit`, what it compiles included; `whole_seconds` those from the command to the verdict:
-    data, training and judging.
+    data, training and evaluating.
 
     Args:
         recipe: its name.
@@ -59,10 +59,10 @@ def bench_robust(
         folder: of the run, which must not be there.
         progress: show it.
         goal: accuracy under the attack, in [0, 1]; None is the headline's, which is CIFAR-10's alone.
-        attack: what judges.
+        attack: to evaluate under.
 
     Raises:
-        ConfigError: the folder is taken, the goal is none, it is not said for other data than CIFAR-10, or another attack judges.
+        ConfigError: the folder is taken, the goal is none, it is not said for other data than CIFAR-10, or another attack is named.
     """
     attack = str(parse_attack(attack))  # as records have it: pgd-50-1 is pgd-50
     if folder.exists():
@@ -79,8 +79,8 @@ def bench_robust(
     if attack not in [str(parse_attack(text)) for text in chosen.evaluation.attacks]:
         raise ConfigError(f"the benchmark counts {attack}; leave it among evaluation.attacks")
     began = time.perf_counter()
-    result, judgement = experiment.train(chosen, tree, folder=folder, progress=progress)
-    whole, accuracies = time.perf_counter() - began, judgement.evaluation.accuracies
+    result, evaluation = experiment.train(chosen, tree, folder=folder, progress=progress)
+    whole, accuracies = time.perf_counter() - began, evaluation.accuracies
     return {
         "kind": "robust",
         "machine": machine(experiment.best_device()),
@@ -89,7 +89,7 @@ def bench_robust(
         "seconds": result.seconds,
         "whole_seconds": whole,
         "steps": result.steps,
-        "images": judgement.evaluation.worst.total,
+        "images": evaluation.worst.total,
         "accuracies": accuracies,
         "attack": attack,
         "goal": goal,
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--recipe", default=RECIPE, help=f"its name (default: {RECIPE})")
     parser.add_argument("--goal", type=float, help=f"accuracy to reach, for other data than CIFAR-10 (default: {GOAL})")
-    parser.add_argument("--attack", default=ATTACK, help=f"what judges (default: {ATTACK})")
+    parser.add_argument("--attack", default=ATTACK, help=f"to evaluate under (default: {ATTACK})")
     parser.add_argument("--name", default="bench-robust", help="run folder (default: bench-robust)")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="also write the record there, as JSON")

@@ -36,8 +36,8 @@ from same_weights import NETWORKS, digest, pictures
 
 Reading = Callable[[], Any]
 EPS, IMAGES = 0.2, 100
-LEFT_OUT = {"seconds", "versions", "device", "layerwise"}
-"""Fields that differ by themselves."""
+LEFT_OUT = {"seconds", "versions", "device", "layerwise", "measures"}
+"""Fields that differ by themselves, or hold what is read by itself."""
 
 RUNS: dict[str, Any] = {
     "standard": of("Standard"),
@@ -132,8 +132,10 @@ def of_network(model: nn.Module, others: Mapping[str, nn.Module], data: Any) -> 
 
     def look(text: str) -> Reading:
         def measure() -> Any:
-            subject = make("Subject", model=model, x=x, y=y, threat=threat, others=others)
-            return find("parse_diagnostic")(text)(subject)
+            subject = {"model": model, "x": x, "y": y, "threat": threat, "others": others}
+            if renamed.LOOK and both.side() == "after":
+                return renamed.LOOK(text, **subject)
+            return find("parse_diagnostic")(text)(make("Subject", **subject))
 
         return measure
 

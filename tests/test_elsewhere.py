@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from layerwise.cli import main as cli
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
+from layerwise.core.registry import names
 from layerwise.evaluation import evaluate
-from layerwise.evaluation.measures import DIAGNOSTICS, parse_diagnostic
+from layerwise.evaluation.measure import parse_measure
 from layerwise.methods import Losses, Method
 from layerwise.training import SGD, Adam, Cosine, FitResult, capture, optim
 from tests.elsewhere import ELSEWHERE, Held, Place, elsewhere, training_there
-from tests.evaluation.measures.test_registry import SUBJECT, small
+from tests.evaluation.measures.test_by_name import small, target
 from tests.evaluation.problems import trained
 from tests.methods.cases import METHODS, make
 from tests.networks import TinyResNet, batch
@@ -159,13 +160,15 @@ def test_every_attack_counts_the_same_there(norm: Any, monkeypatch: pytest.Monke
     assert len(set(found.accuracies.values())) > 4
 
 
-@pytest.mark.parametrize("name", [name for name in DIAGNOSTICS if name != "decision-boundary"])
-def test_every_diagnostic_sees_the_same_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = parse_diagnostic(small(name))
-    expected = plan(SUBJECT).to_dict()
+@pytest.mark.parametrize("name", [name for name in names("measure") if name not in ("decision-boundary", "eps-ref")])
+def test_every_measure_sees_the_same_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = parse_measure(small(name))
+    with target() as on:
+        expected = measure(on).to_dict()
     with elsewhere(monkeypatch):
         others = {"other": TinyResNet(seed=1).to(ELSEWHERE)}
-        found = plan(replace(SUBJECT, model=TinyResNet().to(ELSEWHERE), others=others)).to_dict()
+        with target(TinyResNet().to(ELSEWHERE), others=others) as on:
+            found = measure(on).to_dict()
     assert rounded(found) == rounded(expected)
 
 

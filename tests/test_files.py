@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,10 @@ from typing import Literal
 import pytest
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation.journal import Journal
+from layerwise.evaluation.store import Store
 from layerwise.experiments.tune.trials import TRIALS, Trial, add_trial, read_trials
-from layerwise.files import atomic, open_in_place, own_folder
+from layerwise.files import LOCK, append, atomic, held, open_in_place, own_folder
 from layerwise.training import checkpoint
-from layerwise.training.lock import LOCK, held
 from layerwise.training.metrics import MetricsFile
 from layerwise.training.run import Run
 
@@ -105,6 +105,10 @@ def _hold(folder: Path) -> None:
         pass
 
 
+def _append(folder: Path) -> None:
+    append(folder / "file", b"x", sync=True)
+
+
 def _cut(folder: Path) -> None:
     MetricsFile(folder / "metrics.jsonl").truncate(1)
 
@@ -114,23 +118,27 @@ def _log(folder: Path) -> None:
 
 
 def _keep(folder: Path) -> None:
-    with Journal(folder / "evaluation.journal").open({}):
+    with Store(folder / "evaluation.journal").open():
         pass
 
 
 def _try(folder: Path) -> None:
-    add_trial(folder / TRIALS, Trial(trial=0, rung=0, epochs=1, settings={}, state="failed", seconds=0.0, run="a"))
+    add_trial(
+        Store(folder / TRIALS), Trial(trial=0, rung=0, epochs=1, settings={}, state="failed", seconds=0.0, run="a")
+    )
 
 
 def _go_on(folder: Path) -> None:
-    read_trials(folder / TRIALS)
+    read_trials(Store(folder / TRIALS))
 
 
 IN_PLACE: dict[str, tuple[str, Callable[[Path], None]]] = {
     "lock": (LOCK, _hold),
     "metrics, appended": ("metrics.jsonl", _log),
     "metrics, cut": ("metrics.jsonl", _cut),
-    "journal": ("evaluation.journal", _keep),
+    "append": ("file", _append),
+    "store": ("evaluation.journal", _keep),
+    "lock of a file": (f".evaluation.journal{LOCK}", _keep),
     "trials": (TRIALS, _try),
     "trials, cut": (TRIALS, _go_on),
 }
@@ -177,3 +185,17 @@ def test_a_folder_of_a_run_is_no_link_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is something else, and has to be a folder"):
         own_folder(tmp_path / "file")
+
+
+def test_one_process_takes_a_lock_once_and_it_is_free_afterwards(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "a.jsonl"):
+        message = f"{path} is in use by this process; wait until that ends or stop it, or type another --name"
+        with (
+            held(path),
+            pytest.raises(CheckpointError, match=re.escape(message)),
+            held(path, instead="type another --name"),
+        ):
+            pass
+        with held(path):
+            pass
+    assert list(tmp_path.iterdir()) == []

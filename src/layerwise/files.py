@@ -1,13 +1,15 @@
-"""Files that are whole or not there, and sentences for what a disk refuses."""
+"""Files that are whole or not there, files written in place, one lock, and sentences for what a disk refuses."""
 
 from __future__ import annotations
 
 import errno
 import os
+import platform
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Literal
@@ -73,6 +75,23 @@ def write_all(file: FileIO, data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
+def append(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Add bytes to a file that is written in place.
+
+    Args:
+        path: of the file.
+        data: what to add.
+        sync: wait until the disk has it.
+
+    Raises:
+        CheckpointError: the disk refused, or no plain file stands there.
+    """
+    with writing(path), open_in_place(path, "ab") as file:
+        write_all(file, data)
+        if sync:
+            os.fsync(file.fileno())
+
+
 def own_folder(path: Path) -> Path:
     """A folder inside one that may come from a stranger, made if it is not there; its parent has to be.
 
@@ -98,6 +117,95 @@ def refuse_link(folder: Path) -> None:
 def _odd(path: Path, wanted: str = "a plain file") -> CheckpointError:
     what = f"a link to {os.readlink(path)}" if path.is_symlink() else "something else"
     return CheckpointError(f"{path} is {what}, and has to be {wanted}: remove it, and type the same again")
+
+
+@contextmanager
+def held(path: Path, *, instead: str = "choose another name") -> Iterator[None]:
+    """Keep others from working on a folder, or on a file; the kernel lets go, however the process ends.
+
+    Args:
+        path: a folder that exists, or a file, which need not.
+        instead: what to do, beside waiting, where somebody else has it.
+
+    Raises:
+        CheckpointError: somebody else has it, or the disk refused.
+    """
+    lock = path / LOCK if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
+    own = str(lock.absolute())
+    taken = "this process" if own in _HELD else _taken(lock)
+    if isinstance(taken, str):
+        raise CheckpointError(f"{path} is in use by {taken}; wait until that ends or stop it, or {instead}")
+    _HELD.add(own)
+    try:
+        yield
+    finally:
+        _HELD.discard(own)
+        with suppress(OSError):  # the folder may be gone; Windows removes no open files, and one that stays is no lock
+            if _is_there(taken, lock):
+                lock.unlink()
+        taken.close()
+
+
+LOCK = ".lock"
+"""Of a folder, in it; that of a file begins and ends with its name and this."""
+
+_HELD: set[str] = set()
+"""Locks of this process: the kernel's are by process, and would let it in twice."""
+
+
+def _taken(lock: Path) -> FileIO | str:
+    """The lock's file, or who has it."""
+    while True:
+        with writing(lock.parent):
+            file = open_in_place(lock, "a+b")
+        try:
+            _lock(file)
+        except OSError as error:
+            # Some network file systems have no locks: then nobody is kept out.
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                with file:
+                    return _owner(file)
+        # Between opening and locking, the one who had it may have removed the file.
+        if _is_there(file, lock):
+            _sign(file)
+            return file
+        file.close()
+
+
+def _is_there(file: FileIO, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), lock.lstat())
+    except OSError:
+        return False
+
+
+def _lock(file: FileIO) -> None:
+    """Take the lock, or raise at once.
+
+    POSIX record locks, not flock: data workers inherit the latter, and would keep it after the kill of their parent.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte beyond the text, since locked bytes cannot be read there
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sign(file: FileIO) -> None:
+    """Say who has the lock; a full disk is no reason not to."""
+    with suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+
+
+def _owner(file: FileIO) -> str:
+    file.seek(0)
+    text = (file.read(200) or b"").decode(errors="replace")
+    return text if text.isprintable() and text else "another process"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def test_it_counts_what_an_evaluation_at_that_radius_counts(text: str, threat: T
     assert around[text].accuracy < around["fgsm"].accuracy
     # A larger radius is outside the evaluation's own worst case.
     assert not around[text].in_threat_model
-    assert around.worst.right == around["fgsm"].count.right
+    assert around.worst.correct == around["fgsm"].count.correct
     assert around[text].settings["norm"] == threat.norm
     assert around[text].settings["attack"]["alpha"] == pytest.approx(threat.eps / 3)
 

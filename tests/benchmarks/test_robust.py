@@ -32,7 +32,7 @@ def test_the_time_to_a_goal(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert robust.main([*TINY, *asked]) == 0
     record = json.loads(file.read_text())
     evaluation = json.loads((tmp_path / "timed" / "evaluation.json").read_text())
-    reached = {r["attack"]: r["count"]["right"] / r["count"]["total"] for r in evaluation["results"]}
+    reached = {r["attack"]: r["count"]["correct"] / r["count"]["total"] for r in evaluation["results"]}
     assert record["accuracies"] == reached
     assert record["reached"] is (reached["pgd-3"] >= goal) is (goal == 0.3)
     assert 0 < record["seconds"] < record["whole_seconds"]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from layerwise.cli import list as listing
 from layerwise.cli.console import TABLE, readable
 from layerwise.cli.main import commands
 from layerwise.core import registry
-from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES
-from layerwise.evaluation.journal import Entry, Journal
-from layerwise.evaluation.judgement import Judgement
-from layerwise.evaluation.measures import DIAGNOSTICS
+from layerwise.evaluation import Evaluation
+from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES, CorruptionErrors
+from layerwise.evaluation.measures import Alignment, Examples
+from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment, recipe
 from layerwise.experiments.suites import SUITES
 from layerwise.methods import PGD
@@ -103,8 +104,7 @@ def test_help_of_a_run_lists_the_evaluations_settings(layerwise: Command, done: 
         ("recipes", recipe.names()),
         ("attacks", registry.names("attack")),
         ("suites", sorted(SUITES)),
-        ("diagnostics", sorted(DIAGNOSTICS)),
-        ("measures", sorted(DIAGNOSTICS)),
+        ("measures", registry.names("measure")),
         ("corruptions", [*CORRUPTIONS, *SEQUENCES]),
         ("criteria", ["CrossEntropy"]),
     ],
@@ -155,7 +155,7 @@ def test_training_shows_a_table_that_fits_and_the_folder(layerwise: Command) -> 
     said = layerwise("train", "slat-digits", *QUICK)
     assert said.code == 0
     assert said.err == "runs/slat-digits: SLAT, digits_cnn on digits, 20 epochs\n"
-    assert re.search(r"^attack +accuracy % +95 % interval +right +seconds$", said.out, re.MULTILINE)
+    assert re.search(r"^attack +accuracy % +95 % interval +correct +seconds$", said.out, re.MULTILINE)
     assert re.search(r"^clean +\d+\.\d\d +\d+\.\d\d to \d+\.\d\d +\d+ / 20 +\d", said.out, re.MULTILINE)
     assert "*" not in said.out
     assert narrow(said.out)
@@ -236,10 +236,10 @@ def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest
     assert again.err.endswith("training.max_steps: 2 before, 3 now; or begin anew: layerwise demo --runs ANOTHER\n")
 
 
-# Judging.
+# Evaluating.
 
 
-def test_another_judgement_leaves_the_runs_own(layerwise: Command, done: Path) -> None:
+def test_another_evaluation_leaves_the_runs_own(layerwise: Command, done: Path) -> None:
     before = (done / "evaluation.json").read_text()
     said = layerwise("evaluate", "runs/done", "--evaluation.attacks", "clean,fgsm", "--threat.eps", "8/255")
     assert said.code == 0
@@ -259,11 +259,11 @@ def test_a_run_that_may_only_be_read_has_its_record_elsewhere(
     monkeypatch.setattr(os, "access", lambda path, mode: "done" not in str(path) and access(path, mode))
     before = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
     told(layerwise("evaluate", "runs/done"), r"^error: runs/done may only be read; type --output FOLDER, where the rec")
-    base = ["--evaluation.corruptions=fog", "--evaluation.corruption_base=runs/done"]
+    base = ["--evaluation.measures=corruptions fog", "--evaluation.baseline=runs/done"]
     said = layerwise("evaluate", "runs/done", "--output", "there/is", "--record", "mine", *base)
     assert said.code == 0, said.err
     assert said.out.endswith("\nrecord: there/is/mine.json\n")
-    assert Judgement.read(Path("there/is"), "mine").corruption_scores is not None
+    assert Evaluation.read(Path("there/is"), "mine").found(CorruptionErrors)
     assert {p: p.read_bytes() for p in done.rglob("*") if p.is_file()} == before
 
 
@@ -289,25 +289,67 @@ def test_a_suite_has_a_record_of_its_own_and_gives_way_to_what_is_typed(layerwis
     said = layerwise("evaluate", "runs/done", "--evaluation.attacks=[clean]", "--suite=paper-lad", "--num-examples=15")
     assert "linf, eps 8/255." in said.out
     assert re.findall(r"^(\S+) +\d+\.\d\d ", said.out, re.MULTILINE) == ["clean"]
-    assert said.err.startswith("state-ratio is left out, it does not fit this network: ")
+    assert said.err.startswith("state-ratio is left out: ")
     assert layerwise("evaluate", "runs/done", "--num-examples", "9").out.endswith("evaluation-custom.json\n")
     assert (done / "evaluation.json").read_text() == before
 
 
 def test_measures_are_typed_like_attacks(layerwise: Command, done: Path) -> None:
     said = layerwise(
-        *("evaluate", "runs/done", "--evaluation.corruptions", "fog", "--evaluation.diagnostics=alignment images=5"),
-        *("--evaluation.eps_ref", "false", "--evaluation.num_pictures", "2", "--evaluation.split=validation"),
-        *("--evaluation.corruption_base", "runs/done", "--record", "all", "--evaluation.attacks", "clean,fgsm"),
+        *("evaluate", "runs/done", "--evaluation.measures", "corruptions fog, alignment images=5, pictures images=2"),
+        *("--evaluation.baseline", "runs/done", "--record", "all", "--evaluation.attacks", "clean,fgsm"),
+        "--evaluation.split=validation",
     )
     assert said.code == 0, said.err
     assert "done on digits validation, 20 of " in said.out
     assert "Gradient alignment: mean cosine" in said.out
-    found = Judgement.read(done, "all")
-    assert found.corruptions is not None
-    assert found.corruption_scores is not None
-    assert found.examples is not None
-    assert (len(found.diagnostics), len(found.examples.items)) == (1, 2)
+    found = Evaluation.read(done, "all")
+    kinds = ["CorruptionErrors", "CorruptionScores", "Alignment", "Examples"]
+    assert [type(m.found).__name__ for m in found.measures] == kinds
+    assert len(found.found(Examples)[0].items) == 2
+
+
+OWN = """
+from layerwise.attacks import InputAttack
+from layerwise.evaluation import Target
+from layerwise.evaluation.measures import Alignment
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lighter(InputAttack):
+    def __call__(self, model, x, y, threat, *, generator=None):
+        return (x + threat.eps).clamp(0, 1)
+
+
+def halves(target: Target, *, images: int = 2) -> Alignment:
+    "Nothing of use."
+    return Alignment(0.5, (0.5,) * images, 0, 0.1)
+"""
+
+
+def test_ones_own_attack_and_measure_are_typed_like_others(
+    layerwise: Command, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_to_type.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--evaluation.measures=mine_to_type:halves images=3", "--evaluation.attacks=[clean, mine_to_type:Lighter]")
+    said = layerwise("evaluate", "runs/done", *own, "--record", "own")
+    assert said.code == 0, said.err
+    found = Evaluation.read(done, "own")
+    assert [r.attack for r in found.results] == ["clean", "mine_to_type:Lighter"]
+    assert found.found(Alignment)[0].total == 3
+    said = layerwise("report", "runs/done", "--record", "own", "--format", "md")
+    assert "mean cosine 0.500 over 3 images" in said.out
+
+
+def test_code_that_the_run_names_is_not_loaded(layerwise: Command, done: Path, tmp_path: Path) -> None:
+    config = (done / "config.yaml").read_text()
+    assert "  measures: []\n" in config
+    (done / "config.yaml").write_text(config.replace("  measures: []\n", "  measures: [nobodys_module:halves]\n"))
+    said = layerwise("evaluate", "runs/done", "--record", "own")
+    assert said.code == 2
+    assert "names code of its own, 'nobodys_module:halves', which would be executed; add --trust" in said.err
 
 
 def test_a_report(layerwise: Command, done: Path) -> None:
@@ -341,17 +383,17 @@ def test_a_stopped_evaluation_says_how_to_go_on(
     layerwise: Command, done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = layerwise("evaluate", "runs/done", "--suite", "quick", "--record", "whole", "--quiet")
-    add, calls = Journal.add, 0
+    extend, calls = Store.extend, 0
 
-    def stop(self: Journal, entries: Iterable[Entry]) -> None:
+    def stop(self: Store, values: Iterable[tuple[str, int, Any]]) -> None:
         nonlocal calls
-        add(self, entries)
+        extend(self, values)
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", stop)
+        patch.setattr(Store, "extend", stop)
         said = layerwise("evaluate", "runs/done", "--fresh", "--suite", "quick", "--evaluation.batch_size", "250")
     command = "evaluate runs/done --suite quick --evaluation.batch_size 250"
     assert said == Said(130, "", f"stopped by Ctrl-C, what is done is kept; go on with: layerwise {command}\n")

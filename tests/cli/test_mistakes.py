@@ -91,15 +91,17 @@ MISTAKES = [
     ([*TRAIN, "--data.validation", "-1"], r"validation"),
     ([*TRAIN, "--data.options.x", "3"], r"data set 'digits' has no option 'x'"),
     (["train", "slat-cifar10"], r"cifar10: cifar-10-binary.tar.gz not found in .*; add --data.download true"),
-    # Judging.
+    # Evaluating.
     ([*TRAIN, "--evaluation.attacks", "[clean, pdg-5]"], r"attack 'pdg-5' is unknown; did you mean 'pgd'"),
-    ([*TRAIN, "--evaluation.attacks", "[]"], r"there is no attack to judge by"),
-    ([*TRAIN, "--evaluation.attacks", "[fgsm, fgsm]"], r"attack 'fgsm' is given 2 times; give it once"),
+    ([*TRAIN, "--evaluation.attacks", "[]"], r"there is no attack to evaluate under"),
+    ([*TRAIN, "--evaluation.attacks", "[fgsm, fgsm]"], r"'fgsm' is given 2 times; give it once"),
     (
         [*TRAIN, "--evaluation.num_examples", "0"],
         r"evaluation: num_examples=0 is too small; type a number of at least 1",
     ),
-    ([*TRAIN, "--evaluation.rho_steps", "[0]"], r"evaluation: rho_steps=0 is too small"),
+    ([*TRAIN, "--evaluation.measures", "[rho steps=0]"], r"evaluation.measures: steps=0 is too small"),
+    ([*TRAIN, "--evaluation.measures", "landscap"], r"there is no measure 'landscap'; did you mean 'landscape'"),
+    ([*TRAIN, "--evaluation.measures", "[corruptions fogg]"], r"corruption 'fogg' is unknown; did you mean 'fog'"),
     # Sites of a network.
     (["sites", "preact_resnt18"], r"there is no network 'preact_resnt18'.* did you mean 'preact_resnet18'"),
     (["sites", "slat-digits"], r"slat-digits is a recipe; type `layerwise train slat-digits --dry-run`"),
@@ -209,7 +211,7 @@ def other_threat(run: Path) -> None:
         (
             other_threat,
             ["report", "runs/done", "runs/other"],
-            r"runs/other was judged in linf, eps 0.1 .*evaluate them alike",
+            r"runs/other was evaluated in linf, eps 0.1 .*evaluate them alike",
         ),
         (foreign_code, ["evaluate", "runs/done"], r"names code of its own, 'os:system', .* add --trust to allow it"),
         (

@@ -15,7 +15,7 @@ from layerwise.attacks import MIFGSM, DeepFoolAttack, FGSMAttack, PGDAttack, Thr
 from layerwise.attacks.external import package
 from layerwise.core.deepfool import deepfool
 from layerwise.core.random import Stream
-from layerwise.evaluation.session import Batches
+from layerwise.evaluation.conditions import Batches
 
 foolbox = package("foolbox")
 ATTACKS: Any = foolbox.attacks

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from layerwise.attacks import BIM, Clean, FGSMAttack, PGDAttack, StepLL, ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation import evaluate
-from layerwise.evaluation.session import judging
+from layerwise.evaluation.conditions import evaluating
 from tests.evaluation.problems import trained
 from tests.networks import batch
 
@@ -24,9 +24,9 @@ def test_accuracies_are_counted_over_all_images() -> None:
         net, DATA, threat=THREAT, attacks=[Clean(), FGSMAttack(), BIM(5), StepLL()], batch_size=64, progress=False
     )
     masks = [net(a(net, x.double(), y, THREAT)).argmax(1) == y for a in (Clean(), FGSMAttack(), BIM(5), StepLL())]
-    assert [r.count.right for r in record.results] == [int(m.sum()) for m in masks]
+    assert [r.count.correct for r in record.results] == [int(m.sum()) for m in masks]
     assert {r.count.total for r in record.results} == {150}
-    assert record.worst.right == int(torch.stack(masks).all(0).sum())
+    assert record.worst.correct == int(torch.stack(masks).all(0).sum())
     assert record["clean"].accuracy > record["fgsm"].accuracy > record["bim-5"].accuracy > 0
     assert record.average_attacked == pytest.approx(sum(record.accuracies[a] for a in ("fgsm", "bim-5", "step-ll")) / 3)
 
@@ -37,8 +37,8 @@ def test_the_worst_case_is_taken_image_by_image() -> None:
     record = evaluate(trained(), batch(300, seed=8), threat=threat, attacks=suite, progress=False)
     net, (x, y) = trained(), batch(300, seed=8, dtype=torch.float32)
     right = [net(a(net, x.double(), y, threat)).argmax(1) == y for a in (FGSMAttack(), BIM(5), StepLL())]
-    assert record.worst.right == int((right[0] & right[1] & right[2]).sum())
-    assert record.worst.right < min(int(r.sum()) for r in right), "no single attack is the worst for every image"
+    assert record.worst.correct == int((right[0] & right[1] & right[2]).sum())
+    assert record.worst.correct < min(int(r.sum()) for r in right), "no single attack is the worst for every image"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_numbers_and_touches_no_random_state() -> N
         evaluate(trained(), DATA, threat=THREAT, attacks=["pgd-1"], num_examples=60, seed=s, progress=False)
         for s in range(4)
     ]
-    assert len({r.worst.right for r in other}) > 1
+    assert len({r.worst.correct for r in other}) > 1
     assert len({r.data.fingerprint for r in other}) == 4
 
 
@@ -71,10 +71,10 @@ def test_random_starts_depend_on_the_image_alone() -> None:
     net = trained()
     starts = []
     for size in (20, 150):
-        with judging(net, DATA, batch_size=size) as session:
+        with evaluating(net, DATA, batch_size=size) as conditions:
             attack = PGDAttack(2, alpha=0.01)
             starts.append(
-                torch.cat([attack(session.network, x, y, THREAT, generator=s) for x, y, s in session.batches])
+                torch.cat([attack(conditions.network, x, y, THREAT, generator=s) for x, y, s in conditions.batches])
             )
     torch.testing.assert_close(starts[0], starts[1], rtol=0, atol=1e-12)
 
@@ -130,7 +130,7 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
 @pytest.mark.parametrize(
     ("attacks", "message"),
     [
-        ([], "there is no attack to judge by"),
+        ([], "there is no attack to evaluate under"),
         (["pgd-20", PGDAttack(20)], "attack 'pgd-20' is given 2 times"),
         (["pgd-20", "gpd"], "attack 'gpd' is unknown"),
     ],

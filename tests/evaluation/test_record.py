@@ -47,7 +47,7 @@ def test_a_real_record_survives() -> None:
 def test_markdown() -> None:
     assert RECORD.to_markdown() == (
         "**a\\|b \\<i\\>** on digits test, 100 of 540 images (seed 0), linf, eps 8/255.\n\n"
-        "| attack | accuracy % | 95 % interval | right | seconds |\n"
+        "| attack | accuracy % | 95 % interval | correct | seconds |\n"
         "|---|---:|---:|---:|---:|\n"
         "| clean | 50.00 | 40.38 to 59.62 | 50 / 100 | 0.2 |\n"
         "| pgd-20 | 10.00 | 5.52 to 17.44 | 10 / 100 | 12.0 |\n"
@@ -77,17 +77,17 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
         ("[" * 100_000, "run/e.json is not JSON"),
         ("[1, 2]", "run/e.json is not the record of an evaluation; give a file that `layerwise evaluate` wrote"),
         ('{"accuracy": 3}', "is not the record of an evaluation"),
-        (edited(lambda d: d.update(version=2)), "has version 2, this layerwise reads 1; use the one that wrote it"),
+        (edited(lambda d: d.update(version=3)), "has version 3, this layerwise reads 2; use the one that wrote it"),
         (edited(lambda d: d.pop("worst")), "run/e.json is corrupt: the record has no worst"),
         (edited(lambda d: d.update(more=1)), "corrupt: the record has an unknown more"),
         (
-            edited(lambda d: d["results"][1]["count"].update(right="x")),
-            r"the record.results\[1\].count.right is 'x', which is no whole number",
+            edited(lambda d: d["results"][1]["count"].update(correct="x")),
+            r"the record.results\[1\].count.correct is 'x', which is no whole number",
         ),
-        (edited(lambda d: d["results"][1]["count"].update(right=True)), r"right is True, which is no whole number"),
+        (edited(lambda d: d["results"][1]["count"].update(correct=True)), r"correct is True, which is no whole number"),
         (
-            edited(lambda d: d["results"][1]["count"].update(right=101)),
-            r"results\[1\].count: 101 right out of 100 cannot be",
+            edited(lambda d: d["results"][1]["count"].update(correct=101)),
+            r"results\[1\].count: 101 correct out of 100 cannot be",
         ),
         (edited(lambda d: d["results"][1].update(seconds=float("nan"))), r"seconds is nan, which is no number"),
         (edited(lambda d: d["results"][1].update(seconds=10**400)), r"seconds is 1000.*, which is no number"),
@@ -101,7 +101,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
         (edited(lambda d: d.update(versions=["2"])), r"the record.versions is \['2'\], which is no object"),
         (edited(lambda d: d["versions"].update(torch=2)), r"the record.versions.torch is 2, which is no text"),
         (
-            edited(lambda d: d.update(worst={"right": 1, "total": 7})),
+            edited(lambda d: d.update(worst={"correct": 1, "total": 7})),
             r"its results count \[7, 100\] images, they must be equal",
         ),
     ],

@@ -20,9 +20,9 @@ from layerwise import models
 from layerwise.core import registry
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, DataError, LayerwiseError
-from layerwise.evaluation import Evaluation, judgement, judging, rho
+from layerwise.evaluation import Evaluation, Rho, rho
 from layerwise.experiments import experiment
-from layerwise.experiments.experiment import DataSettings, Judgement, read
+from layerwise.experiments.experiment import DataSettings, read
 from layerwise.files import write_text
 from layerwise.models.weights import unpack_tensors
 
@@ -36,7 +36,7 @@ QUICK = [
 ]
 
 
-def train(folder: Path, *overrides: str, recipe: str = "slat-digits", resume: bool = False) -> Judgement:
+def train(folder: Path, *overrides: str, recipe: str = "slat-digits", resume: bool = False) -> Evaluation:
     chosen, tree = read(recipe, [*QUICK, *overrides])
     return experiment.train(chosen, tree, folder=folder, resume=resume, progress=False)[1]
 
@@ -65,7 +65,6 @@ def test_a_run_leaves_its_record(finished: Path) -> None:
         "data.json",
         "evaluation.json",
         "evaluation.md",
-        "evaluation.measures.json",
         "metrics.jsonl",
         "model.safetensors",
         "versions.json",
@@ -107,7 +106,7 @@ def test_opening_a_run_changes_settings_of_the_evaluation_only(finished: Path) -
         experiment.open_run(finished, ["--training.epochs", "3"])
 
 
-def test_an_unfinished_run_is_not_judged(finished: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_not_evaluated(finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "model.safetensors").unlink()
     for call in (
@@ -239,7 +238,7 @@ def test_a_disk_that_fills_up_at_any_file_leaves_a_run_that_goes_on(
             left[0] = 10**6
             train(run, resume=True)
             assert same(weights(run), weights(finished))
-            assert (run / "evaluation.json").read_text().count('"right"') == 2
+            assert (run / "evaluation.json").read_text().count('"correct"') == 2
             shutil.rmtree(run)
         # Every file and folder of a run is a place where the disk can be full; a third of them keeps the test short.
         room += 3
@@ -247,30 +246,31 @@ def test_a_disk_that_fills_up_at_any_file_leaves_a_run_that_goes_on(
     assert all("No space left on device" in sentence for sentence in told)
 
 
-def test_ctrl_c_while_judging_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_evaluating_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judging, "evaluate", stop)
+    monkeypatch.setattr(experiment, "evaluate_run", stop)
     with pytest.raises(
-        KeyboardInterrupt, match=re.escape(f"judge the network with: layerwise evaluate {tmp_path / 'run'}")
+        KeyboardInterrupt, match=re.escape(f"evaluate the network with: layerwise evaluate {tmp_path / 'run'}")
     ):
         train(tmp_path / "run")
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_a_judgement_holds_rho(finished: Path) -> None:
-    chosen, model, data = experiment.open_run(finished, ["--evaluation.rho_steps=[2]"])
-    judgement = experiment.judge(model, data, chosen.evaluation, threat=chosen.threat, progress=False)
-    assert judgement.rho == (rho(model, data.test, num_steps=2, num_examples=20, batch_size=250),)
-    assert f"rho_2 with 2 DeepFool steps: {judgement.rho[0].value:.4g} over 20 images" in judgement.to_markdown()
+def test_an_evaluation_holds_rho(finished: Path) -> None:
+    chosen, model, data = experiment.open_run(finished, ["--evaluation.measures=[rho steps=2]"])
+    evaluation = experiment.evaluate_run(model, data, chosen.evaluation, threat=chosen.threat, progress=False)
+    (found,) = evaluation.found(Rho)
+    assert found.value == pytest.approx(rho(model, data.test, num_steps=2, num_examples=20).value, rel=1e-6)
+    assert f"rho_2 with 2 DeepFool steps: {found.value:.4g} over 20 images" in evaluation.to_markdown()
 
 
 @pytest.mark.parametrize("record", ["data", "versions", "../evaluation", "a/b"])
 def test_a_record_overwrites_nothing_else(finished: Path, record: str) -> None:
     chosen, model, data = experiment.open_run(finished)
     with pytest.raises(ConfigError, match=re.escape(f"a record cannot be called {record!r}")):
-        experiment.judge(
+        experiment.evaluate_run(
             model, data, chosen.evaluation, threat=chosen.threat, folder=finished, record=record, progress=False
         )
 
@@ -370,7 +370,7 @@ BAD_TENSORS: list[tuple[Tensor, Tensor, str]] = [
 
 
 @pytest.mark.parametrize(("images", "labels", "message"), BAD_TENSORS, ids=["nan", "inf", "negative", "0 to 255"])
-def test_bad_tensors_are_refused_for_training_and_for_judging(images: Tensor, labels: Tensor, message: str) -> None:
+def test_bad_tensors_are_refused_for_training_and_for_evaluating(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         layerwise.from_tensors(images, labels, test=0.2, classes=list("abc"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
@@ -379,7 +379,7 @@ def test_bad_tensors_are_refused_for_training_and_for_judging(images: Tensor, la
 
 
 @pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 1], ids=["-1", "3 of 3"])
-def test_bad_labels_are_refused_for_training_and_for_judging(labels: Tensor) -> None:
+def test_bad_labels_are_refused_for_training_and_for_evaluating(labels: Tensor) -> None:
     with pytest.raises(DataError, match="with 3 classes the labels must be 0 to 2"):
         layerwise.from_tensors(IMAGES, labels, test=0.2, classes=list("abc"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
@@ -401,8 +401,8 @@ def test_the_record_comes_last_so_that_where_it_is_the_rest_is_too(
         order.append(file.name)
         write_text(file, text)
 
-    monkeypatch.setattr(judgement, "write_text", noted)
+    monkeypatch.setattr(sys.modules["layerwise.evaluation.record"], "write_text", noted)
     chosen, model, data = experiment.open_run(finished)
-    experiment.judge(model, data, chosen.evaluation, threat=chosen.threat, folder=tmp_path, progress=False)
+    experiment.evaluate_run(model, data, chosen.evaluation, threat=chosen.threat, folder=tmp_path, progress=False)
     assert order[-1] == "evaluation.json"
     assert sorted(order) == sorted(p.name for p in tmp_path.iterdir())

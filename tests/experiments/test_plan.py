@@ -29,7 +29,7 @@ def test_a_plan_names_what_would_happen_and_does_nothing(tmp_path: Path, monkeyp
     ]
     text = plan(read("slat-digits", overrides)[0])
     assert list(tmp_path.iterdir()) == []
-    assert "digits: 1,131 to train on, 126 to choose by, 540 to judge" in text
+    assert "digits: 1,131 to train on, 126 to choose by, 540 to evaluate on" in text
     # 1,131 images are 36 batches of 32.
     assert "4 epochs, 144 batches of 32" in text
     assert re.findall(r"phase (\d) +(\d) epochs, (\w+), (\d+) passes", text) == [

@@ -10,7 +10,7 @@ import pytest
 from layerwise.attacks import At, ThreatModel, Transfer, parse_attack
 from layerwise.errors import ConfigError
 from layerwise.evaluation.corruptions.names import chosen_corruptions, chosen_sequences
-from layerwise.evaluation.measures import parse_diagnostic
+from layerwise.evaluation.measure import parse_measure
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments.settings import read
 from layerwise.experiments.suites import SUITES, find_suite
@@ -26,8 +26,8 @@ def test_every_suite_can_be_set(name: str) -> None:
     assert isinstance(settings, EvaluationSettings)
     assert settings.attacks == suite.settings["attacks"]
     assert all(str(parse_attack(text)) == text for text in settings.attacks)
-    assert settings.diagnostics == suite.settings.get("diagnostics", [])
-    assert all(str(parse_diagnostic(text)) == text for text in settings.diagnostics)
+    assert settings.measures == suite.settings.get("measures", [])
+    assert all(str(parse_measure(text)) == text for text in settings.measures)
     for attack in settings.attacks:
         assert attack in suite.contents()
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -20,10 +20,11 @@ import pytest
 import layerwise as lw
 from layerwise.core import registry
 from layerwise.errors import ConfigError
+from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment
 from layerwise.experiments.settings import SCHEMA, read
 from layerwise.experiments.trust import is_in_run, trusted, trusting
-from layerwise.experiments.tune.trials import TRIALS, Trial, add_trial
+from layerwise.experiments.tune.trials import TRIALS, add_trial, read_trials
 from layerwise.reproduce import bench, systems
 from layerwise.trees import dump_yaml, load_yaml, nested, put
 from tests.command import Command, layerwise, told
@@ -136,8 +137,8 @@ def test_the_walk_meets_what_is_known_to_name_something() -> None:
         ("Standard", "phases"),
         ("Standard", "evaluation.attacks"),
         ("Standard", "evaluation.sources"),
-        ("Standard", "evaluation.corruption_base"),
-        ("Standard", "evaluation.diagnostics_other"),
+        ("Standard", "evaluation.measures"),
+        ("Standard", "evaluation.baseline"),
         ("EAT", "method.sources"),
         ("AdvTrainI", "method.network"),
     } <= keys
@@ -148,8 +149,7 @@ def recipe(method: str, key: str, value: Any) -> None:
     used = {
         "method.name": method,
         "evaluation.attacks": ["clean", "transfer:each:fgsm"],
-        "evaluation.corruptions": ["fog"],
-        "evaluation.diagnostics": ["adversarialness images=4", "reassignment images=4"],
+        "evaluation.measures": ["adversarialness images=4", "reassignment images=4"],
         "evaluation.num_examples": 4,
         "training.max_steps": 2,
         "training.eval_every": 0,
@@ -178,7 +178,7 @@ def test_an_own_recipe_that_names_a_strangers_run_runs_none_of_its_code(
         ("model.start", "stranger/p.yaml"),
         ("evaluation.sources", ["stranger"]),
         ("evaluation.attacks", ["clean", "transfer:stranger:fgsm"]),
-        ("evaluation.diagnostics_other", "stranger"),
+        ("evaluation.baseline", "stranger"),
     ],
 )
 def test_with_trust_it_does(layerwise: Command, place: Path, key: str, value: Any) -> None:
@@ -289,10 +289,10 @@ def test_a_search_that_is_resumed_takes_its_own_settings_only(layerwise: Command
     ]
     assert layerwise(*argv).code == 0
     folder = Path("runs/tune/standard-digits")
-    (trial,) = [json.loads(line) for line in (folder / TRIALS).read_text().splitlines()]
+    (trial,) = read_trials(Store(folder / TRIALS))
     for settings in ({"training.batch_size": 8, "model.start": "stranger/p.yaml"}, {"training.batch_size": 5}):
         (folder / TRIALS).unlink()
-        add_trial(folder / TRIALS, Trial(**{**trial, "findings": (), "settings": settings}))
+        add_trial(Store(folder / TRIALS), replace(trial, settings=settings))
         told(
             layerwise(*argv, "--resume"),
             r"trials.jsonl: the settings of trial 0 are not of this search; remove the file",

@@ -13,6 +13,8 @@ import pytest
 
 from layerwise.data import Split
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
+from layerwise.evaluation import Evaluation, Rho
+from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment
 from layerwise.experiments.ranges import Choice, Interval, Range
 from layerwise.experiments.settings import with_settings
@@ -74,8 +76,9 @@ def outcome(clean: float, *robust: float, flags: tuple[str, ...] = (), findings:
         accuracies=accuracies,
         worst=SimpleNamespace(total=100),
         findings=[SimpleNamespace(name=name) for name in findings],
+        found=lambda kind: [],
     )
-    return SimpleNamespace(flags=list(flags)), SimpleNamespace(evaluation=evaluation, rho=())
+    return SimpleNamespace(flags=list(flags)), evaluation
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, gives: Any) -> list[str]:
@@ -131,7 +134,7 @@ def test_each_rung_keeps_the_best_third(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found.best == by_rung[2][0]
     assert {attacks[1] for rung, _, attacks in seen if rung < 2} == {"pgd-1"}
     assert [attacks for rung, _, attacks in seen if rung == 2] == [["clean", "pgd-1", "pgd-5"]]
-    assert read_trials(tmp_path / "t" / TRIALS) == list(found.trials)
+    assert read_trials(Store(tmp_path / "t" / TRIALS)) == list(found.trials)
 
 
 def test_what_is_not_sound_is_recorded_and_makes_room_for_the_next_best(
@@ -181,7 +184,7 @@ def test_the_best_weights_may_be_from_before_a_collapse(monkeypatch: pytest.Monk
             assert tune(tree, ETA, plan, name="x", folder=tmp_path / weights).best.state == state
 
 
-def test_other_weights_are_judged_as_evaluate_judges_them(layerwise: Command, tmp_path: Path) -> None:
+def test_other_weights_are_evaluated_as_the_command_does(layerwise: Command, tmp_path: Path) -> None:
     words = [
         "tune",
         "slat-digits",
@@ -203,14 +206,14 @@ def test_other_weights_are_judged_as_evaluate_judges_them(layerwise: Command, tm
     assert "trial 0 (ema weights)" in said.out
     assert "runs/slat-digits-tuned --weights ema" in " ".join(said.out.split())
     folder = tmp_path / "runs" / "tune" / "slat-digits"
-    (trial,) = read_trials(folder / TRIALS)
+    (trial,) = read_trials(Store(folder / TRIALS))
     run = str((folder / trial.run).relative_to(tmp_path))
     shares = {}
     for which in ("ema", "last"):
         judged = layerwise("evaluate", run, "--weights", which, "--record", which, "--quiet")
         assert judged.code == 0, judged.err
         record = json.loads((tmp_path / run / f"{which}.json").read_text())
-        shares[which] = [result["count"]["right"] / result["count"]["total"] for result in record["results"]]
+        shares[which] = [result["count"]["correct"] / result["count"]["total"] for result in record["results"]]
     assert [trial.clean, trial.robust] == [shares["ema"][0], shares["ema"][-1]]
     assert shares["ema"] != shares["last"]
 
@@ -247,7 +250,7 @@ def test_a_search_that_is_interrupted_in_every_trial_gives_the_same(
             file.write('{"trial": 3, "ru')  # as a power failure leaves it
     resumed = tune(tree, ETA, plan, name="x", folder=tmp_path / "t", resume=True)
     assert without_time(resumed.trials) == without_time(whole.trials)
-    assert read_trials(tmp_path / "t" / TRIALS) == list(resumed.trials)
+    assert read_trials(Store(tmp_path / "t" / TRIALS)) == list(resumed.trials)
 
 
 def test_ctrl_c_while_the_reference_trains_says_how_the_search_goes_on(
@@ -277,9 +280,11 @@ def test_only_the_same_search_is_resumed(monkeypatch: pytest.MonkeyPatch, tmp_pa
             tune(*other, name="x", folder=tmp_path / "t", resume=True)
     tune(settings("--training.log_every=3"), ETA, plan, name="x", folder=tmp_path / "t", resume=True)
     assert len(runs) == 1
-    (tmp_path / "t" / TRIALS).write_text("{}\n")
-    with pytest.raises(CheckpointError, match="line 1 has no"):
-        tune(tree, ETA, plan, name="x", folder=tmp_path / "t", resume=True)
+    # What an older version wrote is kept, and its trials are done again.
+    (tmp_path / "t" / TRIALS).write_text('{"trial": 0, "rung": 0}\n')
+    tune(tree, ETA, plan, name="x", folder=tmp_path / "t", resume=True)
+    assert len(runs) == 2
+    assert (tmp_path / "t" / f"{TRIALS}.aside-1").read_text() == '{"trial": 0, "rung": 0}\n'
 
 
 @pytest.mark.parametrize(
@@ -320,23 +325,23 @@ def test_without_optuna_the_sentence_says_what_to_install(monkeypatch: pytest.Mo
         tune(settings(), ETA, Plan(), name="x", folder=tmp_path / "t")
 
 
-def test_a_network_to_start_from_is_a_floor_and_is_judged_on_validation_too(
+def test_a_network_to_start_from_is_a_floor_and_is_evaluated_on_validation_too(
     no_test: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # The reference is trained on the way, in the search's folder; what would read the test split raises.
     lines = ["extends: standard-digits", "model: {options: {width: 4}}", "training: {max_steps: 1, eval_every: 0}"]
     reference = tmp_path / "reference.yaml"
     reference.write_text("\n".join([*lines, "evaluation: {attacks: [clean], num_examples: 20}"]))
-    tree = settings(f"--model.start={reference}", "--evaluation.rho_steps=[1, 2]")
+    tree = settings(f"--model.start={reference}", "--evaluation.measures=[rho steps=1, rho steps=2]")
     first = tmp_path / "first"
     plan = Plan(trials=1, budget=1, objective="rho", max_clean_drop=0.9)
     found = tune(tree, ETA, plan, name="x", folder=first)
     record = json.loads((first / "reference" / "evaluation.json").read_text())
     assert record["data"]["name"] == "digits validation"
-    measured = json.loads((first / found.best.run / "evaluation.measures.json").read_text())["rho"]
-    assert [(m["num_steps"], m["images"]) for m in measured] == [(2, 20)]
+    measured = Evaluation.read(first / found.best.run).found(Rho)
+    assert [(m.num_steps, m.images) for m in measured] == [(2, 20)]
     assert f"rho_2 {found.best.rho:.4g}" in found.to_markdown()
-    clean = record["results"][0]["count"]["right"] / 20
+    clean = record["results"][0]["count"]["correct"] / 20
     scripted(monkeypatch, lambda trial, rung, chosen: outcome(clean - 0.02 + 0.015 * trial, 0.9 - 0.1 * trial))
     plan = Plan(trials=3, budget=1, max_clean_drop=0.01)
     halved = tune(tree, ETA, plan, name="x", folder=tmp_path / "t", runs=first)
@@ -366,7 +371,7 @@ def test_the_command_searches_without_the_test_split_and_writes_a_recipe(
     said = layerwise(*words, "--quiet")
     assert said.code == 0, said.err
     folder = tmp_path / "runs" / "tune" / "own"
-    trials = read_trials(folder / TRIALS)
+    trials = read_trials(Store(folder / TRIALS))
     assert [(t.trial, t.rung) for t in trials][:3] == [(0, 0), (1, 0), (2, 0)]
     assert trials[-1].rung == 1
     first = {"method.eta.conv1": 0.03, "training.optimizer.lr": 0.1, "training.batch_size": 64}
@@ -377,7 +382,7 @@ def test_the_command_searches_without_the_test_split_and_writes_a_recipe(
     for t in trials:
         record = json.loads((folder / t.run / "evaluation.json").read_text())
         assert record["data"]["name"] == "digits validation"
-        assert record["results"][0]["count"]["right"] / 20 == t.clean
+        assert record["results"][0]["count"]["correct"] / 20 == t.clean
         assert not (folder / t.run / "checkpoints").exists()
     winner, tree = experiment.read(str(folder / BEST))
     won = trials[-1].settings
@@ -390,7 +395,7 @@ def test_the_command_searches_without_the_test_split_and_writes_a_recipe(
     told(layerwise(*words), "already holds a search")
     again = layerwise(*words, "--quiet", "--resume")
     assert again.out == said.out
-    assert read_trials(folder / TRIALS) == trials
+    assert read_trials(Store(folder / TRIALS)) == trials
 
 
 def test_the_best_recipe_trains_and_an_interruption_inside_a_trial_costs_nothing(
@@ -407,11 +412,11 @@ def test_the_best_recipe_trains_and_an_interruption_inside_a_trial_costs_nothing
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "judge", stopped)
+        patched.setattr(experiment, "evaluate_run", stopped)
         said = layerwise(*words, "--name=t")
     assert (said.code, "--resume" in said.err) == (130, True)
     assert layerwise(*words, "--name=t", "--resume").code == 0
-    one, other = (read_trials(tmp_path / "runs" / "tune" / name / TRIALS) for name in ("whole", "t"))
+    one, other = (read_trials(Store(tmp_path / "runs" / "tune" / name / TRIALS)) for name in ("whole", "t"))
     assert without_time(one) == without_time(other)
 
 

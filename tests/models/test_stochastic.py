@@ -153,7 +153,7 @@ def test_without_room_it_is_the_network(net: nn.Sequential, x: Tensor) -> None:
         Rand(net, largest=0)
 
 
-def test_settings_wrap_the_network_for_its_judgement(net: nn.Sequential, x: Tensor) -> None:
+def test_settings_wrap_the_network_for_its_evaluation(net: nn.Sequential, x: Tensor) -> None:
     noisy = NoisyAveraging(sites=["0"], std=0.3, passes=2, attack_passes=3).wrap(net)
     assert isinstance(noisy, NoisyAverage)
     assert (noisy.model, noisy.std, noisy.passes, noisy.attack_passes) == (net, 0.3, 2, 3)
@@ -162,14 +162,14 @@ def test_settings_wrap_the_network_for_its_judgement(net: nn.Sequential, x: Tens
     assert (resized.model, resized.largest) == (net, 8)
 
 
-def test_a_judgement_uses_the_inference_that_is_set() -> None:
+def test_an_evaluation_uses_the_inference_that_is_set() -> None:
     from layerwise import data
-    from layerwise.evaluation.judging import judge
+    from layerwise.evaluation import evaluate_run
     from layerwise.evaluation.settings import EvaluationSettings
 
     digits, seen = data.load("digits"), list[tuple[int, ...]]()
     network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 10)).eval()
     network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[1:])))
     settings = EvaluationSettings(attacks=["clean"], num_examples=4, inference=RandomResizing(largest=12))
-    judge(network, digits, settings, progress=False)
+    evaluate_run(network, digits, settings, progress=False)
     assert set(seen) == {(1, 12, 12)}

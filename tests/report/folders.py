@@ -12,16 +12,16 @@ import torch
 import yaml
 
 from layerwise.attacks import ThreatModel
-from layerwise.evaluation import Count, EpsRef, Evaluation, Finding, Result, Rho
+from layerwise.evaluation import Count, EpsRef, Evaluation, Finding, Measured, Result, Rho
 from layerwise.evaluation.corruptions import STANDARD, STANDARD_SEQUENCES, CorruptionErrors, FlipProbabilities, Flips
 from layerwise.evaluation.corruptions.percent import Sums
-from layerwise.evaluation.examples import Example, Examples
-from layerwise.evaluation.judgement import Judgement
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.measures import (
     Alignment,
     BoundaryDistance,
     Cloud,
-    Diagnostic,
+    Example,
+    Examples,
     FeatureClouds,
     FeatureGradients,
     InputGradients,
@@ -37,18 +37,18 @@ IMAGES = 100
 DATA = DataRecord("digits", 540, 0, "bb")
 
 
-def record(total: int = IMAGES, worst: int | None = None, **right: int) -> Evaluation:
-    """An evaluation with so many right answers under each attack, pgd_50_10 for pgd-50-10."""
-    names = {name: name.replace("_", "-") for name in right}
+def record(total: int = IMAGES, worst: int | None = None, **correct: int) -> Evaluation:
+    """An evaluation with so many correct answers under each attack, pgd_50_10 for pgd-50-10."""
+    names = {name: name.replace("_", "-") for name in correct}
     results = tuple(
-        Result(names[name], {"name": names[name].split("-")[0]}, Count(r, total), 0.1) for name, r in right.items()
+        Result(names[name], {"name": names[name].split("-")[0]}, Count(r, total), 0.1) for name, r in correct.items()
     )
     return Evaluation(
         model=ModelRecord("net", 7, "aa"),
         data=DATA,
         threat=ThreatModel(eps=0.2),
         results=results,
-        worst=Count(min(right.values()) if worst is None else worst, total),
+        worst=Count(min(correct.values()) if worst is None else worst, total),
         findings=(),
         batch_size=10,
         eot=1,
@@ -69,8 +69,8 @@ class Words:
     setting: str = "value"
 
 
-def diagnostics(words: Words) -> tuple[Diagnostic, ...]:
-    """One of each kind that has a section."""
+def looks(words: Words) -> tuple[Measurement, ...]:
+    """One of each kind that has a figure and a section in every report."""
     sites = ("input", words.site)
     points = ((0.0, 1.0), (1.0, 0.0), (0.5, 0.5))
     grid = ((0.1, 0.2), (0.3, 0.4))
@@ -119,27 +119,36 @@ def flipped(model: str, flips: int) -> FlipProbabilities:
     )
 
 
-def judged(words: Words = Words(), *, wrong: int = 10, evaluation: Evaluation | None = None) -> Judgement:
-    """A judgement that holds everything."""
+def measured(*found: Measurement) -> tuple[Measured, ...]:
+    """The measurements under some name."""
+    return tuple(Measured(type(one).__name__.lower(), one) for one in found)
+
+
+def evaluated(words: Words = Words(), *, wrong: int = 10, evaluation: Evaluation | None = None) -> Evaluation:
+    """An evaluation that holds everything."""
     evaluation = record(clean=95, fgsm=40, pgd_20=30) if evaluation is None else evaluation
     *results, last = evaluation.results
-    evaluation = replace(
+    image = tuple(range(0, 256, 16))
+    item = Example(image, image[::-1], 0, 0, 0.9, 1, 0.5, 0.2)
+    return replace(
         evaluation,
         model=ModelRecord(words.model, 7, f"print of {words.model}"),
         results=(*results, replace(last, attack=words.attack)),
         findings=(Finding("zero-gradient", 0.1, 0.9, words.finding),),
+        measures=measured(
+            Rho(0.2, 90, 10, 0.0, 5, 2.0),
+            EpsRef(0.25, {1.0: Count(50, 100), 0.5: Count(80, 100)}),
+            corrupted(words.model, wrong),
+            flipped(words.model, 1),
+            *looks(words),
+            Examples(words.attack, ThreatModel(eps=0.2), (1, 4, 4), (words.label, "one"), (item,)),
+        ),
     )
-    image = tuple(range(0, 256, 16))
-    item = Example(image, image[::-1], 0, 0, 0.9, 1, 0.5, 0.2)
-    return Judgement(
-        evaluation=evaluation,
-        rho=(Rho(0.2, 90, 10, 0.0, 5, 2.0),),
-        eps_ref=EpsRef(0.25, {1.0: Count(50, 100), 0.5: Count(80, 100)}),
-        corruptions=corrupted(words.model, wrong),
-        sequences=flipped(words.model, 1),
-        diagnostics=diagnostics(words),
-        examples=Examples(words.attack, ThreatModel(eps=0.2), (1, 4, 4), (words.label, "one"), (item,)),
-    )
+
+
+def without(evaluation: Evaluation, *kinds: type[Measurement]) -> Evaluation:
+    """The evaluation without some kinds of measurements."""
+    return replace(evaluation, measures=tuple(m for m in evaluation.measures if not isinstance(m.found, kinds)))
 
 
 def metrics(
@@ -167,7 +176,7 @@ def config(words: Words = Words(), method: str = "SLAT") -> dict[str, Any]:
 
 def put(
     folder: Path,
-    judgement: Judgement,
+    evaluation: Evaluation,
     *,
     lines: Sequence[dict[str, Any]] | None = None,
     settings: dict[str, Any] | None = None,
@@ -175,7 +184,7 @@ def put(
 ) -> Path:
     """A run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    judgement.write(folder, name)
+    evaluation.write(folder, name)
     text = "\n".join(map(json.dumps, metrics() if lines is None else lines)) + "\n"
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(config() if settings is None else settings), encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from layerwise.report import figures, report
 from tests.report.browser import Browser, browsing, found
-from tests.report.folders import Words, judged, metrics, put
+from tests.report.folders import Words, evaluated, metrics, put
 
 CHROMIUM = found()
 
@@ -33,7 +33,7 @@ def test_the_page_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     png = figures.thumbnail(np.zeros((1, 8, 8), dtype=np.uint8))
     monkeypatch.setattr(figures, "_encoded", lambda figure: (png, (850, 300)))
     words = Words(*["<img src=http://example.org/x onerror=alert(1)> " + "long" * 99] * 6)
-    runs = [put(tmp_path / name, judged(words), lines=metrics(words)) for name in ("a" * 200, "b")]
+    runs = [put(tmp_path / name, evaluated(words), lines=metrics(words)) for name in ("a" * 200, "b")]
     page = report(runs).write(tmp_path / "report")
     assert CHROMIUM is not None
     with browsing(CHROMIUM) as browser:

@@ -37,7 +37,7 @@ def test_seeds_become_one_row_with_students_interval(tmp_path: Path) -> None:
     (row,) = compare(folders).rows
     spread = math.sqrt(sum((r / 100 - 0.55) ** 2 for r in right) / 2)
     assert (row.name, row.seeds, row.images) == ("slat", 3, 100)
-    assert row.cells["pgd"].accuracy == pytest.approx(0.55)
+    assert row.cells["pgd"].value == pytest.approx(0.55)
     assert row.cells["pgd"].high - 0.55 == pytest.approx(T_2 * spread / math.sqrt(3), rel=1e-4)
     assert 0.55 - row.cells["pgd"].low == pytest.approx(T_2 * spread / math.sqrt(3), rel=1e-4)
     assert f"55.0 ± {100 * T_2 * spread / math.sqrt(3):.1f}" in compare(folders).to_markdown()
@@ -60,7 +60,7 @@ def test_the_best_is_marked_where_its_interval_stands_alone(tmp_path: Path) -> N
 
 def test_runs_of_equal_names_in_other_folders_are_other_rows(tmp_path: Path) -> None:
     folders = [put(tmp_path / sub / "slat-seed0", record(pgd=r)) for sub, r in (("x", 10), ("y", 20))]
-    assert [(row.name, row.seeds, row.cells["pgd"].accuracy) for row in compare([*folders, folders[0]]).rows] == [
+    assert [(row.name, row.seeds, row.cells["pgd"].value) for row in compare([*folders, folders[0]]).rows] == [
         ("x/slat", 1, 0.1),
         ("y/slat", 1, 0.2),
     ]
@@ -110,17 +110,19 @@ def fewer_images(evaluation: Evaluation) -> Evaluation:
 
 
 @pytest.mark.parametrize("change", [other_threat, other_images, fewer_images])
-def test_runs_that_were_judged_differently_make_no_table(tmp_path: Path, change: object) -> None:
+def test_runs_that_were_evaluated_differently_make_no_table(tmp_path: Path, change: object) -> None:
     assert callable(change)
     folders = [put(tmp_path / "a", record(clean=90)), put(tmp_path / "b", change(record(clean=90)))]
-    with pytest.raises(CheckpointError, match=r"b was judged in .*/a in linf, eps 0.2 on 100 .* evaluate them alike"):
+    with pytest.raises(
+        CheckpointError, match=r"b was evaluated in .*/a in linf, eps 0.2 on 100 .* evaluate them alike"
+    ):
         compare(folders)
 
 
 def test_seeds_under_different_attacks_make_no_row(tmp_path: Path) -> None:
     folders = [put(tmp_path / "a-seed0", record(clean=90)), put(tmp_path / "a-seed1", record(clean=90, pgd=3))]
     with pytest.raises(
-        CheckpointError, match="the seeds of a were judged under different attacks; evaluate them alike"
+        CheckpointError, match="the seeds of a were evaluated under different attacks; evaluate them alike"
     ):
         compare(folders)
 
@@ -132,7 +134,7 @@ def test_a_missing_record_is_told_with_those_there(tmp_path: Path) -> None:
     put(empty, record(clean=1), name="evaluation-best")
     with pytest.raises(CheckpointError, match=re.escape("a holds no evaluation.json; --record takes evaluation-best")):
         compare([empty])
-    assert compare([empty], record="evaluation-best").rows[0].cells["clean"].accuracy == 0.01
+    assert compare([empty], record="evaluation-best").rows[0].cells["clean"].value == 0.01
 
 
 def test_the_worst_case_has_a_column_where_several_attacks_were_run(tmp_path: Path) -> None:

@@ -8,21 +8,32 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar, final
 from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation.judgement import Judgement
-from layerwise.evaluation.measures import FeatureGradients, RadiusCurve
+from layerwise.evaluation import Measured, Rho
+from layerwise.evaluation.measurement import Measurement, Unknown
+from layerwise.evaluation.measures import (
+    Alignment,
+    Examples,
+    FeatureGradients,
+    InputGradients,
+    Landscape,
+    RadiusCurve,
+)
 from layerwise.report import Report, figures, report
+from layerwise.report.document import Table, escape
+from layerwise.report.measures import parts
 from layerwise.training.monitor import OVERFITTING
-from tests.report.folders import Words, config, judged, metrics, put, record
+from tests.report.folders import Words, config, evaluated, metrics, put, record, without
 
 SECTIONS = [
     "Comparison",
@@ -40,9 +51,14 @@ SECTIONS = [
     "Adversarial examples",
     "Perturbations by layer",
     "Cost",
+    "Not measured",
     "Settings",
     "Provenance",
 ]
+
+
+MEASURED = SECTIONS[2:13]
+"""Those that are there only where something was measured."""
 
 
 class Page(HTMLParser):
@@ -74,8 +90,8 @@ class Page(HTMLParser):
 def two(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two recipes with everything; the second of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    runs = [put(folder / "plain", judged(wrong=20), settings=config(method="Standard"))]
-    runs += [put(folder / f"slat-seed{i}", judged(wrong=10)) for i in range(2)]
+    runs = [put(folder / "plain", evaluated(wrong=20), settings=config(method="Standard"))]
+    runs += [put(folder / f"slat-seed{i}", evaluated(wrong=10)) for i in range(2)]
     return report(runs)
 
 
@@ -104,7 +120,7 @@ def test_everything_is_there_in_order(page: Page) -> None:
     assert all(after - before <= 1 for before, after in pairwise(order))
     anchors = {attributes["href"] for attributes in page.of("a")}
     assert anchors == {"#" + attributes["id"] for attributes in page.of("h2") if "id" in attributes}
-    assert not re.search("cannot be drawn|Not measured|None were kept", " ".join(text for _, text in page.texts))
+    assert not re.search("cannot be drawn", " ".join(text for _, text in page.texts))
 
 
 def test_the_page_needs_nothing_beside_it(page: Page) -> None:
@@ -169,8 +185,7 @@ def test_sizes_cost_and_settings_are_told(two: Report) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    judgement = judged()
-    folder = put(tmp_path / "a", replace(judgement, diagnostics=judgement.diagnostics[2:4], examples=None))
+    folder = put(tmp_path / "a", without(evaluated(), Examples, Landscape, InputGradients))
     one, again = report([folder]), report([folder])
     assert (one.to_html(), one.to_markdown(), one.to_json()) == (again.to_html(), again.to_markdown(), again.to_json())
 
@@ -178,28 +193,81 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_json_holds_the_verdicts_the_table_and_the_runs(two: Report) -> None:
     found = json.loads(two.to_json())
     assert [v["name"] for v in found["verdicts"]] == ["plain", "slat"]
-    assert found["rows"][1]["cells"]["fgsm"]["accuracy"] == 0.4
+    assert found["rows"][1]["cells"]["fgsm"]["value"] == 0.4
     assert [len(found["runs"][name]) for name in ("plain", "slat")] == [1, 2]
     assert found["runs"]["slat"][0]["epochs"][1]["robust"] == 0.4
-    assert found["runs"]["slat"][0]["rho"][0]["value"] == 0.2
+    assert found["runs"]["slat"][0]["evaluation"]["measures"][0]["says"].startswith("rho_2 with 5 DeepFool steps: 0.2")
 
 
-def test_what_is_missing_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    folder = put(tmp_path / "bare", Judgement(evaluation=record(clean=90, fgsm=40)), lines=[])
-    html = report([folder]).to_html()
+def test_what_is_missing_stands_in_one_place_with_one_command(tmp_path: Path) -> None:
+    bare = replace(record(clean=90, fgsm=40), measures=(Measured("rho steps=5", Rho(0.2, 90, 10, 0.0, 5, 2.0)),))
+    folder = put(tmp_path / "bare", bare, lines=[])
+    made = report([folder])
+    html = made.to_html()
     page = Page(html)
-    assert page.said("h2") == ["bare", *SECTIONS]
-    # The verdict, all that `evaluate` measures, and how to judge again.
+    kept = [title for title in SECTIONS if title not in MEASURED]
+    assert page.said("h2") == ["bare", *kept]
+    # The verdict, everything that is missing, and how to evaluate again.
     typed = f"<code>layerwise evaluate {shlex.quote(str(folder))} --"
-    assert html.replace("&#39;", "'").count(typed) == 1 + 11 + 1
+    assert html.replace("&#39;", "'").count(typed) == 3
     assert "<code>layerwise train RECIPE</code>" in html
     assert "<code>layerwise train slat-digits</code>" in html
     assert not page.of("img")
+    markdown = made.to_markdown()
+    for title in MEASURED:
+        assert re.search(rf"^\| {re.escape(escape(title))} \| [a-z]", markdown, re.MULTILINE), title
+    (command,) = re.findall("`(layerwise evaluate [^`]*landscape[^`]*)`", markdown)
+    # What is there stays there.
+    assert "[rho steps=5, " in command
+    assert "two networks" not in command
+    assert "reassignment" not in command
+
+
+def test_a_measure_of_somebody_elses_is_shown_as_it_speaks(tmp_path: Path) -> None:
+    theirs = Unknown("theirs:Margin", "the margin is 3.", {"mean": 3})
+    folder = put(tmp_path / "a", replace(record(clean=90, fgsm=40), measures=(Measured("theirs:margin", theirs),)))
+    markdown = report([folder]).to_markdown()
+    assert "## Measures of somebody's own" in markdown
+    assert "| a | theirs:Margin | the margin is 3. |" in markdown
+
+
+@final
+@dataclass(frozen=True)
+class Margin(Measurement):
+    """A measurement that no other file names."""
+
+    title: ClassVar[str] = "Margin"
+    caption: ClassVar[str] = "Larger is better."
+    drawn: ClassVar[bool] = False
+
+    mean: float
+
+    def sentence(self) -> str:
+        return f"the margin is {self.mean}."
+
+    def cells(self) -> dict[str, str]:
+        return {"margin": str(self.mean)}
+
+
+def test_a_new_measurement_has_its_place(tmp_path: Path) -> None:
+    found = (Measured("margin", Margin(3.0)), Measured("alignment", Alignment(0.5, (0.5,), 0, 0.1)))
+    (tmp_path / "a").mkdir()
+    entry = report([put(tmp_path / "a", record(clean=90, fgsm=40))]).entries[0]
+    run = replace(entry.first, evaluation=replace(entry.first.evaluation, measures=found))
+    titles = [title for title, _ in parts([replace(entry, runs=(run,))])]
+    assert titles == ["Gradient alignment", "Margin"]
+    ((_, blocks),) = parts(
+        [replace(entry, runs=(replace(run, evaluation=replace(run.evaluation, measures=found[:1])),))]
+    )
+    (shown,) = blocks
+    assert isinstance(shown, Table)
+    assert (shown.header, shown.rows) == (("run", "margin"), (("a", "3.0"),))
+    assert shown.caption == "Larger is better. Of several seeds, the first."
 
 
 def test_overfitting_is_marked_in_the_curves(tmp_path: Path) -> None:
     lines = metrics(robust=(0.6, 0.02), flags=(OVERFITTING,))
-    html = report([put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)), lines=lines)]).to_html()
+    html = report([put(tmp_path / "a", record(clean=90, fgsm=40), lines=lines)]).to_html()
     (image,) = [i for i in Page(html).of("img") if i["alt"].startswith("Validation accuracy")]
     assert "a overfitted catastrophically in epoch 2" in image["alt"]
     assert b"overfitting" in base64.b64decode(image["src"].partition(",")[2])
@@ -243,7 +311,7 @@ def everything(folder: Path, word: str | None) -> Report:
     names = ("one", "two") if word is None else (f"1{folder_name(word)}", f"2{folder_name(word)}")
     lines = metrics(words, flags=[OVERFITTING])
     runs = [
-        halve(put(folder / name, judged(words, wrong=10 * i), lines=lines, settings=settings))
+        halve(put(folder / name, evaluated(words, wrong=10 * i), lines=lines, settings=settings))
         for i, name in enumerate(names, 1)
     ]
     return report(runs)
@@ -275,9 +343,10 @@ def test_names_in_figures_are_drawn_as_text(tmp_path: Path) -> None:
     runs = []
     for i, word in enumerate(HOSTILE):
         words = Words(*[word] * 6)
-        judgement = judged(words)
-        chosen = tuple(d for d in judgement.diagnostics if isinstance(d, FeatureGradients))
-        bare = replace(judgement, diagnostics=chosen, examples=None, corruptions=None)
+        evaluation = evaluated(words)
+        bare = replace(
+            evaluation, measures=tuple(m for m in evaluation.measures if isinstance(m.found, FeatureGradients))
+        )
         runs.append(halve(put(tmp_path / f"{i}{folder_name(word)}", bare, lines=[])))
     (image, *_) = [i for i in Page(report(runs).to_html()).of("img") if i["alt"].startswith("Feature gradients")]
     tree = ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2]))
@@ -326,7 +395,7 @@ def circle(file: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", [bomb, circle])
 def test_endless_settings_are_not_shown(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    folder = put(tmp_path / "a", record(clean=90, fgsm=40))
     damage(folder / "config.yaml")
     made = report([folder])
     (problem,) = made.entries[0].first.problems
@@ -337,14 +406,14 @@ def test_endless_settings_are_not_shown(tmp_path: Path, damage: Callable[[Path],
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "versions.json"])
 @pytest.mark.parametrize("damage", [cut, foreign, binary, gone, deep])
-def test_damage_beside_the_judgement_costs_what_the_file_holds(
+def test_damage_beside_the_record_costs_what_the_file_holds(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    folder = put(tmp_path / "a", record(clean=90, fgsm=40))
     damage(folder / name)
     made = report([folder])
     assert made.verdicts[0].figure.startswith("40.0 %")
-    assert Page(made.to_html()).said("h2") == ["a", *SECTIONS]
+    assert Page(made.to_html()).said("h2") == ["a", *(title for title in SECTIONS if title not in MEASURED)]
     problems = made.entries[0].first.problems
     if damage is foreign and name != "metrics.jsonl":
         assert not problems
@@ -357,7 +426,7 @@ def test_damage_beside_the_judgement_costs_what_the_file_holds(
 
 
 def test_metrics_are_shown_up_to_the_damage(tmp_path: Path) -> None:
-    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)))
+    folder = put(tmp_path / "a", record(clean=90, fgsm=40))
     cut(folder / "metrics.jsonl")
     run = report([folder]).entries[0].first
     assert run.problems == ("metrics.jsonl is damaged at line 6; what stands before it is shown.",)
@@ -377,29 +446,29 @@ def test_metrics_are_shown_up_to_the_damage(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_that_are_none_are_left_out(tmp_path: Path, line: dict[str, object]) -> None:
-    folder = put(tmp_path / "a", Judgement(evaluation=record(clean=90, fgsm=40)), lines=[line, *metrics(), line])
+    folder = put(tmp_path / "a", record(clean=90, fgsm=40), lines=[line, *metrics(), line])
     made = report([folder])
     assert "cannot be drawn" not in made.to_html()
     json.loads(made.to_json())
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_diagnostic_that_cannot_be_drawn_costs_its_figure(tmp_path: Path) -> None:
-    judgement = judged()
-    broken = tuple(replace(d, radii=(0.1,)) if isinstance(d, RadiusCurve) else d for d in judgement.diagnostics)
-    html = report([put(tmp_path / "a", replace(judgement, diagnostics=broken))]).to_html()
+def test_a_measurement_that_cannot_be_drawn_costs_its_figure(tmp_path: Path) -> None:
+    found = evaluated()
+    broken = [
+        replace(m, found=replace(m.found, radii=(0.1,))) if isinstance(m.found, RadiusCurve) else m
+        for m in found.measures
+    ]
+    html = report([put(tmp_path / "a", replace(found, measures=tuple(broken)))]).to_html()
     assert html.count("cannot be drawn") == 1
     assert "Accuracy over radius cannot be drawn from what the record holds (ValueError" in html
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.measures.json"])
 @pytest.mark.parametrize("damage", [cut, foreign, binary, deep])
-def test_a_damaged_judgement_is_an_error_and_writes_nothing(
-    tmp_path: Path, name: str, damage: Callable[[Path], None]
-) -> None:
-    folder = put(tmp_path / "a", judged())
-    damage(folder / name)
-    with pytest.raises(CheckpointError, match=re.escape(name)):
+def test_a_damaged_record_is_an_error_and_writes_nothing(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = put(tmp_path / "a", evaluated())
+    damage(folder / "evaluation.json")
+    with pytest.raises(CheckpointError, match=r"evaluation\.json"):
         report([folder])
 
 
@@ -419,11 +488,11 @@ def test_a_folder_gets_the_three_files(tmp_path: Path, two: Report) -> None:
     assert (tmp_path / "there" / "report.md").read_text() == two.to_markdown()
 
 
-def test_the_judgement_that_the_verdict_asks_for_is_taken_where_all_runs_have_it(tmp_path: Path) -> None:
-    a, b = put(tmp_path / "a", judged()), put(tmp_path / "b", judged())
+def test_the_record_that_the_verdict_asks_for_is_taken_where_all_runs_have_it(tmp_path: Path) -> None:
+    a, b = put(tmp_path / "a", evaluated()), put(tmp_path / "b", evaluated())
     assert report([a, b]).record == "evaluation"
-    judged().write(a, "evaluation-standard")
+    evaluated().write(a, "evaluation-standard")
     assert report([a, b]).record == "evaluation"
-    judged().write(b, "evaluation-standard")
+    evaluated().write(b, "evaluation-standard")
     assert report([a, b]).record == "evaluation-standard"
     assert report([a, b], record="evaluation").record == "evaluation"

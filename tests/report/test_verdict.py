@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from layerwise.evaluation import Evaluation, Finding
-from layerwise.evaluation.judgement import Judgement
 from layerwise.report import report
 from layerwise.report.verdict import Verdict
 from layerwise.training.monitor import OVERFITTING
@@ -17,7 +16,7 @@ from tests.report.folders import metrics, put, record
 
 def verdict(folder: Path, *evaluations: Evaluation, flags: tuple[str, ...] = ()) -> Verdict:
     lines = metrics(flags=flags)
-    runs = [put(folder / f"a-seed{i}", Judgement(evaluation=e), lines=lines) for i, e in enumerate(evaluations)]
+    runs = [put(folder / f"a-seed{i}", e, lines=lines) for i, e in enumerate(evaluations)]
     (found,) = report(runs).verdicts
     return found
 

@@ -22,7 +22,7 @@ TINY = replace(
                 "model.options.width": 2,
                 "evaluation.attacks": ["clean"],
                 "evaluation.num_examples": 10,
-                "evaluation.rho_steps": [],
+                "evaluation.measures": [],
             }
         }
     ],

@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerwise.errors import ConfigError
-from layerwise.reproduce.claims import FAILS, HOLDS, OPEN, Cells, Measured, truth, verdict
+from layerwise.evaluation.intervals import Estimate
+from layerwise.reproduce.claims import FAILS, HOLDS, OPEN, Cells, truth, verdict
 
 NUMBERS = {"top": (90, 89, 91), "high": (60, 58, 62), "near": (59, 57, 61), "low": (10, 9, 11), "none": None}
 
 
 def cells(numbers: Any = NUMBERS) -> Cells:
-    def read(row: str, column: str) -> Measured | None:
+    def read(row: str, column: str) -> Estimate | None:
         found = numbers.get(row) if column == "x" else None
-        return None if found is None else Measured(*found)
+        return None if found is None else Estimate(*found)
 
     return Cells(tuple(numbers), read)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from layerwise.errors import ConfigError
+from layerwise.evaluation.intervals import Estimate
 from layerwise.experiments.experiment import SCHEMA
-from layerwise.reproduce.claims import Cells, Measured, truth
+from layerwise.reproduce.claims import Cells, truth
 from layerwise.reproduce.costs import size_of
 from layerwise.reproduce.definitions import Item, find, items, read_items
 from layerwise.reproduce.figures import LOOKS
@@ -59,9 +60,9 @@ def test_a_claim_is_about_cells_of_its_item(id: str, name: str) -> None:
     item = ITEMS[id]
     asked: set[tuple[str, str]] = set()
 
-    def read(row: str, column: str) -> Measured:
+    def read(row: str, column: str) -> Estimate:
         asked.add((row.removesuffix(" (printed)"), column))
-        return Measured.exactly(0.0)
+        return Estimate.exactly(0.0)
 
     (claim,) = [claim for claim in item.claims if claim.id == name]
     truth(claim.predicate, Cells(tuple(row.name for row in item.rows), read))
@@ -76,9 +77,9 @@ def test_the_papers_numbers_say_what_is_claimed_unless_it_is_stated_that_they_do
     (claim,) = [claim for claim in item.claims if claim.id == name]
     printed = item.printed
 
-    def read(row: str, column: str) -> Measured | None:
+    def read(row: str, column: str) -> Estimate | None:
         cell = printed.cell(row.removesuffix(" (printed)"), column) if printed else None
-        return None if cell is None else Measured.exactly(cell.value)
+        return None if cell is None else Estimate.exactly(cell.value)
 
     rows = () if printed is None else tuple(row.row for row in printed.rows)
     found = truth(claim.predicate, Cells(rows, read))

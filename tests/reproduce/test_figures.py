@@ -11,7 +11,7 @@ import torch
 
 from layerwise.core.random import Stream
 from layerwise.evaluation.measures import fgsm
-from layerwise.evaluation.measures.style import canvas, styled
+from layerwise.evaluation.style import canvas, styled
 from layerwise.reproduce import runner
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.figures import NOISES, _head, draw_sweep
@@ -74,7 +74,7 @@ def test_the_toy_is_trained_and_drawn_for_every_method(place: Path) -> None:
     record = drawn(place, draw="toy", rows={}, options={"methods": methods})
     assert record.failures == ()
     assert [list(picture.data) for picture in record.pictures] == [["standard"], ["FGSM"], ["SLAT"]]
-    assert {d["diagnostic"] for picture in record.pictures for d in picture.data.values()} == {"DecisionBoundary"}
+    assert {d["kind"] for picture in record.pictures for d in picture.data.values()} == {"DecisionBoundary"}
 
 
 def test_an_unknown_drawing_is_told(place: Path) -> None:

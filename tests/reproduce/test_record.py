@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation.metrics import mean_of
+from layerwise.evaluation.intervals import mean_of
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.claims import FAILS, HOLDS, OPEN
 from layerwise.reproduce.index import records, write_index

@@ -14,6 +14,7 @@ import pytest
 
 from layerwise.errors import CheckpointError, DataError
 from layerwise.evaluation.corruptions import store
+from layerwise.evaluation.store import Store
 from layerwise.experiments.tune.trials import TRIALS, read_trials
 from layerwise.reproduce import runner
 from layerwise.reproduce.record import Record
@@ -61,7 +62,7 @@ def evaluated(file: Path) -> Any:
 
 def tuned(runs: Path) -> Any:
     folder = runs / "tune" / "slat-digits"
-    trials = [replace(trial, seconds=0.0) for trial in read_trials(folder / TRIALS)]
+    trials = [replace(trial, seconds=0.0) for trial in read_trials(Store(folder / TRIALS))]
     best = [line for line in (folder / "best.yaml").read_text().splitlines() if not line.startswith("#")]
     return trials, best, (folder / "tune.png").stat().st_size > 0, (folder / "tune.md").stat().st_size > 0
 

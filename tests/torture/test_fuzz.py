@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from PIL import Image
 from layerwise.attacks import ThreatModel
 from layerwise.data import TensorSplit, load
 from layerwise.data.folder import decode
-from layerwise.evaluation import Count, Evaluation, Result, Rho
+from layerwise.evaluation import Count, Evaluation, Measured, Result, Rho
 from layerwise.evaluation.corruptions import generate_frost, store
 from layerwise.evaluation.corruptions.cache import Layout, open_stored
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.judgement import Judgement
 from layerwise.evaluation.record import DataRecord, ModelRecord
 from layerwise.experiments import recipe
 from layerwise.experiments import settings as blueprint
@@ -322,11 +321,11 @@ def test_records_of_evaluations(edits: Any) -> None:
 
 
 @cache
-def judged_run(folder: Path) -> dict[str, bytes]:
+def evaluated_run(folder: Path) -> dict[str, bytes]:
     train(TinyMLP(), SLAT(sites=["fc1"]), cheap(epochs=1, eval_every=1), pictures(16), run=folder)
     facts = DataFacts(name="x", classes=("a", "b"), shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
     (folder / "data.json").write_text(json.dumps(asdict(facts)))
-    Judgement(evaluation=evaluation(), rho=(Rho(0.1, 50, 0, 0.0, 9, 2.0),)).write(folder)
+    replace(evaluation(), measures=(Measured("rho steps=9", Rho(0.1, 50, 0, 0.0, 9, 2.0)),)).write(folder)
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
@@ -336,13 +335,12 @@ RUN_FILES = [
     "versions.json",
     "data.json",
     "evaluation.json",
-    "evaluation.measures.json",
 ]
 
 
 @cases(count("run folder"), name=st.sampled_from(RUN_FILES), edits=EDITS)
 def test_run_folders(place: Path, name: str, edits: Any) -> None:
-    files = judged_run(place / "judged")
+    files = evaluated_run(place / "evaluated")
     replaced(place / "read", {**files, name: altered(files[name], edits)})
     survives(lambda: read_run(place / "read", "evaluation"))
     survives(lambda: read_config(place / "read"))

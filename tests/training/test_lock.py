@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from layerwise import files
 from layerwise.errors import CheckpointError
+from layerwise.files import LOCK, held
 from layerwise.methods import Standard
-from layerwise.training import checkpoint, lock
-from layerwise.training.lock import LOCK, held
+from layerwise.training import checkpoint
 from layerwise.training.run import Run, nothing_half_made
 from tests.forks import forks, started
 from tests.networks import TinyMLP
@@ -83,7 +84,7 @@ def test_the_lock_is_free_after_an_error_and_after_the_end(tmp_path: Path) -> No
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the one who had it ends between our opening and our locking."""
-    plain, calls = lock._lock, [0]
+    plain, calls = files._lock, [0]
 
     def removed(file: Any) -> None:
         plain(file)
@@ -91,7 +92,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(tmp_path: Path, monkeyp
         if calls[0] == 1:
             (tmp_path / LOCK).unlink()
 
-    monkeypatch.setattr(lock, "_lock", removed)
+    monkeypatch.setattr(files, "_lock", removed)
     with held(tmp_path):
         assert calls[0] == 2
         assert (tmp_path / LOCK).exists()

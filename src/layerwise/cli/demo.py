@@ -12,7 +12,7 @@ RECIPES = ("standard-digits", "fgsm-rs-digits", "slat-digits")
 
 
 def demo(runs: Path, *, seeds: int = 3, progress: bool = True) -> str:
-    """Train the three recipes with several seeds, judge them on the 540 held-out images, and write a report.
+    """Train the three recipes with several seeds, evaluate them on the 540 held-out images, and write a report.
 
     Args:
         runs: folder of the run folders; finished runs there are kept.

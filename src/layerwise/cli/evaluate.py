@@ -22,10 +22,10 @@ Evaluate a finished run, as its recipe says, by a suite, or otherwise.
                                        PGD-50-10 and AutoAttack
   layerwise evaluate runs/slat-digits --weights best
   layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
-  layerwise evaluate runs/a --evaluation.corruptions common \\
-      --evaluation.corruption_base runs/standard --record evaluation-c
+  layerwise evaluate runs/a --evaluation.measures "[landscape, alignment]"
+  layerwise evaluate runs/a --evaluation.measures corruptions \\
+      --evaluation.baseline runs/standard --record evaluation-c
                                        mCE against a run with the same record
-  layerwise evaluate runs/a --evaluation.diagnostics "[landscape, alignment]"
   layerwise list suites                what is in each; also: list attacks,
                                        list measures, list corruptions
 
@@ -42,7 +42,9 @@ says. `layerwise evaluate RUN --help` lists every setting.
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
     parser.add_argument("folder", nargs="?", type=Path, help="the run's folder, such as runs/slat-digits")
-    parser.add_argument("--suite", help="what to judge by: quick, standard, paper-slat, ... (`layerwise list suites`)")
+    parser.add_argument(
+        "--suite", help="what to evaluate by: quick, standard, paper-slat, ... (`layerwise list suites`)"
+    )
     parser.add_argument(
         "--num-examples", type=int, help="a random subset of so many images, the same for the same seed"
     )
@@ -90,7 +92,7 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
     record = arguments.record or "-".join(filter(None, ["evaluation", None if which == "last" else which, kind]))
     name = folder.resolve().name if which == "last" else f"{folder.resolve().name} ({which} weights)"
     try:
-        judgement = experiment.judge(
+        evaluation = experiment.evaluate_run(
             model,
             data,
             _beside(chosen.evaluation, folder, output),
@@ -106,18 +108,15 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
         raise KeyboardInterrupt(f"stopped by Ctrl-C, what is done is kept; go on with: {_again(arguments)}") from None
     if rank_and_world()[0]:
         return
-    say(judgement.to_markdown())
+    say(evaluation.to_markdown())
     say(f"\nrecord: {output / record}.json")
 
 
 def _beside(settings: Any, folder: Path, output: Path) -> Any:
     """The settings for a record that lies elsewhere: a run that is its own base is so there, too."""
-    base = settings.corruption_base
-    return (
-        replace(settings, corruption_base=str(output))
-        if base and Path(base).resolve() == folder.resolve()
-        else settings
-    )
+    base = settings.baseline
+    same = base and Path(base).resolve() == folder.resolve()
+    return replace(settings, baseline=str(output)) if same else settings
 
 
 def _again(arguments: Any) -> str:

@@ -93,11 +93,11 @@ def _suites() -> Rows:
 
 
 def _measures() -> Rows:
-    from layerwise.evaluation.measures import DIAGNOSTICS
+    from layerwise.core import registry
+    from layerwise.evaluation.measure import usual_sizes
 
-    made = {name: " ".join(f"{k}={v}" for k, v in look.sizes.items()) for name, look in DIAGNOSTICS.items()}
-    found: list[tuple[str, ...]] = [(name, f"{look.summary}; {made[name]}") for name, look in DIAGNOSTICS.items()]
-    return ("measure", "what it shows, and its usual sizes"), found
+    found = registry.entries("measure").values()
+    return ("measure", "sizes", "what it shows"), [(e.name, usual_sizes(e), e.summary) for e in found]
 
 
 def _corruptions() -> Rows:
@@ -123,11 +123,10 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "attacks": _attacks,
     "suites": _suites,
     "measures": _measures,
-    "diagnostics": _measures,
     "corruptions": _corruptions,
     "criteria": _criteria,
 }
-"""Every list by name; `evaluation.diagnostics` names measures, so that name is known too."""
+"""Every list by name."""
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command
+from layerwise.cli.arguments import Command, add_trust
 
 TEXT = """\
 Put runs side by side on one page: verdicts first, then tables and figures.
@@ -34,6 +34,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--record", help="which record of the runs (default: evaluation-standard where all have it, else evaluation)"
     )
+    add_trust(parser)
     parser.add_argument(
         "--format", choices=("html", "md", "json"), default="html",
         help="html writes the page and its markdown and JSON; md and json go to standard output instead (default: html)",
@@ -45,7 +46,7 @@ def run(arguments: Any, settings: list[str]) -> None:
     from layerwise.cli.console import say
     from layerwise.report import report
 
-    made = report(arguments.folders, record=arguments.record)
+    made = report(arguments.folders, record=arguments.record, trust=arguments.trust)
     if arguments.format != "html":
         # As it is, not aligned for a terminal: it goes into a file or another program.
         sys.stdout.write(made.to_markdown() if arguments.format == "md" else made.to_json())

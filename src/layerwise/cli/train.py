@@ -88,10 +88,10 @@ def _train(arguments: Any, settings: list[str]) -> None:
             raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
         say(compare(folders).to_markdown())
         return
-    _, judgement = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=progress)
+    _, evaluation = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=progress)
     if rank_and_world()[0]:
         return
-    say(judgement.to_markdown())
+    say(evaluation.to_markdown())
     say(f"\nrun folder: {folder}")
 
 

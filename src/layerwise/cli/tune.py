@@ -27,8 +27,9 @@ Search for better settings of a recipe, on the validation split.
 
 Successive halving: every trial trains for a fraction of the budget, the best
 third three times as long, and so on. The first trial is the recipe as it is.
-Trials are judged by PGD, the last ones by five times the steps; those that the
-training monitor or the self-checks take for overfitted or masked cannot win.
+Trials are evaluated by PGD, the last ones by five times the steps; those that
+the training monitor or the self-checks take for overfitted or masked cannot
+win.
 
 A recipe's own section says what to search:
 

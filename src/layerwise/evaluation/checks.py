@@ -19,7 +19,7 @@ from layerwise.attacks.base import Around, Attack
 from layerwise.attacks.gradient import Clean, FGSMAttack, Iterated, PGDAttack
 from layerwise.attacks.transfer import Transfer
 from layerwise.core.threat import ThreatModel
-from layerwise.evaluation.metrics import wilson
+from layerwise.evaluation.intervals import wilson
 
 LEVEL = 0.98
 """Coverage of the intervals: an honest network at a threshold exceeds it by chance in one evaluation of a hundred."""

@@ -1,15 +1,16 @@
-"""Judge a network: accuracy on a fixed set of images under each attack, with self-checks, as a record."""
+"""Evaluate a network: accuracy on a fixed set of images under each attack, self-checks, measures, as a record."""
 
 from __future__ import annotations
 
-import platform
+import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from importlib import metadata
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +20,26 @@ from layerwise.attacks.base import Attack, Averaged, InputAttack
 from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
 from layerwise.attacks.wrappers import EOT
+from layerwise.core.calling import count_classes
 from layerwise.core.random import Stream
 from layerwise.core.threat import ThreatModel
-from layerwise.data import rank_rows
-from layerwise.errors import ConfigError
+from layerwise.data import ImageData, rank_rows
+from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.evaluation.checks import Finding, compare
+from layerwise.evaluation.conditions import Conditions, Data, digest, evaluating
 from layerwise.evaluation.examine import examine, examined
-from layerwise.evaluation.journal import Journal
-from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.measure import Measure, Target, choose_measures
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.ranks import joined, of_the_first, rank_and_world
-from layerwise.evaluation.record import DataRecord, Evaluation, ModelRecord, Result, settings_of
-from layerwise.evaluation.session import Data, Session, digest, judging
+from layerwise.evaluation.record import DataRecord, Evaluation, Measured, ModelRecord, Result, settings_of
+from layerwise.evaluation.store import Store, versions
+
+logger = logging.getLogger(__name__)
+
+LONG = 10**6
+"""Passes of single images from which on the plan is told before it begins."""
 
 
 def evaluate(
@@ -39,18 +48,20 @@ def evaluate(
     *,
     threat: ThreatModel = ThreatModel(),  # noqa: B008 - immutable
     attacks: Sequence[Attack | str] = (Clean(), FGSMAttack(), PGDAttack(20)),
+    measures: Sequence[Measure | str] = (),
+    others: Mapping[str, nn.Module] | None = None,
     num_examples: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
     device: torch.device | str | None = None,
-    progress: bool | Board = True,
+    progress: bool = True,
     eot: int = 1,
     num_workers: int = 0,
     model_name: str | None = None,
     data_name: str | None = None,
-    journal: Path | Journal | None = None,
+    journal: Path | Store | None = None,
 ) -> Evaluation:
-    """Count the images that stay right under each attack.
+    """Count the images that stay correct under each attack, and measure what else is asked for.
 
     In evaluation mode, float32 (float64 if the network is), without TF32 and autocast; everything is put back afterwards. The
     images are a permutation drawn by the seed, cut to `num_examples`; random starts belong to an image's place in it, so accuracies
@@ -62,17 +73,20 @@ def evaluate(
         data: a data set (its test split is used), a split, or images and labels.
         threat: against what.
         attacks: objects, or their names (`"pgd-50-10"`, see `parse_attack`).
+        measures: their names (`"landscape points=21"`, `"all"`, `"my_module:mine"`, see `layerwise.evaluation.measure`). One that does
+            not fit the network is left out, and said so.
+        others: {name: network} to compare with, for measures of two networks.
         num_examples: at most so many images; None is all.
         seed: of the images and the random starts.
         batch_size: images a batch.
         device: where; None is where the network is.
-        progress: show a bar with the estimated end on standard error, or move those of a board.
+        progress: show bars with the estimated end on standard error, where a person watches.
         eot: average every gradient over so many passes, for networks that draw random numbers in evaluation mode.
         num_workers: processes that read streamed data.
         model_name: for the record; by default the class.
         data_name: for the record.
         journal: a file that keeps what each batch gave: after an interruption the same call goes on there and gives the same record.
-            It is removed at the end (a `Journal` by whoever made it).
+            It is removed at the end (a `Store` by whoever made it).
 
     Returns:
         The record, with a 95 % interval for each accuracy and what the self-checks found.
@@ -88,41 +102,53 @@ def evaluate(
     >>> record["pgd-5"].accuracy <= record["clean"].accuracy
     True
     """
-    chosen = choose(attacks, eot)
+    chosen = choose(attacks, eot, trust=True)
+    wanted = choose_measures(measures, other=bool(others), trust=True)
     # Of several processes the first one keeps the journal.
-    kept = journal if isinstance(journal, Journal) else Journal(journal if rank_and_world()[0] == 0 else None)
+    store = journal if isinstance(journal, Store) else Store(journal if rank_and_world()[0] == 0 else None)
     options = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size, "device": device}
-    with judging(model, data, num_workers=num_workers, **options) as session:  # type: ignore[arg-type]
-        first = session.batches.example(1)[0]
+    with evaluating(model, data, num_workers=num_workers, **options) as found:  # type: ignore[arg-type]
+        conditions = replace(found, data=data_name or found.data)
+        first = conditions.batches.example(1)[0]
         threat.check_reach(first.shape[1:])
         for attack in chosen:
             attack.check(first, threat)
-        network = _model_record(session, model_name)
-        images = DataRecord(data_name or session.data, session.size, seed, session.data_fingerprint())
-        with kept.open(_circumstances(session, network, images, threat)):
-            findings = _examined(session, threat, eot, kept)
-            outcomes = [_judge(session, attack, threat, kept, progress) for attack in chosen]
-        results, masks = [r for r, _ in outcomes], [m for _, m in outcomes]
-        findings += compare(dict(zip(chosen, masks, strict=True)), threat)
-        record = Evaluation(
-            model=network,
-            data=images,
-            threat=threat,
-            results=tuple(results),
-            worst=_worst(chosen, masks),
-            findings=tuple(findings),
-            batch_size=batch_size,
-            eot=eot,
-            device=_device_name(session.batches.device),
-            versions=versions(),
-        )
-    if kept is not journal:
-        kept.remove()
-    return record
+        classes = count_classes(conditions.network, first)
+        costs = _costs(chosen, wanted, len(conditions.batches.split), classes)
+        board = Board(costs) if progress and sys.stderr.isatty() else False
+        names = data.classes if isinstance(data, ImageData) else ()
+        name = model_name or type(conditions.network).__name__
+        target = Target(conditions, threat, name, tuple(chosen), tuple(names), dict(others or {}), board)
+        work = _Work(target, store, eot)
+        with store.open(), store.under(work.circumstances, tell=journal is not None), _shown(board):
+            findings = work.examine()
+            outcomes = [work.attack(attack) for attack in chosen]
+            measured = [m for m in map(work.measure, wanted) if m is not None]
+            if store is not journal:
+                store.finish()
+    masks = [mask for _, mask in outcomes]
+    return Evaluation(
+        model=work.model,
+        data=work.data,
+        threat=threat,
+        results=tuple(result for result, _ in outcomes),
+        worst=_worst(chosen, masks),
+        findings=(*findings, *compare(dict(zip(chosen, masks, strict=True)), threat)),
+        batch_size=batch_size,
+        eot=eot,
+        device=_device_name(conditions.batches.device),
+        versions=versions(),
+        measures=tuple(measured),
+    )
 
 
-def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
+def choose(attacks: Sequence[Attack | str], eot: int = 1, *, trust: bool = False) -> list[Attack]:
     """The attacks to run, names read and gradients averaged.
+
+    Args:
+        attacks: objects, or how they are written.
+        eot: passes that gradients are averaged over.
+        trust: see `parse_attack`.
 
     Raises:
         ConfigError: none, or two that are the same.
@@ -131,10 +157,10 @@ def choose(attacks: Sequence[Attack | str], eot: int = 1) -> list[Attack]:
         raise ConfigError(f"eot={eot} passes cannot be averaged; type 1 or more")
     if isinstance(attacks, str):
         attacks = [attacks]
-    chosen = [_averaged(parse_attack(a) if isinstance(a, str) else a, eot) for a in attacks]
+    chosen = [_averaged(parse_attack(a, trust=trust) if isinstance(a, str) else a, eot) for a in attacks]
     names = [str(a) for a in chosen]
     if not names:
-        raise ConfigError("there is no attack to judge by; give at least one, such as 'clean'")
+        raise ConfigError("there is no attack to evaluate under; give at least one, such as 'clean'")
     if double := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"attack {double[0]!r} is given {names.count(double[0])} times; give it once")
     return chosen
@@ -150,112 +176,153 @@ def _averaged(attack: Attack, eot: int) -> Attack:
     return EOT(attack, eot) if averages else attack  # type: ignore[arg-type]
 
 
-def _judge(
-    session: Session, attack: Attack, threat: ThreatModel, journal: Journal, progress: bool | Board
-) -> tuple[Result, Tensor]:
-    """One attack on all images; which ones stay right, on the CPU. What the journal knows is not done again."""
-    name, item, total = str(attack), _item(attack), len(session.batches)
-    done = of_the_first(_known(journal.found(item), total))
-    if not attack.resumable and len(done) < total:
-        done = []
-    if isinstance(progress, Board):
-        progress.skip(name, len(done) / total)
-    if len(done) < total:
-        first, (rank, world) = len(done), rank_and_world()
-        # Batches that follow one another are every process's own.
-        mine = rank_rows(total - first, (rank, world) if attack.resumable else (0, 1))
-        steps = _outcomes(session, attack, threat, range(first + mine.start, first + mine.stop))
-        fresh = []
-        for value in tracked(steps, mine.stop - mine.start, name, progress if rank == 0 else False):
-            fresh.append(value)
-            if attack.resumable and world == 1:
-                journal.add([(item, first + len(fresh) - 1, value)])
-        if attack.resumable:
-            fresh = joined(fresh)
-        if not attack.resumable or world > 1:
-            journal.add((item, number, value) for number, value in enumerate(fresh, start=first))
-        done += fresh
-    right = torch.tensor([bit == "1" for value in done for bit in value["right"]])
-    seconds = sum(value["seconds"] for value in done)
-    count = Count(int(right.sum()), len(right))
-    return Result(name, settings_of(attack, threat), count, seconds, attack.in_threat_model), right
+def _costs(attacks: Sequence[Attack], measures: Sequence[Measure], images: int, classes: int) -> dict[str, float]:
+    """Passes of single images that everything makes, at most; told where they are many."""
+    costs = {str(attack): float(attack.passes(classes) * images) for attack in attacks}
+    costs |= {str(measure): float(measure.passes(images, classes)) for measure in measures}
+    if (total := sum(costs.values())) >= LONG:
+        logger.info(
+            "%s attacks and %s measures on %s images, at most %.3g passes of single images",
+            *(len(attacks), len(measures), images, total),
+        )
+    return costs
 
 
-def _examined(session: Session, threat: ThreatModel, eot: int, journal: Journal) -> list[Finding]:
-    """What the self-checks find in the first images."""
-    item = f"self-checks, {eot} passes"
-    if 0 not in journal.found(item):
-        x, y = session.batches.example(examined(session.network))
-        session.reseed()
-        attacked = Averaged(session.network, eot) if eot > 1 else session.network
-        found = examine(attacked, x, y, threat, Stream(session.batches.seed))
-        journal.add([(item, 0, [asdict(finding) for finding in found])])
-        return found
-    return [Finding(**finding) for finding in journal.found(item)[0]]
+def _shown(board: Board | bool) -> Any:
+    return board.shown() if isinstance(board, Board) else nullcontext()
 
 
-def _outcomes(session: Session, attack: Attack, threat: ThreatModel, numbers: range) -> Iterator[dict[str, Any]]:
-    """What the journal keeps of each of these batches."""
-    outcomes = attack.outcomes(session.network, session.batches.after(numbers.start), threat)
-    for number in numbers:
-        # Each batch begins at a state of PyTorch's generator of its own, so that a random network's results depend neither on the
-        # other attacks nor on interruptions.
-        session.reseed(number)
-        started = time.perf_counter()
-        right = "".join("01"[bit] for bit in next(outcomes).tolist())
-        yield {"right": right, "seconds": time.perf_counter() - started}
+@final
+@dataclass(frozen=True)
+class _Work:
+    """What is done for one evaluation; what the store knows is not done again."""
+
+    target: Target
+    store: Store
+    eot: int
+
+    @property
+    def conditions(self) -> Conditions:
+        return self.target.conditions
+
+    @property
+    def model(self) -> ModelRecord:
+        parameters = sum(p.numel() for p in self.target.model.parameters())
+        return ModelRecord(self.target.name, parameters, self.conditions.fingerprint())
+
+    @property
+    def data(self) -> DataRecord:
+        fingerprint = self.conditions.data_fingerprint()
+        return DataRecord(self.conditions.data, len(self.target.split), self.target.seed, fingerprint)
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """All that the values hang on beside their names."""
+        data, batches = self.data, self.conditions.batches
+        return {
+            "weights": self.model.fingerprint,
+            "data": data.fingerprint,
+            "images": [len(batches.split), data.size],
+            "seed": data.seed,
+            "threat": asdict(self.target.threat),
+            "batch size": batches.batch_size,
+            "device": _device_name(batches.device),
+        }
+
+    def examine(self) -> list[Finding]:
+        """What the self-checks find in the first images."""
+
+        def look() -> list[Any]:
+            x, y = self.conditions.batches.example(examined(self.target.model))
+            self.conditions.reseed()
+            model = Averaged(self.target.model, self.eot) if self.eot > 1 else self.target.model
+            found = examine(model, x, y, self.target.threat, Stream(self.target.seed))
+            return [asdict(finding) for finding in found]
+
+        return [Finding(**finding) for finding in self.store.get(f"self-checks, {self.eot} passes", look)]
+
+    def attack(self, attack: Attack) -> tuple[Result, Tensor]:
+        """One attack on all images; which ones stay correct, on the CPU."""
+        name, item, total = str(attack), _item(attack), len(self.conditions.batches)
+        done = of_the_first(_first(self.store.found(item), total))
+        if not attack.resumable and len(done) < total:
+            done = []
+        board = self.target.board
+        if isinstance(board, Board):
+            board.skip(name, len(done) / total)
+        if len(done) < total:
+            first, (rank, world) = len(done), rank_and_world()
+            # Batches that follow one another are every process's own.
+            mine = rank_rows(total - first, (rank, world) if attack.resumable else (0, 1))
+            steps = self._outcomes(attack, range(first + mine.start, first + mine.stop))
+            fresh = []
+            for value in tracked(steps, mine.stop - mine.start, name, board if rank == 0 else False):
+                fresh.append(value)
+                if attack.resumable and world == 1:
+                    self.store.put(item, value, first + len(fresh) - 1)
+            if attack.resumable:
+                fresh = joined(fresh)
+            if not attack.resumable or world > 1:
+                self.store.extend((item, number, value) for number, value in enumerate(fresh, start=first))
+            done += fresh
+        correct = torch.tensor([bit == "1" for value in done for bit in value["correct"]])
+        seconds = sum(value["seconds"] for value in done)
+        count = Count(int(correct.sum()), len(correct))
+        return Result(name, settings_of(attack, self.target.threat), count, seconds, attack.in_threat_model), correct
+
+    def _outcomes(self, attack: Attack, numbers: range) -> Iterator[dict[str, Any]]:
+        """What the store keeps of each of these batches."""
+        outcomes = attack.outcomes(self.target.model, self.conditions.batches.after(numbers.start), self.target.threat)
+        for number in numbers:
+            # Each batch begins at a state of PyTorch's generator of its own, so that a random network's results depend neither on
+            # the other attacks nor on interruptions.
+            self.conditions.reseed(number)
+            started = time.perf_counter()
+            correct = "".join("01"[bit] for bit in next(outcomes).tolist())
+            yield {"correct": correct, "seconds": time.perf_counter() - started}
+
+    def measure(self, measure: Measure) -> Measured | None:
+        """A measure; None where it does not fit the network, which is no reason to lose everything else."""
+        name, board = str(measure), self.target.board
+        with_others = [digest(n.state_dict().values()) for n in self.target.others.values() if measure.needs_other]
+        item = " ".join(["measure", name, *with_others])
+        known = self.store.found(item)
+        if 0 in known:
+            if isinstance(board, Board):
+                board.skip(name)
+            return Measured(name, Measurement.from_dict(known[0], source=str(self.store.path)))
+        try:
+            with board.working(name) if isinstance(board, Board) else nullcontext():
+                found = measure(replace(self.target, bar=name))
+        except LayerwiseError as error:
+            logger.warning("%s is left out: %s", name, error)
+            return None
+        self.store.put(item, found.to_dict())
+        return Measured(name, found)
 
 
 def _item(attack: Attack) -> str:
-    """What the journal calls an attack: its text, and the weights of the networks that it was given."""
+    """What the store calls an attack: its text, and the weights of the networks that it was given."""
     networks = [n for n in getattr(attack, "sources", ()) if isinstance(n, nn.Module)]
     weights = [digest(chain.from_iterable(n.state_dict().items())) for n in networks]
     inner = getattr(attack, "attack", None)
     return " ".join([f"attack {attack}", *weights, *([_item(inner)] if isinstance(inner, Attack) else [])])
 
 
-def _known(found: Mapping[int, Any], total: int) -> list[Any]:
-    """What the journal knows of the first batches, without a gap."""
+def _first(found: Mapping[int, Any], total: int) -> list[Any]:
+    """What is known of the first batches, without a gap."""
     done: list[Any] = []
     while len(done) < total and len(done) in found:
         done.append(found[len(done)])
     return done
 
 
-def _circumstances(session: Session, network: ModelRecord, images: DataRecord, threat: ThreatModel) -> dict[str, Any]:
-    """All that the outcomes of an attack hang on."""
-    return {
-        "weights": network.fingerprint,
-        "data": images.fingerprint,
-        "images": [len(session.batches.split), images.size],
-        "seed": images.seed,
-        "threat": asdict(threat),
-        "batch size": session.batches.batch_size,
-        "device": _device_name(session.batches.device),
-        "versions": versions(),
-    }
-
-
 def _worst(attacks: Sequence[Attack], masks: Sequence[Tensor]) -> Count:
-    """Images right under every attack of the threat model (of all attacks, if none keeps to it)."""
+    """Images correct under every attack of the threat model (of all attacks, if none keeps to it)."""
     kept = [m for a, m in zip(attacks, masks, strict=True) if a.in_threat_model] or list(masks)
-    right = torch.stack(kept).all(dim=0)
-    return Count(int(right.sum()), len(right))
-
-
-def _model_record(session: Session, name: str | None) -> ModelRecord:
-    parameters = sum(p.numel() for p in session.network.parameters())
-    return ModelRecord(name or type(session.network).__name__, parameters, session.fingerprint())
+    correct = torch.stack(kept).all(dim=0)
+    return Count(int(correct.sum()), len(correct))
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, torch and layerwise."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "layerwise": metadata.version("layerwise"),
-    }

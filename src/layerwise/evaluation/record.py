@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeAlias
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self, TypeAlias, TypeVar, final
 
 from layerwise.attacks.base import Attack
+from layerwise.core.registry import find
 from layerwise.core.threat import ThreatModel
-from layerwise.errors import CheckpointError
+from layerwise.errors import CheckpointError, LayerwiseError
 from layerwise.evaluation.checks import Finding
-from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.measurement import Measurement, Unknown, plain
+from layerwise.files import write_text
 from layerwise.reading import read_record
 
 Settings: TypeAlias = dict[str, Any]
 """An attack's fields in JSON's types; an inner attack is such a dict with its `name`."""
 
-FORMAT, VERSION = "layerwise-evaluation", 1
+M = TypeVar("M", bound=Measurement)
+
+FORMAT, VERSION = "layerwise-evaluation", 2
 
 
+@final
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which network was judged.
+    """Which network was evaluated.
 
     Args:
         name: what the caller calls it, by default its class.
@@ -34,6 +44,7 @@ class ModelRecord:
     fingerprint: str
 
 
+@final
 @dataclass(frozen=True)
 class DataRecord:
     """On which images.
@@ -42,7 +53,7 @@ class DataRecord:
         name: of the data.
         size: images of the split, of which the results count a part drawn by `seed`.
         seed: of the images and of the attacks' random numbers.
-        fingerprint: digest of the first 16 images judged.
+        fingerprint: digest of the first 16 images.
     """
 
     name: str
@@ -51,14 +62,15 @@ class DataRecord:
     fingerprint: str
 
 
+@final
 @dataclass(frozen=True)
 class Result:
-    """What one attack left right.
+    """What one attack leaves.
 
     Args:
         attack: how it is written, such as `pgd-50-10`.
         settings: every field, with the defaults that depend on the threat model filled in.
-        count: right out of total.
+        count: correct out of total.
         seconds: how long it took.
         in_threat_model: False for an attack on hidden layers, which does not count for the worst case.
     """
@@ -71,10 +83,56 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """The share that is right, in [0, 1]."""
+        """The share that is correct, in [0, 1]."""
         return self.count.accuracy
 
 
+@final
+@dataclass(frozen=True)
+class Measured:
+    """What one measure found.
+
+    Args:
+        measure: how it is written, such as `landscape points=21`.
+        found: what it gave.
+    """
+
+    measure: str
+    found: Measurement
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types, with the sentence for those who do not know the measure."""
+        return {"measure": self.measure, "says": self.found.sentence(), "found": self.found.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: Any, *, source: str, trust: bool = False) -> Self:
+        """Read what `to_dict` gave.
+
+        Args:
+            value: from JSON.
+            source: where it came from, for messages.
+            trust: load the code of a measure that is not this layerwise's.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        body: dict[str, Any] = read_record(dict[str, Any], value, source=source, where="a measure")
+        measure, says, found = (body.get(key) for key in ("measure", "says", "found"))
+        if not (isinstance(measure, str) and isinstance(says, str) and isinstance(found, dict)):
+            raise CheckpointError(
+                f"{source} is corrupt: a measure has no measure, says or found; evaluate the run again"
+            )
+        if ":" in str(found.get("kind", "")):
+            name = measure.split()[0]
+            try:
+                find("measure", name, trust=trust)
+            except LayerwiseError:
+                kind = str(found.pop("kind"))
+                return cls(measure, Unknown(kind, says, found))
+        return cls(measure, Measurement.from_dict(found, source=source))
+
+
+@final
 @dataclass(frozen=True)
 class Evaluation:
     """How robust a network is: the record of one `evaluate`.
@@ -84,12 +142,13 @@ class Evaluation:
         data: the images.
         threat: against what.
         results: of each attack, in order.
-        worst: images that stay right under every attack of the threat model.
+        worst: images that stay correct under every attack of the threat model.
         findings: what the self-checks found; empty is good.
         batch_size: images a batch.
         eot: passes that gradients were averaged over.
         device: the machine's part that computed.
         versions: of Python, torch and layerwise.
+        measures: what else was measured, in order.
     """
 
     model: ModelRecord
@@ -102,10 +161,15 @@ class Evaluation:
     eot: int
     device: str
     versions: dict[str, str]
+    measures: tuple[Measured, ...] = ()
 
     def __getitem__(self, attack: str) -> Result:
         """The result of an attack, by the way it is written."""
         return {result.attack: result for result in self.results}[attack]
+
+    def found(self, kind: type[M]) -> list[M]:
+        """The measurements of a kind, in order."""
+        return [measured.found for measured in self.measures if isinstance(measured.found, kind)]
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -118,30 +182,92 @@ class Evaluation:
         attacked = [r.accuracy for r in self.results if r.attack != "clean" and r.in_threat_model]
         return sum(attacked) / len(attacked) if attacked else None
 
+    def against(self, base: Evaluation) -> Evaluation:
+        """The same with what its measurements are in terms of another network's, such as mCE and mFR.
+
+        Args:
+            base: of the network whose errors are 100 %; it may be this one.
+
+        Raises:
+            ConfigError: the two were not measured alike.
+        """
+        scored = []
+        for measured in self.measures:
+            scored.append(measured)
+            for other in base.measures:
+                if type(other.found) is type(measured.found):
+                    score = measured.found.against(other.found)
+                    scored += (
+                        [] if score is None else [Measured(f"{measured.measure}, against {base.model.name}", score)]
+                    )
+                    break
+        return replace(self, measures=tuple(scored))
+
     def to_json(self) -> str:
-        """The record as JSON text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2, allow_nan=False) + "\n"
+        """The record as JSON text, a line a measure: one number a line would make a hundred thousand of a few pictures."""
+        body = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "measures"}
+        text = json.dumps({"format": FORMAT, "version": VERSION, **body}, indent=2, allow_nan=False)
+        lines = [json.dumps(measured.to_dict(), allow_nan=False) for measured in self.measures]
+        listed = "\n    " + ",\n    ".join(lines) + "\n  " if lines else ""
+        return text[:-2] + f',\n  "measures": [{listed}]\n}}\n'
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, source: str = "the text") -> Evaluation:
+    def from_json(cls, text: str | bytes, *, source: str = "the text", trust: bool = False) -> Evaluation:
         """Read what `to_json` wrote.
 
         Args:
             text: the JSON.
             source: where it came from, for messages.
+            trust: load the code of measures that are not this layerwise's; else only what they say is known.
 
         Raises:
-            CheckpointError: it is cut off or corrupt, is something else, or was written by a newer version.
+            CheckpointError: it is cut off or corrupt, is something else, or was written by another version.
         """
         body = unpack(text, format=FORMAT, version=VERSION, what="the record of an evaluation", source=source)
-        record: Evaluation = read_record(cls, body, source=source)
+        measures: tuple[Any, ...] = read_record(
+            tuple[Any, ...], body.pop("measures", None), source=source, where="measures"
+        )
+        found = tuple(Measured.from_dict(value, source=source, trust=trust) for value in measures)
+        record: Evaluation = read_record(cls, {**body, "measures": []}, source=source)
         totals = {count.total for count in (record.worst, *(result.count for result in record.results))}
         if len(totals) > 1:
             raise CheckpointError(f"{source} is corrupt: its results count {sorted(totals)} images, they must be equal")
-        return record
+        return replace(record, measures=found)
+
+    def write(self, folder: Path, record: str = "evaluation") -> None:
+        """Write RECORD.md and RECORD.json into a run's folder; where the record is, the page is."""
+        write_text(folder / f"{record}.md", self.to_markdown())
+        write_text(folder / f"{record}.json", self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path, record: str = "evaluation", *, trust: bool = False) -> Evaluation:
+        """Read what `write` wrote, also by an older version.
+
+        Args:
+            folder: the run's.
+            record: name of the files, without `.json`.
+            trust: see `from_json`.
+
+        Raises:
+            CheckpointError: there is no such record, or it is cut off, corrupt or something else.
+        """
+        from layerwise.evaluation.older import newer
+
+        file = folder / f"{record}.json"
+        try:
+            text: str | bytes = file.read_bytes()
+        except FileNotFoundError:
+            there = ", ".join(records(folder))
+            hint = (
+                f"--record takes {there}" if there else f"make it with: layerwise evaluate {shlex.quote(str(folder))}"
+            )
+            raise CheckpointError(f"{folder} holds no {file.name}; {hint}") from None
+        return cls.from_json(
+            newer(text, folder / f"{record}.measures.json", source=str(file)), source=str(file), trust=trust
+        )
 
     def to_markdown(self) -> str:
-        """A heading, the findings, and a table with a row for each attack."""
+        """A heading, the findings, a table with a row for each attack, and a sentence or a table for each measure."""
         rows = [_row(_cell(r.attack), r.count, f"{r.seconds:.1f}") for r in self.results]
         rows.append(_row("**worst case**", self.worst, ""))
         warnings = [f"> **Warning** {_cell(finding)}\n" for finding in self.findings]
@@ -149,10 +275,21 @@ class Evaluation:
             f"**{_cell(self.model.name)}** on {_cell(self.data.name)}, {self.worst.total} of {self.data.size} images "
             f"(seed {self.data.seed}), {self.threat}.\n",
             *warnings,
-            "| attack | accuracy % | 95 % interval | right | seconds |",
+            "| attack | accuracy % | 95 % interval | correct | seconds |",
             "|---|---:|---:|---:|---:|",
         ]
-        return "\n".join([*head, *rows]) + "\n"
+        return "\n".join([*head, *rows]) + "\n" + "".join(f"\n{line}\n" for line in self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        for title, group in groupby((m.found for m in self.measures), key=lambda found: found.title):
+            for found in group:
+                yield f"{title}: {found.sentence()}"
+
+
+def records(folder: Path) -> list[str]:
+    """Names of the records in a run's folder."""
+    found = sorted(f.stem for f in folder.glob("evaluation*.json"))
+    return [name for name in found if not name.endswith(".measures")]
 
 
 def unpack(text: str | bytes, *, format: str, version: int, what: str, source: str) -> dict[str, Any]:
@@ -185,7 +322,7 @@ def _row(name: str, count: Count, seconds: str) -> str:
     low, high = count.interval
     return (
         f"| {name} | {100 * count.accuracy:.2f} | {100 * low:.2f} to {100 * high:.2f} "
-        f"| {count.right} / {count.total} | {seconds} |"
+        f"| {count.correct} / {count.total} | {seconds} |"
     )
 
 
@@ -205,9 +342,7 @@ def settings_of(attack: Attack, threat: ThreatModel) -> Settings:
 
 
 def _plain(value: Any, threat: ThreatModel) -> Any:
-    if isinstance(value, Attack):
-        return settings_of(value, threat)
-    return list(value) if isinstance(value, tuple) else value
+    return settings_of(value, threat) if isinstance(value, Attack) else plain(value)
 
 
 def black_box_worst(evaluation: Evaluation) -> Result | None:

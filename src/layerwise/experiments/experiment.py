@@ -17,7 +17,8 @@ from layerwise import data as datasets
 from layerwise import models
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.evaluation.judging import FACTS, Judgement, judge
+from layerwise.evaluation.record import Evaluation
+from layerwise.evaluation.run import FACTS, evaluate_run
 from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.experiments import recipe
 from layerwise.experiments.choices import command_line
@@ -44,14 +45,14 @@ __all__ = [
     "SCHEMA",
     "DataFacts",
     "DataSettings",
+    "Evaluation",
     "EvaluationSettings",
     "Experiment",
-    "Judgement",
     "ModelSettings",
     "best_device",
     "build_model",
     "check_run",
-    "judge",
+    "evaluate_run",
     "load",
     "load_data",
     "make_phases",
@@ -151,8 +152,8 @@ def train(
     resume: bool = False,
     progress: bool = True,
     weights: Weights = "last",
-) -> tuple[FitResult, Judgement]:
-    """Train one run and judge it on the test set.
+) -> tuple[FitResult, Evaluation]:
+    """Train one run and evaluate it on the test set.
 
     Args:
         experiment: what to do.
@@ -160,7 +161,7 @@ def train(
         folder: the run's folder; a new one is removed again if the run ends before its first checkpoint.
         resume: go on where the run in the folder stopped.
         progress: show progress.
-        weights: which of the run are judged; the run has to make them.
+        weights: which of the run are evaluated; the run has to make them.
 
     Returns:
         What `fit` gives, and the evaluation, also written to `evaluation.json` and `evaluation.md` (`evaluation-best.json`, ...).
@@ -208,7 +209,7 @@ def train(
     if weights != "last":
         load_weights(model, folder, weights)
     try:
-        return result, judge(
+        return result, evaluate_run(
             model,
             data,
             experiment.evaluation,
@@ -221,7 +222,7 @@ def train(
         )
     except KeyboardInterrupt:
         again = f"layerwise evaluate {shlex.quote(str(folder))}"
-        raise KeyboardInterrupt(f"stopped after training; judge the network with: {again}") from None
+        raise KeyboardInterrupt(f"stopped after training; evaluate the network with: {again}") from None
 
 
 def _other_radii(experiment: Experiment) -> Iterator[str]:
@@ -259,15 +260,15 @@ def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progr
 
 
 def _same_place(experiment: Experiment) -> list[str]:
-    """The settings that say where data are, what computes and what is judged on, for another experiment beside this one."""
+    """The settings that say where data are, what computes and what is evaluated on, for another experiment beside this one."""
     data, training = experiment.data, experiment.training
     root = [] if data.root is None else [f"--data.root={data.root}"]
-    judged = f"--evaluation.split={experiment.evaluation.split}"  # a search does not look at the test images on its way either
-    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}", judged]
+    split = f"--evaluation.split={experiment.evaluation.split}"  # a search does not look at the test images on its way either
+    return [*root, f"--data.download={data.download}".lower(), f"--training.accelerator={training.accelerator}", split]
 
 
 def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, progress: bool = True) -> list[Path]:
-    """Train and judge several seeds from the tree's own on, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
+    """Train and evaluate several seeds from the tree's own on, in FOLDER-seed0, FOLDER-seed1, ...; with `resume`, finished ones are kept.
 
     Returns:
         The run folders.

@@ -30,7 +30,7 @@ def plan(experiment: Experiment) -> str:
     """A text that says what would happen; a batch or two of each phase are run on a copy of the network to time them.
 
     The time is measured on this machine's accelerator if there is one, else on its processor, in float32 and eagerly; the looks at the
-    validation split and the judgement come on top.
+    validation split and the evaluation come on top.
     """
     data, settings = load_data(experiment.data), experiment.training
     device = best_device()
@@ -42,7 +42,7 @@ def plan(experiment: Experiment) -> str:
     phases = Phases(with_networks(method, lambda source: model), make_phases(experiment), settings.epochs)
     steps = _steps(experiment, data, phases)
     lines = [
-        f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to judge",
+        f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to evaluate on",
         f"model     {experiment.model.name}: {sum(p.numel() for p in model.parameters()):,} parameters",
         f"training  {settings.epochs} epochs, {sum(steps):,} batches of {size}",
     ]

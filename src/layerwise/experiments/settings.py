@@ -42,7 +42,7 @@ def _imports(kind: str) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class DataSettings:
-    """What to train and judge on.
+    """What to train and evaluate on.
 
     Args:
         name: a data set, see `layerwise list data`, or an import path `package.module:function`.
@@ -85,7 +85,7 @@ def _check_phases(phases: list[dict[str, Any]], *, trust: bool) -> None:
 
 @dataclass(kw_only=True)
 class Experiment:
-    """One training run and its judgement.
+    """One training run and its evaluation.
 
     Args:
         data: see `DataSettings`.

@@ -1,4 +1,4 @@
-"""Suites: what to judge a network by, under one name. `layerwise evaluate RUN --suite standard`.
+"""Suites: what to evaluate a network by, under one name. `layerwise evaluate RUN --suite standard`.
 
 Where a value is not a paper's own, the line says so; tables, figures and sections are numbered as in the printed papers.
 """
@@ -47,7 +47,7 @@ SUITES: dict[str, Suite] = {
     ),
     "standard": Suite(
         "what to report: PGD with restarts, and the independent AutoAttack",
-        {"attacks": ["clean", "pgd-50-10", "autoattack"], "num_pictures": 8},
+        {"attacks": ["clean", "pgd-50-10", "autoattack"], "measures": ["pictures"]},
     ),
     "paper-slat": Suite(
         "SLAT: tables 1 and 4, figures 3 to 6",
@@ -57,7 +57,7 @@ SUITES: dict[str, Suite] = {
             # Appendix E; the step of 2/255 is that of the code it follows.
             "attacks": ["clean", "pgd-50-10", "autoattack"],
             # Figures 3, 4, 5, 6 and eq. 6; how many images is not printed.
-            "diagnostics": ["radius-curve steps=50", "landscape", "feature-gradients", "alignment", "linearity"],
+            "measures": ["radius-curve steps=50", "landscape", "feature-gradients", "alignment", "linearity"],
         },
     ),
     "paper-anp": Suite(
@@ -76,10 +76,10 @@ SUITES: dict[str, Suite] = {
                 *(f"transfer:each:{attack}" for attack in _TRANSFERS),
                 "at:16/255:transfer:each:fgsm",
             ],
-            # Tables 8 to 10 print extra ones beside the standard ones.
-            "corruptions": ["all"],
-            "sequences": ["all"],
-            "diagnostics": [
+            "measures": [
+                # Tables 8 to 10 print extra ones beside the standard ones.
+                "corruptions all",
+                "sequences all",
                 "boundary-distance images=100 directions=1000",  # eq. 3, figure 7
                 *(
                     f"noise-insensitivity noise={noise}" for noise in ("fgsm", "step-ll", "gaussian", "shot")
@@ -119,7 +119,7 @@ SUITES: dict[str, Suite] = {
                 "bim-20 alpha=2/255",
                 "at:12/255:bim-20 alpha=2/255",
             ],
-            "diagnostics": ["state-ratio"],  # eq. 16
+            "measures": ["state-ratio"],  # eq. 16
         },
     ),
     "paper-lat": Suite(
@@ -134,7 +134,7 @@ SUITES: dict[str, Suite] = {
                 *(f"at:{eps}:fgsm" for eps in (0.05, 0.15, 0.2)),  # table 1
                 *(f"latent eps={eps}" for eps in (0.05, 0.1, 0.15, 0.2)),  # table 1
             ],
-            "diagnostics": [
+            "measures": [
                 "features classes=2",  # figure 1, two classes
                 "jacobian images=100",  # figure 2; the paper takes the whole test set of a toy network
                 "adversarialness images=10000",  # table 2
@@ -144,7 +144,7 @@ SUITES: dict[str, Suite] = {
     "paper-deep-defense": Suite(
         "Deep Defense: table 1; other networks take the eps_ref of the regularised one, --evaluation.attacks '[at:EPS:fgsm]'",
         # Section 4.1; DeepFool's 5 steps are those of the authors' code, 50 converge.
-        {"attacks": ["clean"], "rho_steps": [5, 50], "eps_ref": True},
+        {"attacks": ["clean"], "measures": ["rho steps=5", "rho", "eps-ref"]},
     ),
 }
 """Every suite by name."""

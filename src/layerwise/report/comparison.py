@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerwise.errors import CheckpointError
-from layerwise.evaluation import Count, Evaluation, mean_of
+from layerwise.evaluation import Count, Estimate, Evaluation, mean_of
 from layerwise.report.document import Table, escape, shorten, table
 from layerwise.report.history import read_history
 from layerwise.training.run import METRICS
 
 SEED = re.compile(r"-seed\d+$")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An accuracy.
-
-    Args:
-        accuracy: mean over the seeds, in [0, 1].
-        low: lower end of the 95 % interval; over few seeds it may lie below 0.
-        high: upper end; it may lie above 1.
-    """
-
-    accuracy: float
-    low: float
-    high: float
-
-    @property
-    def arm(self) -> float:
-        """The longer side of the interval: Wilson's is not symmetric."""
-        return max(self.high - self.accuracy, self.accuracy - self.low)
 
 
 @dataclass(frozen=True)
@@ -44,9 +23,9 @@ class Row:
     Args:
         name: of the runs without `-seedN`.
         seeds: how many runs.
-        images: judged in each.
+        images: evaluated in each.
         cells: {attack: accuracy}.
-        worst: accuracy where an image counts only if it stays right under every attack of the threat model.
+        worst: accuracy where an image counts only if it stays correct under every attack of the threat model.
         train_seconds: mean training time, None where it was not recorded.
         findings: what the self-checks of any seed found.
     """
@@ -54,15 +33,15 @@ class Row:
     name: str
     seeds: int
     images: int
-    cells: dict[str, Cell]
-    worst: Cell
+    cells: dict[str, Estimate]
+    worst: Estimate
     train_seconds: float | None
     findings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs judged on the same images in the same threat model.
+    """Runs evaluated on the same images in the same threat model.
 
     Args:
         data: name of the data set.
@@ -104,13 +83,13 @@ class Comparison:
         return "\n".join([*warnings, f"{escape(shown.caption)}\n", table(shown)]) + "\n"
 
 
-def _stands_out(column: Sequence[Cell | None], index: int) -> bool:
+def _stands_out(column: Sequence[Estimate | None], index: int) -> bool:
     cell, others = column[index], [c for i, c in enumerate(column) if i != index and c is not None]
     return cell is not None and bool(others) and cell.low > max(other.high for other in others)
 
 
-def _percent(cell: Cell | None) -> str:
-    return "" if cell is None else f"{100 * cell.accuracy:.1f} ± {100 * cell.arm:.1f}"
+def _percent(cell: Estimate | None) -> str:
+    return "" if cell is None else f"{100 * cell.value:.1f} ± {100 * cell.arm:.1f}"
 
 
 def grouped(folders: Sequence[Path]) -> dict[str, list[Path]]:
@@ -133,15 +112,19 @@ def compare(folders: Sequence[Path], *, record: str = "evaluation") -> Compariso
         record: name of the record in each folder, without `.json`.
 
     Raises:
-        CheckpointError: a folder holds no such record, or the runs were judged on different images or in different threat models.
+        CheckpointError: a folder holds no such record, or the runs were evaluated on different images or in different threat models.
     """
     groups = grouped(folders)
-    read = {folder: _evaluation(folder, record) for members in groups.values() for folder in members}
+    return compared(groups, {f: Evaluation.read(f, record) for members in groups.values() for f in members})
+
+
+def compared(groups: Mapping[str, Sequence[Path]], read: Mapping[Path, Evaluation]) -> Comparison:
+    """The table of runs that are read already; see `compare`."""
     (one, first), *others = read.items()
     for folder, evaluation in others:
         if _circumstances(evaluation) != _circumstances(first):
             raise CheckpointError(
-                f"{folder} was judged in {_told(evaluation)}, {one} in {_told(first)}: evaluate them alike, with the "
+                f"{folder} was evaluated in {_told(evaluation)}, {one} in {_told(first)}: evaluate them alike, with the "
                 "same settings and one --record NAME, and report that record"
             )
     rows = tuple(_row(name, [read[f] for f in members], members) for name, members in groups.items())
@@ -160,28 +143,11 @@ def _told(evaluation: Evaluation) -> str:
     return f"{evaluation.threat} on {chosen} (seed {data.seed}, the first ones' digest {data.fingerprint})"
 
 
-def _evaluation(folder: Path, record: str) -> Evaluation:
-    file = folder / f"{record}.json"
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        there = folder.is_dir() and sorted(
-            f.stem for f in folder.glob("evaluation*.json") if not f.stem.endswith(".measures")
-        )
-        hint = (
-            f"--record takes {', '.join(there)}"
-            if there
-            else f"make it with: layerwise evaluate {shlex.quote(str(folder))}"
-        )
-        raise CheckpointError(f"{folder} holds no {file.name}; {hint}") from None
-    return Evaluation.from_json(text, source=str(file))
-
-
 def _row(name: str, evaluations: list[Evaluation], folders: Iterable[Path]) -> Row:
     attacks = [r.attack for r in evaluations[0].results]
     for evaluation in evaluations:
         if [r.attack for r in evaluation.results] != attacks:
-            raise CheckpointError(f"the seeds of {name} were judged under different attacks; evaluate them alike")
+            raise CheckpointError(f"the seeds of {name} were evaluated under different attacks; evaluate them alike")
     histories = (read_history(folder / METRICS) for folder in folders)
     seconds = [s for history in histories if (s := history.seconds) is not None]
     return Row(
@@ -195,9 +161,9 @@ def _row(name: str, evaluations: list[Evaluation], folders: Iterable[Path]) -> R
     )
 
 
-def cell(counts: Sequence[Count]) -> Cell:
+def cell(counts: Sequence[Count]) -> Estimate:
     """The mean over seeds, or one seed's share."""
     mean = mean_of([count.accuracy for count in counts])
     if mean.half_width is None:
-        return Cell(mean.value, *counts[0].interval)
-    return Cell(mean.value, mean.value - mean.half_width, mean.value + mean.half_width)
+        return Estimate(mean.value, *counts[0].interval)
+    return Estimate(mean.value, mean.value - mean.half_width, mean.value + mean.half_width)

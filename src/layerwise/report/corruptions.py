@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from layerwise.errors import LayerwiseError
@@ -15,13 +15,12 @@ from layerwise.evaluation.corruptions import (
     FlipProbabilities,
     FlipRates,
     Percent,
-    flip_rates,
-    mce,
 )
-from layerwise.evaluation.measures.style import COLOURS, canvas, describe, legend_below, styled
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.style import COLOURS, canvas, describe, legend_below, styled
 from layerwise.report.document import Block, Table, Text
 from layerwise.report.figures import labels, picture
-from layerwise.report.runs import Entry, RunRead
+from layerwise.report.runs import Entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +31,9 @@ S = TypeVar("S", CorruptionScores, FlipRates)
 
 def corruptions(entries: Sequence[Entry]) -> Iterator[Block]:
     """Bars, and mCE, relative mCE and mFR where there is a base model to compare with."""
-    measured = [entry for entry in entries if entry.first.judgement.corruptions is not None]
+    measured = [entry for entry in entries if entry.first.evaluation.found(CorruptionErrors)]
     if measured:
-        images = {e.images for entry in measured for run in entry.runs if (e := run.judgement.corruptions) is not None}
+        images = {e.images for entry in measured for run in entry.runs for e in run.evaluation.found(CorruptionErrors)}
         caption = f"Mean over severities 1 to 5 on {' or '.join(map(str, sorted(images)))} images; shorter is better."
         yield picture(lambda: _bars(measured), title="Errors under corruptions", caption=caption)
     base = base_of(entries)
@@ -51,7 +50,7 @@ def _errors(entry: Entry) -> dict[str, list[float]]:
     """{corruption: each seed's error in %}; "clean" is none."""
     found: dict[str, list[float]] = {}
     for run in entry.runs:
-        if (errors := run.judgement.corruptions) is not None:
+        for errors in run.evaluation.found(CorruptionErrors)[:1]:
             found.setdefault("clean", []).append(100 * (1 - errors.clean.accuracy))
             for name in errors.counts:
                 found.setdefault(name, []).append(100 * errors.error(name))
@@ -83,9 +82,7 @@ def _bars(entries: Sequence[Entry]) -> Figure:
 
 
 def _scores(entries: Sequence[Entry], base: Entry) -> Iterator[Block]:
-    found, problems = _against(
-        entries, base, lambda run: run.judgement.corruptions, lambda run: run.judgement.corruption_scores, mce
-    )
+    found, problems = _against(entries, base, CorruptionErrors, CorruptionScores)
     yield from (Text(f"No mCE: {problem}") for problem in problems)
     if not found:
         return
@@ -110,13 +107,11 @@ def _means(scores: CorruptionScores) -> tuple[Percent | None, ...]:
 
 
 def _rates(entries: Sequence[Entry], base: Entry) -> Iterator[Block]:
-    measured = {e.name: [s for run in e.runs if (s := run.judgement.sequences) is not None] for e in entries}
+    measured = {e.name: [s for run in e.runs for s in run.evaluation.found(FlipProbabilities)[:1]] for e in entries}
     measured = {name: group for name, group in measured.items() if group}
     if not measured:
         return
-    found, problems = _against(
-        entries, base, lambda run: run.judgement.sequences, lambda run: run.judgement.flip_rates, flip_rates
-    )
+    found, problems = _against(entries, base, FlipProbabilities, FlipRates)
     yield from (Text(f"No mFR: {problem}") for problem in problems)
     first = next(iter(measured.values()))[0]
     rows = []
@@ -138,8 +133,8 @@ def _base(scores: CorruptionScores | FlipRates, base: Entry) -> str:
     """What to call the base model: the page's name for it where it is on the page."""
     on_page = {
         measured.model.fingerprint
-        for measured in (base.first.judgement.corruptions, base.first.judgement.sequences)
-        if measured is not None
+        for measured in base.first.measurements
+        if isinstance(measured, CorruptionErrors | FlipProbabilities)
     }
     return base.name if scores.base.fingerprint in on_page else scores.base.name
 
@@ -149,27 +144,23 @@ def _spaced(kind: str) -> str:
 
 
 def _against(
-    entries: Sequence[Entry],
-    base: Entry,
-    measured: Callable[[RunRead], M | None],
-    stored: Callable[[RunRead], S | None],
-    score: Callable[[M, M], S],
+    entries: Sequence[Entry], base: Entry, measured: type[M], scored: type[S]
 ) -> tuple[dict[str, list[S]], list[str]]:
     """Each recipe's scores, one a seed: those in the records, where a base was named then, else against the page's base model."""
     found: dict[str, list[S]] = {}
     problems: list[str] = []
-    reference = measured(base.first)
+    reference = base.first.evaluation.found(measured)
     for entry in entries:
         for run in entry.runs:
-            kept, own = stored(run), measured(run)
+            kept, own = run.evaluation.found(scored), run.evaluation.found(measured)
             try:
-                if kept is None and own is not None and reference is not None and len(entries) > 1:
-                    kept = score(own, reference)
+                if not kept and own and reference and len(entries) > 1:
+                    score: Measurement | None = own[0].against(reference[0])
+                    kept = [score] if isinstance(score, scored) else []
             except LayerwiseError as error:
                 problems.append(f"{error} (base model: {base.name}).")
-            if kept is not None:
-                found.setdefault(entry.name, []).append(kept)
-    return found, list(dict.fromkeys(problems))
+            found.setdefault(entry.name, []).extend(kept[:1])
+    return {name: scores for name, scores in found.items() if scores}, list(dict.fromkeys(problems))
 
 
 def _mean(values: Any) -> str:

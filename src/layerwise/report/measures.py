@@ -1,28 +1,17 @@
-"""What was measured beside the attacks: corruptions, diagnostics, adversarial examples."""
+"""What was measured beside the attacks, each measurement where it says that it belongs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerwise.evaluation.examples import Example, Examples
-from layerwise.evaluation.measures import (
-    Alignment,
-    BoundaryDistance,
-    Curves,
-    Diagnostic,
-    FeatureClouds,
-    FeatureGradients,
-    InputGradients,
-    Landscape,
-    Linearity,
-    NoiseInsensitivity,
-    RadiusCurve,
-    RepresentationInsensitivity,
-    Spectrum,
-)
-from layerwise.evaluation.measures.style import pixels
+from layerwise.core.registry import entries as registered
+from layerwise.evaluation.measure import result_of
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.measures.pictures import Example, Examples
+from layerwise.evaluation.style import pixels
+from layerwise.report.corruptions import corruptions
 from layerwise.report.document import Block, Gallery, Table, Triple, shorten
 from layerwise.report.figures import drawable, labels, picture, thumbnail, unescaped
 from layerwise.report.runs import Entry
@@ -30,90 +19,92 @@ from layerwise.report.runs import Entry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Kinds = tuple[type[Diagnostic], ...]
-
-SECTIONS: dict[str, Kinds] = {
-    "Accuracy over radius": (RadiusCurve,),
-    "Loss landscape": (Landscape,),
-    "Gradient alignment": (Alignment,),
-    "Feature gradients": (FeatureGradients,),
-    "Boundary distance": (BoundaryDistance,),
-    "Insensitivity": (NoiseInsensitivity, RepresentationInsensitivity),
-    "Jacobian spectrum": (Spectrum,),
-    "Features (t-SNE)": (FeatureClouds,),
-    "Input gradients": (InputGradients,),
-}
-"""The sections that have diagnostics; what belongs to none goes into one of its own."""
-
-CAPTIONS: dict[type[Diagnostic], str] = {
-    RadiusCurve: "A curve that does not fall to 0 at large radii is a sign of gradient masking.",
-    Landscape: "Smooth and flat is good. A jagged loss, or one that rises more along the random direction, is a sign of gradient masking.",
-    Alignment: "Far to the right is good: the gradient points the same way nearby. Near 0, attacks and training by a single step fail.",
-    FeatureGradients: "To the left is good: the loss depends less on the layer's activation.",
-    BoundaryDistance: "Higher is good: the prediction changes farther away from the image.",
-    NoiseInsensitivity: "Lower is good: the loss changes less per unit of noise.",
-    RepresentationInsensitivity: "To the left is good: the layer changes less when the image is attacked.",
-    Linearity: "To the left is good: the loss is closer to its tangent, so one gradient step finds what many would.",
-    Spectrum: "Lower is good: the features stretch small changes of the image less.",
-    FeatureClouds: "Classes that stay apart as the noise grows are good. Axes have no unit, and distances between clouds mean nothing.",
-    InputGradients: "Gradients of robust networks look like the object, those of others like noise.",
-}  # fmt: skip
-"""How to read each figure."""
-
-SETTINGS = ("unit", "eps", "eta", "direction", "encoder", "treatment", "deviations")
-"""Fields of a diagnostic that say how it was measured: figures are shared only where they agree."""
+COMPARISON = "Comparison"
+"""The part that holds the accuracies; measurements that are a number or two stand below them."""
 
 FEW = 8
 """Examples of a run that are shown."""
 
 
-def diagnostics(entries: Sequence[Entry], kinds: Kinds) -> Iterator[Block]:
-    """The figures of some kinds of diagnostics, of each recipe's first seed, in one figure where it can hold several networks."""
+def part_of(kind: type[Measurement]) -> str:
+    """The part of the page that a kind of measurement belongs to."""
+    return kind.section or kind.title
+
+
+def parts(entries: Sequence[Entry]) -> list[tuple[str, list[Block]]]:
+    """(title, what it holds) of every part for which something was measured, in order."""
+    kinds = {type(found) for entry in entries for run in entry.runs for found in run.measurements}
+    ranks = sorted({(kind.rank, part_of(kind)) for kind in kinds if part_of(kind) != COMPARISON})
+    made = [(title, list(_blocks(title, entries))) for _, title in ranks]
+    return [(title, blocks) for title, blocks in made if blocks]
+
+
+def missing(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """{part of the page: measures that would make it}, of those that none of the runs has."""
+    there = {part_of(type(found)) for entry in entries for run in entry.runs for found in run.measurements}
+    found: dict[str, list[str]] = {}
+    for entry in registered("measure").values():
+        special = entry.facts.get("special") or entry.facts.get("other")
+        if (title := part_of(result_of(entry))) not in there and not special:
+            found.setdefault(title, []).append(entry.name)
+    return found
+
+
+def _blocks(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
+    special: Mapping[str, Callable[[Sequence[Entry]], Iterator[Block]]] = {
+        "Corruptions": corruptions,
+        part_of(Examples): galleries,
+    }
+    yield from special[title](entries) if title in special else (*figures(title, entries), *tables(title, entries))
+
+
+def figures(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
+    """The figures of a part, of each recipe's first seed, in one figure where it can hold several networks."""
     several = any(len(entry.runs) > 1 for entry in entries)
-    found: dict[Any, dict[str, Diagnostic]] = {}
+    found: dict[Any, dict[str, Measurement]] = {}
     for entry, name in zip(entries, labels(e.name for e in entries), strict=True):
-        for diagnostic in entry.first.judgement.diagnostics:
-            if isinstance(diagnostic, kinds):
-                shares = isinstance(diagnostic, Curves | InputGradients)
-                settings = tuple(repr(getattr(diagnostic, s, None)) for s in SETTINGS)
-                key = (kinds.index(type(diagnostic)), settings, _images(diagnostic), None if shares else name)
-                found.setdefault(key, {})[name] = drawable(diagnostic)
-    for key in sorted(found, key=lambda k: k[0]):
-        named = found[key]
+        for one in entry.first.measurements:
+            if one.drawn and part_of(type(one)) == title:
+                settings = tuple(repr(getattr(one, field)) for field in one.alike)
+                key = (one.title, settings, one.total, None if one.shared else name)
+                found.setdefault(key, {})[name] = drawable(one)
+    for named in found.values():
         (name, first), *others = named.items()
-        shared = isinstance(first, Curves | InputGradients)
         said = [
-            "" if shared or len(entries) == 1 else f"{unescaped(name)}:",
-            f"{_images(first)} images." if _images(first) else "",
+            "" if first.shared or len(entries) == 1 else f"{unescaped(name)}:",
+            f"{first.total} images." if first.total else "",
+            first.caption,
+            "Of several seeds, the first." if several else "",
         ]
-        said += [CAPTIONS.get(type(first), ""), "Of several seeds, the first." if several else ""]
-        caption = " ".join(filter(None, said))
-        yield picture(partial(_draw, first, name, dict(others)), title=first.title, caption=caption)
+        draw = partial(_draw, first, name, dict(others))
+        yield picture(draw, title=first.title, caption=" ".join(filter(None, said)))
 
 
-def _draw(diagnostic: Diagnostic, name: str, others: Mapping[str, Any]) -> Figure:
-    if isinstance(diagnostic, Curves | InputGradients):
-        return diagnostic.figure(name=name, others=others)
-    return diagnostic.figure()
+def _draw(one: Any, name: str, others: Mapping[str, Any]) -> Figure:
+    figure: Figure = one.figure(name=name, others=others) if one.shared else one.figure()
+    return figure
 
 
-def _images(diagnostic: Diagnostic) -> int:
-    """Images that a diagnostic is over, 0 where it does not say."""
-    for name in ("images", "labels", "minima"):
-        value = getattr(diagnostic, name, None)
-        if value is not None:
-            return value if isinstance(value, int) else len(value)
-    if isinstance(diagnostic, Alignment):
-        return len(diagnostic.cosines) + diagnostic.dropped
-    return diagnostic.counts[0].total if isinstance(diagnostic, RadiusCurve) and diagnostic.counts else 0
+def tables(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
+    """The measurements of a part that are numbers only, a table a kind."""
+    found: dict[type[Measurement], list[tuple[str, Mapping[str, str]]]] = {}
+    for entry in entries:
+        for one in entry.first.measurements:
+            if not one.drawn and part_of(type(one)) == title:
+                found.setdefault(type(one), []).append((entry.name, one.cells()))
+    for kind, rows in found.items():
+        columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
+        body = tuple((name, *(cells.get(column, "") for column in columns)) for name, cells in rows)
+        caption = f"{kind.caption} Of several seeds, the first."
+        yield Table(("run", *columns), body, caption).without_empty_columns()
 
 
 def galleries(entries: Sequence[Entry]) -> Iterator[Block]:
     """Adversarial examples of each recipe's first seed."""
     for entry in entries:
-        examples = entry.first.judgement.examples
-        if examples is not None and examples.items:
-            yield _gallery(entry.name, examples)
+        for examples in entry.first.evaluation.found(Examples):
+            if examples.items:
+                yield _gallery(entry.name, examples)
 
 
 def _gallery(name: str, examples: Examples) -> Block:
@@ -125,8 +116,8 @@ def _gallery(name: str, examples: Examples) -> Block:
         for item, (a, b) in zip(examples.items, pairs, strict=False)
     ]
     caption = (
-        f"The first {len(items)} images of the evaluation, none left out, under {shorten(examples.attack)} ({examples.threat}): original, "
-        f"adversarial, and their difference times {factor}, grey where there is none. Pixels are rounded to 1/255."
+        f"The first {len(items)} images of the evaluation, none left out, under {shorten(examples.attack)} ({examples.threat}): "
+        f"original, adversarial, and their difference times {factor}, grey where there is none. Pixels are rounded to 1/255."
     )
     return Gallery(name, caption, tuple(items))
 
@@ -142,30 +133,3 @@ def _triple(examples: Examples, item: Example, pictures: Sequence[Any], factor: 
         f"({100 * item.attacked_confidence:.0f} %), {examples.threat.norm} distance {shown}",
         item.attacked != item.label,
     )
-
-
-def measures(entries: Sequence[Entry]) -> Iterator[Block]:
-    """Deep Defense's figures, which have no picture."""
-    sizes = tuple(
-        (entry.name, str(r.num_steps), f"{r.value:.4g}", str(r.images), str(r.blank or ""), f"{100 * r.unfooled:.1f}")
-        for entry in entries
-        for r in entry.first.judgement.rho
-    )
-    if sizes:
-        caption = (
-            "Deep Defense's rho_2, the mean of ||Delta||_2 / ||x||_2 over the images, Delta DeepFool's perturbation; larger is better. "
-            "Of several seeds, the first."
-        )
-        header = ("run", "DeepFool steps", "rho_2", "images", "blank, left out", "unfooled, %")
-        yield Table(header, sizes, caption).without_empty_columns()
-    found = [(entry.name, r) for entry in entries if (r := entry.first.judgement.eps_ref) is not None]
-    if found:
-        fractions = sorted({f for _, r in found for f in r.accuracies}, reverse=True)
-        rows = tuple(
-            (name, f"{r.eps:.4g}", *(f"{100 * r.accuracies[f].accuracy:.1f}" if f in r.accuracies else "" for f in fractions))
-            for name, r in found
-        )  # fmt: skip
-        caption = (
-            "eps_ref, the radius at which FGSM halves the accuracy, and accuracy in % under FGSM at fractions of it."
-        )
-        yield Table(("run", "eps_ref", *(f"at {f:g}" for f in fractions)), rows, caption)

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from layerwise.evaluation.measures.base import plain
+from layerwise.evaluation.measurement import plain
 from layerwise.files import write_text
 from layerwise.report.comparison import Comparison
-from layerwise.report.corruptions import corruptions
-from layerwise.report.document import LONGEST, Block, Section, Text, clean, code, escape, shorten, to_markdown
-from layerwise.report.measures import SECTIONS, diagnostics, galleries, measures
+from layerwise.report.document import LONGEST, Block, Section, Table, Text, clean, code, escape, shorten, to_markdown
+from layerwise.report.measures import COMPARISON, missing, parts, tables
 from layerwise.report.runs import Entry, RunRead, gather
-from layerwise.report.tables import cost, judged_again, perturbations, provenance, settings
+from layerwise.report.tables import cost, evaluated_again, perturbations, provenance, settings
 from layerwise.report.training import curves
 from layerwise.report.verdict import Verdict, verdict
 
 FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
 """The forms of a report, and the file of each."""
-
-CORRUPT = "--evaluation.corruptions common --evaluation.sequences common"
-DIAGNOSE = "--evaluation.diagnostics all"
-EXAMPLES = "--evaluation.num_pictures 8"
-"""What `layerwise evaluate` is told, to measure what a section shows; they go together in one command."""
-
 
 FOOTER = (
     "Made from the run folders alone. Of several seeds of a recipe, accuracies and corruption errors are means, training curves show "
@@ -38,12 +31,12 @@ FOOTER = (
 
 @dataclass(frozen=True)
 class Report:
-    """A report on runs that were judged alike.
+    """A report on runs that were evaluated alike.
 
     Args:
         comparison: the table.
         entries: the recipes.
-        record: which judgement of each run.
+        record: which evaluation of each run.
     """
 
     comparison: Comparison
@@ -62,24 +55,24 @@ class Report:
 
     def _sections(self) -> Iterator[tuple[str, Iterable[Block]]]:
         entries = self.entries
-        # With the same attacks: a shorter command would put the run's own in place of what stands in the record.
-        judge = judged_again(entries[0].first, self.record)
-        yield "Comparison", [self.comparison.table(), *measures(entries)]
+        yield COMPARISON, [self.comparison.table(), *tables(COMPARISON, entries)]
         yield "Training", _or(curves(entries), "No curves are recorded; they come with:", "layerwise train RECIPE")
-        for title, kinds in SECTIONS.items():
-            if title == "Loss landscape":
-                yield "Corruptions", _or(corruptions(entries), "Not measured; measure them with:", f"{judge} {CORRUPT}")
-            yield title, _or(diagnostics(entries, kinds), "Not measured; measure it with:", f"{judge} {DIAGNOSE}")
-        known = {kind for kinds in SECTIONS.values() for kind in kinds}
-        others = {type(d): d.title for entry in entries for d in entry.first.judgement.diagnostics}
-        for kind in others.keys() - known:
-            yield others[kind], list(diagnostics(entries, (kind,)))
-        yield "Adversarial examples", _or(galleries(entries), "None were kept; keep some with:", f"{judge} {EXAMPLES}")
+        yield from parts(entries)
         nothing = "No method here perturbs layers, or their sizes were not recorded; see a run of:"
         yield "Perturbations by layer", _or(perturbations(entries), nothing, "layerwise train slat-digits")
         yield "Cost", cost(entries)
+        if lacking := missing(entries):
+            yield "Not measured", self._not_measured(lacking)
         yield "Settings", _or(settings(entries), "They could not be read.")
         yield "Provenance", provenance(entries, self.record)
+
+    def _not_measured(self, lacking: Mapping[str, Sequence[str]]) -> Iterator[Block]:
+        """What the runs do not hold, and one command that measures it with what they do hold."""
+        rows = tuple((title, ", ".join(names)) for title, names in lacking.items())
+        yield Table(("part of this page", "measures"), rows, "None of the runs has these.", numbers=False)
+        more = [name for names in lacking.values() for name in names]
+        command = evaluated_again(self.entries[0].first, self.record, more)
+        yield Text("Measure them, or some of them, for each run with:", command)
 
     @property
     def title(self) -> str:
@@ -109,7 +102,7 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Verdicts, the comparison, and what each run folder told; diagnostics are in the runs' own RECORD.measures.json."""
+        """Verdicts, the comparison, and what each run folder told; figures' numbers are in the runs' own records."""
         found = {
             "title": self.title,
             "record": self.record,
@@ -155,19 +148,21 @@ def html(title: str, verdicts: Sequence[Verdict], sections: Sequence[Section], *
     return render(f"{len(render('0.0').encode()) / 1e6:.1f}")
 
 
-def report(folders: Sequence[Path], *, record: str | None = None) -> Report:
+def report(folders: Sequence[Path], *, record: str | None = None, trust: bool = False) -> Report:
     """Read runs and report on them.
 
     Args:
         folders: run folders; those beside each other whose names differ in `-seedN` are one recipe's.
-        record: name of the judgement in each folder, without `.json`; None is that of the suite `standard` where all have one, else
+        record: name of the evaluation in each folder, without `.json`; None is that of the suite `standard` where all have one, else
             the run's own.
+        trust: load the code of measures that are not this layerwise's, to draw them.
 
     Raises:
-        CheckpointError: a judgement is missing or damaged, or the runs were judged on different images or in different threat models.
+        CheckpointError: an evaluation is missing or damaged, or the runs were evaluated on different images or in different threat
+            models.
     """
     chosen = record or _strongest(folders)
-    comparison, entries = gather(folders, record=chosen)
+    comparison, entries = gather(folders, record=chosen, trust=trust)
     return Report(comparison, tuple(entries), chosen)
 
 
@@ -183,17 +178,13 @@ def _or(blocks: Iterable[Block], nothing: str, command: str | None = None) -> li
 
 
 def _run(run: RunRead) -> dict[str, Any]:
-    judgement = run.judgement
-    found = {
-        name: getattr(judgement, name) for name in ("evaluation", "rho", "eps_ref", "corruption_scores", "flip_rates")
-    }
-    told = {
+    measures = [{"measure": m.measure, "says": m.found.sentence()} for m in run.evaluation.measures]
+    return {
         "folder": str(run.folder),
-        **found,
+        "evaluation": {**plain(replace(run.evaluation, measures=())), "measures": measures},
         "epochs": run.history.of("epoch"),
         "sites": run.history.sites(),
         "config": run.config,
         "versions": run.versions,
         "problems": run.problems,
     }
-    return told

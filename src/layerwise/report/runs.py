@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import CheckpointError, LayerwiseError
-from layerwise.evaluation.judgement import Judgement
-from layerwise.report.comparison import Comparison, Row, compare, grouped
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.record import Evaluation
+from layerwise.report.comparison import Comparison, Row, compared, grouped
 from layerwise.report.document import clean
 from layerwise.report.history import History, read_history
 from layerwise.training.run import METRICS, VERSIONS, read_config
@@ -22,7 +23,7 @@ class RunRead:
 
     Args:
         folder: of the run.
-        judgement: what its evaluation says.
+        evaluation: its record.
         history: what its training says.
         config: its settings, empty where they could not be read.
         versions: of packages, and the machine; empty likewise.
@@ -30,11 +31,16 @@ class RunRead:
     """
 
     folder: Path
-    judgement: Judgement
+    evaluation: Evaluation
     history: History
     config: dict[str, Any]
     versions: dict[str, Any]
     problems: tuple[str, ...]
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """What was measured beside the attacks."""
+        return [measured.found for measured in self.evaluation.measures]
 
     @property
     def method(self) -> str:
@@ -66,32 +72,31 @@ class Entry:
         return self.runs[0]
 
 
-def gather(folders: Sequence[Path], *, record: str = "evaluation") -> tuple[Comparison, list[Entry]]:
+def gather(
+    folders: Sequence[Path], *, record: str = "evaluation", trust: bool = False
+) -> tuple[Comparison, list[Entry]]:
     """Read everything that a report shows.
 
     Args:
         folders: run folders.
-        record: which judgement of each.
+        record: which evaluation of each.
+        trust: load the code of measures that are not this layerwise's.
 
     Raises:
-        CheckpointError: a judgement is missing or damaged, or the runs were judged differently.
+        CheckpointError: an evaluation is missing or damaged, or the runs were evaluated differently.
     """
-    comparison = clean(compare(folders, record=record))
-    members = grouped(folders).values()
+    groups = grouped(folders)
+    read = {f: clean(Evaluation.read(f, record, trust=trust)) for members in groups.values() for f in members}
+    comparison = clean(compared(groups, read))
     entries = [
-        Entry(row, tuple(read(folder, record) for folder in group))
-        for row, group in zip(comparison.rows, members, strict=True)
+        Entry(row, tuple(_run(folder, read[folder]) for folder in group))
+        for row, group in zip(comparison.rows, groups.values(), strict=True)
     ]
     return comparison, entries
 
 
-def read(folder: Path, record: str) -> RunRead:
-    """Read one run; only a damaged judgement is an error.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    judgement = clean(Judgement.read(folder, record))
+def _run(folder: Path, evaluation: Evaluation) -> RunRead:
+    """A run, whose other files may be damaged."""
     history = read_history(folder / METRICS)
     problems = [history.problem] if history.problem else []
     config, versions = {}, {}
@@ -103,7 +108,16 @@ def read(folder: Path, record: str) -> RunRead:
         versions = _versions(folder)
     except CheckpointError as error:
         problems.append(f"{error}.")
-    return RunRead(folder, judgement, history, clean(config), clean(versions), clean(tuple(problems)))
+    return RunRead(folder, evaluation, history, clean(config), clean(versions), clean(tuple(problems)))
+
+
+def read(folder: Path, record: str) -> RunRead:
+    """Read one run; only a damaged evaluation is an error.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return _run(folder, clean(Evaluation.read(folder, record)))
 
 
 def _versions(folder: Path) -> dict[str, Any]:

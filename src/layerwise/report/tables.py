@@ -55,7 +55,7 @@ def cost(entries: Sequence[Entry]) -> Iterator[Block]:
     for entry in entries:
         runs, seconds = entry.runs, entry.row.train_seconds
         rates = [rate for run in runs if (rate := run.history.images_per_second) is not None]
-        judging = [sum(r.seconds for r in run.judgement.evaluation.results) for run in runs]
+        attacking = [sum(r.seconds for r in run.evaluation.results) for run in runs]
         rows.append(
             (
                 entry.name,
@@ -63,7 +63,7 @@ def cost(entries: Sequence[Entry]) -> Iterator[Block]:
                 passes(entry.first),
                 "" if seconds is None else _duration(seconds),
                 f"{sum(rates) / len(rates):,.0f}" if rates else "",
-                _duration(sum(judging) / len(judging)),
+                _duration(sum(attacking) / len(attacking)),
                 _device(entry.first),
             )
         )
@@ -110,7 +110,7 @@ def provenance(entries: Sequence[Entry], record: str) -> Iterator[Block]:
     rows = []
     for entry in entries:
         for run in entry.runs:
-            e = run.judgement.evaluation
+            e = run.evaluation
             rows.append(
                 (
                     str(run.folder),
@@ -126,14 +126,14 @@ def provenance(entries: Sequence[Entry], record: str) -> Iterator[Block]:
             )
     header = ("folder", "network", "parameters", "weights' digest", "images", "their digest", "seed: attacks / training",
               "batch / averaged passes", "device")  # fmt: skip
-    yield Table(header, tuple(rows), "What was judged.", numbers=False)
+    yield Table(header, tuple(rows), "What was evaluated.", numbers=False)
     attacks = tuple(
         (entry.name, shorten(r.attack), ", ".join(f"{k} {_setting(v)}" for k, v in r.settings.items() if k != "name"),
-         _seconds(r.seconds), f"{r.count.right} / {r.count.total}", _interval(r.count.interval))
-        for entry in entries for r in entry.first.judgement.evaluation.results
+         _seconds(r.seconds), f"{r.count.correct} / {r.count.total}", _interval(r.count.interval))
+        for entry in entries for r in entry.first.evaluation.results
     )  # fmt: skip
     yield Table(
-        ("run", "attack", "settings", "seconds", "right", "95 % interval"), attacks, "Every attack, of the first seed.", numbers=False
+        ("run", "attack", "settings", "seconds", "correct", "95 % interval"), attacks, "Every attack, of the first seed.", numbers=False
     )  # fmt: skip
     told: dict[str, list[str]] = {}
     for entry in entries:
@@ -143,20 +143,22 @@ def provenance(entries: Sequence[Entry], record: str) -> Iterator[Block]:
         folder = entry.first.folder
         again = f"layerwise train {_again(entry.first)} --name {shlex.quote(folder.name + '-again')}"
         yield Text(f"Train {entry.name} again:", again)
-        yield Text(f"Judge {entry.name} again:", judged_again(entry.first, record))
+        yield Text(f"Evaluate {entry.name} again:", evaluated_again(entry.first, record))
     for entry in entries:
         for run in entry.runs:
             yield from (Text(f"{run.folder}: {problem}") for problem in run.problems)
 
 
-def judged_again(run: RunRead, record: str) -> str:
-    """The command that repeats the attacks of a judgement, whatever they were asked for with."""
-    e = run.judgement.evaluation
+def evaluated_again(run: RunRead, record: str, more: Sequence[str] = ()) -> str:
+    """The command that repeats an evaluation, whatever it was asked for with, and more measures: it takes the record's place."""
+    e = run.evaluation
     attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
+    measures = [*(m.measure for m in e.measures if "," not in m.measure), *more]
     parts = [f"layerwise evaluate {shlex.quote(str(run.folder))} --record {shlex.quote(record)}"]
     parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
     parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
     parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
+    parts += [f"--evaluation.measures {shlex.quote('[' + ', '.join(measures) + ']')}"] if measures else []
     return " ".join(parts)
 
 
@@ -166,8 +168,8 @@ def _made_with(run: RunRead) -> str:
         ", ".join(f"{k} {v}" for k, v in packages.items()) if isinstance(packages, dict) else "what was not recorded"
     )
     machine = [str(run.versions[k]) for k in ("platform", "processor") if k in run.versions]
-    judged = ", ".join(f"{k} {v}" for k, v in run.judgement.evaluation.versions.items())
-    return f"{'; '.join([f'trained with {trained}', *machine])}; judged with {judged}."
+    evaluated = ", ".join(f"{k} {v}" for k, v in run.evaluation.versions.items())
+    return f"{'; '.join([f'trained with {trained}', *machine])}; evaluated with {evaluated}."
 
 
 def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
+from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
 from layerwise.report.document import Block, Text
 from layerwise.report.figures import labels, picture
 from layerwise.report.history import History, Points

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from layerwise.evaluation import Result
-from layerwise.report.comparison import Cell, cell
+from layerwise.evaluation import Estimate, Result
+from layerwise.report.comparison import cell
 from layerwise.report.document import shorten
 from layerwise.report.runs import Entry
 
@@ -63,8 +63,8 @@ class Verdict:
 
 
 def verdict(entry: Entry) -> Verdict:
-    """Judge the judgement of a recipe's runs."""
-    evaluations = [run.judgement.evaluation for run in entry.runs]
+    """What the evaluations of a recipe's runs amount to."""
+    evaluations = [run.evaluation for run in entry.runs]
     first = evaluations[0]
     attacked = [r for r in first.results if r.in_threat_model and _name(r) != "clean"]
     clean = next((cell([e[r.attack].count for e in evaluations]) for r in first.results if _name(r) == "clean"), None)
@@ -109,8 +109,8 @@ def _name(result: Result) -> str:
     return str(result.settings.get("name", result.attack))
 
 
-def _shown(share: Cell) -> str:
-    return f"{100 * share.accuracy:.1f} % ± {100 * share.arm:.1f}"
+def _shown(share: Estimate) -> str:
+    return f"{100 * share.value:.1f} % ± {100 * share.arm:.1f}"
 
 
 def _listed(names: Iterable[str]) -> str:

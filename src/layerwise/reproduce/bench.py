@@ -1,7 +1,8 @@
-"""What a measure is made on: trained networks with their data, and a cache of what was measured in their run folders."""
+"""What a measure is made on: trained networks with their data, and a store of what was measured in their run folders."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from layerwise.data import ImageData
 from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
+from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment
 from layerwise.experiments.experiment import SCHEMA
-from layerwise.files import disk_refused, own_folder, write_text
+from layerwise.files import disk_refused
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.scales import Scale
 from layerwise.reproduce.systems import Resolved, digest, resolve, trained
@@ -27,11 +29,8 @@ from layerwise.training.run import METRICS, Weights
 
 logger = logging.getLogger("layerwise")
 
-MEASURED = "measures"
-"""Folder of a run that holds what was measured."""
-
-LAYOUT = 3
-"""Of what is stored there; another number measures anew."""
+MEASURED = "measured.jsonl"
+"""The store of a run: what was measured of it, see `layerwise.evaluation.store`."""
 
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Outcome:
         value: the number, in the column's unit.
         low: lower bound of its 95 % interval over images; equal to the value where there is none.
         high: upper bound.
-        images: that were judged.
+        images: that were looked at.
         what: what was run.
         seconds: how long it took.
         device: on what.
@@ -110,19 +109,23 @@ class Subject:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The network as it is judged, in evaluation mode, on the accelerator if there is one."""
+        """The network as it is evaluated, in evaluation mode, on the accelerator if there is one."""
         model = experiment.load(self.folder, which=_which(self.folder, self.weights)).to(experiment.best_device())
         inference = SCHEMA.read(self.system.tree)[0].evaluation.inference
         return model if inference is None else inference.wrap(model).eval()
 
-    @property
-    def manner(self) -> Any:
-        """What a measure depends on beside the run: which weights are judged, and how the network is called."""
-        return [self.weights, self.system.tree["evaluation"].get("inference")]
+    @cached_property
+    def store(self) -> Store:
+        """What was measured of it, for these very weights and this way of calling the network."""
+        file = self.folder / WEIGHTS[_which(self.folder, self.weights)]
+        with file.open("rb") as weights:
+            found = hashlib.file_digest(weights, "sha256").hexdigest()[:16]
+        about = {"weights of": found, "inference": self.system.tree["evaluation"].get("inference")}
+        return Store(self.folder / MEASURED, about=about)
 
     @property
     def data(self) -> ImageData:
-        """What it was trained on; its test split judges."""
+        """What it was trained on; its test split is evaluated on."""
         settings = self.system.tree["data"]
         return _data(json.dumps({**settings, "root": None}, sort_keys=True))
 
@@ -234,19 +237,13 @@ class Bench:
         return [self.resolve(system).name for system in named]
 
     def cached(self, subject: Subject, what: Any, make: Callable[[], Any]) -> Any:
-        """JSON values from the run's folder, made and stored there if they are not.
+        """JSON values from the run's store, made and kept there if they are not.
 
         Args:
             subject: whose.
-            what: everything that the values depend on beside the run.
+            what: everything that the values depend on beside the run, the scale, and the versions of layerwise and torch.
             make: makes them.
         """
-        effort = [self.scale.images, self.scale.few, self.scale.attacks]
-        key = [LAYOUT, what, effort, subject.manner]
-        file = subject.folder / MEASURED / f"{digest(key)}.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))["found"]
-        found = make()
-        own_folder(file.parent)
-        write_text(file, json.dumps({"what": what, "found": found}, indent=1) + "\n")
-        return json.loads(json.dumps(found))
+        effort = {"images": self.scale.images, "few": self.scale.few, "attacks": self.scale.attacks}
+        with subject.store.open(alone=False) as store, store.under(effort):
+            return store.get(json.dumps(what, sort_keys=True, default=str), make)

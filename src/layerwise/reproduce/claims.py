@@ -21,32 +21,12 @@ from itertools import pairwise
 from typing import Any, final
 
 from layerwise.errors import ConfigError, did_you_mean
+from layerwise.evaluation.intervals import Estimate
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this scale"
 
 Truth = bool | None
 """None is open: the intervals overlap, or a cell is missing."""
-
-
-@final
-@dataclass(frozen=True)
-class Measured:
-    """A cell's number with its 95 % interval.
-
-    Args:
-        value: the number.
-        low: lower bound.
-        high: upper bound.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def exactly(cls, value: float) -> Measured:
-        """A number without an interval."""
-        return cls(value, value, value)
 
 
 @final
@@ -60,14 +40,14 @@ class Cells:
     """
 
     rows: tuple[str, ...]
-    read: Callable[[str, str], Measured | None]
+    read: Callable[[str, str], Estimate | None]
 
     def points(self) -> Cells:
         """The same without intervals."""
 
-        def read(row: str, column: str) -> Measured | None:
+        def read(row: str, column: str) -> Estimate | None:
             found = self.read(row, column)
-            return None if found is None else Measured.exactly(found.value)
+            return None if found is None else Estimate.exactly(found.value)
 
         return Cells(self.rows, read)
 
@@ -75,7 +55,7 @@ class Cells:
 def verdict(predicate: Mapping[str, Any], cells: Cells) -> str:
     """Whether a claim holds, by intervals.
 
-    >>> numbers = {"a": Measured(3, 2.5, 3.5), "b": Measured(1, 0, 2), "c": Measured(2.9, 2, 4)}
+    >>> numbers = {"a": Estimate(3, 2.5, 3.5), "b": Estimate(1, 0, 2), "c": Estimate(2.9, 2, 4)}
     >>> cells = Cells(("a", "b", "c"), lambda row, column: numbers.get(row))
     >>> verdict({"greater": ["a", "b"], "in": "x"}, cells), verdict({"greater": ["b", "a"], "in": "x"}, cells)
     ('holds', 'does not hold')
@@ -97,9 +77,9 @@ def truth(predicate: Mapping[str, Any], cells: Cells) -> Truth:
     form, value = _form(predicate)
     options = {"by": float(predicate.get("by", 0)), "times": float(predicate.get("times", 1))}
 
-    def cell(name: Any) -> Measured | None:
+    def cell(name: Any) -> Estimate | None:
         if isinstance(name, int | float):
-            return Measured.exactly(float(name))
+            return Estimate.exactly(float(name))
         row, _, column = (name, "", columns) if columns else str(name).rpartition(" / ")
         return cells.read(row, column)
 
@@ -129,7 +109,7 @@ def _form(predicate: Mapping[str, Any]) -> tuple[str, Any]:
     return found[0], predicate[found[0]]
 
 
-def _above(a: Measured | None, b: Measured | None, *, by: float = 0.0, times: float = 1.0) -> Truth:
+def _above(a: Estimate | None, b: Estimate | None, *, by: float = 0.0, times: float = 1.0) -> Truth:
     """Whether a > times b + by: the difference of independent numbers, its interval by the root of the sum of squares."""
     if a is None or b is None:
         return None

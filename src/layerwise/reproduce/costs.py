@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise import models
-from layerwise.attacks import parse_attack
+from layerwise.attacks import AutoAttack, parse_attack
 from layerwise.errors import LayerwiseError
 from layerwise.experiments.experiment import SCHEMA, make_phases
 from layerwise.reproduce.definitions import Column, Item
@@ -144,7 +144,10 @@ def _effort(column: Column, scale: Scale) -> tuple[int, int]:
         return few, MEASURES.get(column.measure, 0)
     text, sources = scale.attack(column.options["attack"]), column.options.get("sources")
     images = scale.judged(text) if sources is None else scale.images and scale.few
-    return images or 10_000, parse_attack(text).passes() * len(sources or [1])
+    attack = parse_attack(text)
+    # AutoAttack passes over what is fooled already: about every second image.
+    passes = attack.passes() // (2 if isinstance(attack, AutoAttack) else 1)
+    return images or 10_000, passes * len(sources or [1])
 
 
 @final

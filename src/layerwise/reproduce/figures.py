@@ -21,8 +21,8 @@ from layerwise.data.batching import batches
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import measures as look
 from layerwise.evaluation.corruptions import corrupt
-from layerwise.evaluation.measures import Curves, Diagnostic
-from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
+from layerwise.evaluation.measurement import Curves, Measurement
+from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
 from layerwise.files import atomic, writing
 from layerwise.reproduce.bench import Bench, Subject, attempt
 from layerwise.reproduce.definitions import Item, System
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 TOY_STEPS = 300
 """Descents of the toy networks, each on all points: a second."""
 
-Found: TypeAlias = dict[str, Diagnostic]
+Found: TypeAlias = dict[str, Measurement]
 """What was found of one network, by panel."""
 
 Look: TypeAlias = Callable[[Bench, Subject, Mapping[str, Any]], Found]
@@ -86,7 +86,7 @@ def _look(name: str, options: Mapping[str, Any], bench: Bench, system: System) -
         return {panel: found.to_dict() for panel, found in LOOKS[name](bench, subject, options).items()}
 
     stored = bench.cached(subject, ["figure", name, options], make)
-    return {panel: Diagnostic.from_dict(found, source=str(subject.folder)) for panel, found in stored.items()}
+    return {panel: Measurement.from_dict(found, source=str(subject.folder)) for panel, found in stored.items()}
 
 
 def _figures(shown: Found) -> Iterator[tuple[str, Figure]]:

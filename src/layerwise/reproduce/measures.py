@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -30,13 +30,15 @@ from layerwise.evaluation.corruptions import (
     flip_rates,
     mce,
 )
+from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.measures import boundary_distance
-from layerwise.evaluation.metrics import Count
 from layerwise.experiments import experiment
 from layerwise.reading import read_record
-from layerwise.reproduce.bench import MEASURED, Bench, Outcome, Subject
+from layerwise.reproduce.bench import Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
-from layerwise.reproduce.systems import digest
+
+M = TypeVar("M", bound=Measurement)
 
 Options: TypeAlias = Mapping[str, Any]
 Measure: TypeAlias = Callable[[Bench, Subject, Options], Outcome]
@@ -77,7 +79,7 @@ def measured(bench: Bench, row: Row, measure: str, options: Mapping[str, Any]) -
 def _attack(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """Accuracy under `attack` at `eps` (`norm`, by default linf), in percent; with `error` what is wrong instead."""
     text = bench.scale.attack(options["attack"])
-    return _judged(bench, subject, text, options, bench.scale.judged(text))
+    return _evaluated(bench, subject, text, options, bench.scale.judged(text))
 
 
 def _transfer(bench: Bench, subject: Subject, options: Options) -> Outcome:
@@ -86,16 +88,17 @@ def _transfer(bench: Bench, subject: Subject, options: Options) -> Outcome:
     sources = {name: bench.system(name).network for name in options["sources"]}
     images = _fewer(bench)  # every source is attacked
     found = [
-        _judged(bench, subject, _transferred(text, network, name), options, images) for name, network in sources.items()
+        _evaluated(bench, subject, _transferred(text, network, name), options, images)
+        for name, network in sources.items()
     ]
     return replace(min(found, key=lambda outcome: outcome.value), what=f"{text} on {', '.join(sources)}, the worst")
 
 
-def _judged_by(bench: Bench, subject: Subject, options: Options) -> Outcome:
+def _evaluated_by(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """Accuracy of the row `base` on the images that `attack` makes of this row's network: its degree of adversarialness."""
     text = bench.scale.attack(options["attack"])
     attack = _transferred(text, subject.network, subject.folder.name)
-    found = _judged(bench, bench.row(options["base"]), attack, options, bench.scale.images)
+    found = _evaluated(bench, bench.row(options["base"]), attack, options, bench.scale.images)
     return replace(found, what=found.what.replace(str(attack), f"{text} on the row's network"))
 
 
@@ -111,9 +114,8 @@ def _fewer(bench: Bench) -> int | None:
     return bench.scale.images and bench.scale.few
 
 
-def _judged(bench: Bench, subject: Subject, attack: Attack | str, options: Options, images: int | None) -> Outcome:
+def _evaluated(bench: Bench, subject: Subject, attack: Attack | str, options: Options, images: int | None) -> Outcome:
     threat = ThreatModel(options.get("norm", "linf"), parse_radius(options["eps"]))
-    key = [str(attack), str(threat), subject.manner, images]
     record = evaluate(
         subject.network,
         subject.data,
@@ -121,7 +123,7 @@ def _judged(bench: Bench, subject: Subject, attack: Attack | str, options: Optio
         attacks=[attack],
         num_examples=images,
         progress=False,
-        journal=subject.folder / MEASURED / f"{digest(key)}.journal",
+        journal=subject.store,
     )
     (result,) = record.results
     what = str(attack) + ("" if str(attack) == "clean" else f", {threat}")
@@ -187,7 +189,7 @@ def _errors(bench: Bench, subject: Subject) -> CorruptionErrors:
         names = (*STANDARD, *EXTRA)
         return corruption_errors(subject.network, subject.data, names=names, num_examples=bench.scale.few).to_dict()
 
-    return CorruptionErrors.from_dict(bench.cached(subject, "corruption errors", make))
+    return _read(CorruptionErrors, bench.cached(subject, "corruption errors", make))
 
 
 def _flips(bench: Bench, subject: Subject, options: Options) -> Outcome:
@@ -203,7 +205,13 @@ def _sequences(bench: Bench, subject: Subject) -> FlipProbabilities:
         names = (*STANDARD_SEQUENCES, *EXTRA_SEQUENCES)
         return flip_probabilities(subject.network, subject.data, names=names, num_examples=bench.scale.few).to_dict()
 
-    return FlipProbabilities.from_dict(bench.cached(subject, "flip probabilities", make))
+    return _read(FlipProbabilities, bench.cached(subject, "flip probabilities", make))
+
+
+def _read(kind: type[M], stored: Any) -> M:
+    found = Measurement.from_dict(stored)
+    assert isinstance(found, kind)
+    return found
 
 
 def _percent(found: Percent | None, bench: Bench, what: str) -> Outcome:
@@ -242,7 +250,7 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
 MEASURES: dict[str, Measure] = {
     "attack": _attack,
     "transfer": _transfer,
-    "judged-by": _judged_by,
+    "judged-by": _evaluated_by,
     "average": _average,
     "rho": _rho,
     "fgs-at-eps-ref": _fgs_at_eps_ref,

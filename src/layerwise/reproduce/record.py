@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from layerwise.errors import CheckpointError, ConfigError
-from layerwise.evaluation.metrics import mean_of
+from layerwise.evaluation.intervals import Estimate, mean_of
 from layerwise.evaluation.record import unpack
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Outcome
-from layerwise.reproduce.claims import HOLDS, OPEN, Cells, Measured, verdict
+from layerwise.reproduce.claims import HOLDS, OPEN, Cells, verdict
 from layerwise.reproduce.definitions import PERCENT
 from layerwise.reproduce.papers import Printed, to_json
 
@@ -53,7 +53,7 @@ class CellRecord:
     ours: tuple[Outcome, ...] = ()
     failures: tuple[str, ...] = ()
 
-    def measured(self, unit: str) -> Measured | None:
+    def measured(self, unit: str) -> Estimate | None:
         """The mean over seeds with its interval; None without an outcome.
 
         The parts add as squares: the images' (the mean of the seeds' intervals, since all are judged on the same images), and the
@@ -68,7 +68,7 @@ class CellRecord:
             math.hypot(noise, sum(abs(getattr(o, side) - o.value) for o in self.ours) / len(self.ours))
             for side in ("low", "high")
         )
-        return Measured(mean.value, max(0.0, mean.value - below), mean.value + above)  # no measure is negative
+        return Estimate(mean.value, max(0.0, mean.value - below), mean.value + above)  # no measure is negative
 
 
 @final
@@ -176,7 +176,7 @@ class Record:
         units = {column.name: column.unit for column in self.columns}
         rows = {row.name: row for row in self.rows}
 
-        def read(name: str, column: str) -> Measured | None:
+        def read(name: str, column: str) -> Estimate | None:
             if name.endswith(PRINTED):
                 return self.printed().read(name.removesuffix(PRINTED), column)
             cell = rows[name].cells.get(column) if name in rows else None
@@ -188,14 +188,14 @@ class Record:
         """The paper's numbers, for claims; a printed deviation is taken as the half width."""
         rows = {row.name: row for row in self.rows}
 
-        def read(name: str, column: str) -> Measured | None:
+        def read(name: str, column: str) -> Estimate | None:
             name = name.removesuffix(PRINTED)
             cell = rows[name].cells.get(column) if name in rows else None
             if cell is None or cell.paper is None:
                 return None
             found = Printed.read(cell.paper)
             half = found.deviation or 0.0
-            return Measured(found.value, found.value - half, found.value + half)
+            return Estimate(found.value, found.value - half, found.value + half)
 
         known = tuple(n for n, row in rows.items() if any(cell.paper is not None for cell in row.cells.values()))
         return Cells(known, read)

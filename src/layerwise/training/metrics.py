@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from layerwise.files import open_in_place, write_all, writing
+from layerwise.files import append, open_in_place, writing
 from layerwise.training.events import EventFile
 from layerwise.training.ranks import smallest, total
 
@@ -54,8 +54,7 @@ class MetricsFile:
         """
         if self.path is None:
             return
-        with writing(self.path), open_in_place(self.path, "ab") as file:
-            write_all(file, f"{json.dumps(finite(record))}\n".encode())
+        append(self.path, f"{json.dumps(finite(record))}\n".encode())
         if self.events is not None and (kind := record["kind"]) in ("train", "epoch"):
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
             with writing(self.events.path):

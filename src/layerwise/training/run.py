@@ -5,7 +5,7 @@ runs/NAME/
     metrics.jsonl         see layerwise.training.metrics   checkpoints/    see layerwise.training.checkpoint
     model.safetensors     the last weights                 best.safetensors   those with the best robust validation accuracy
     ema.safetensors, best-ema.safetensors: the same of the moving average, if there is one
-    .lock                 while a process trains there     see layerwise.training.lock
+    .lock                 while a process trains there     see layerwise.files
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from layerwise.core.shards import divided
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
-from layerwise.files import refuse_link
+from layerwise.files import held, refuse_link
 from layerwise.models.weights import pack_tensors, unpack_tensors
 from layerwise.training.checkpoint import clear, replace_file
 from layerwise.training.checkpoint import found as checkpoints_in
-from layerwise.training.lock import held
 from layerwise.trees import dump_yaml, parse_yaml
 
 CONFIG, VERSIONS, METRICS, CHECKPOINTS = "config.yaml", "versions.json", "metrics.jsonl", "checkpoints"

@@ -75,7 +75,7 @@ USUAL = ([0, 1, 1, 2, 2], [1, 2, 3, 3, 3])
 def test_mce_is_the_hand_computed_one(tmp_path: Path) -> None:
     write(tmp_path, {name: USUAL for name in STANDARD} | {"fog": ([2, 2, 2, 3, 3], [1, 2, 3, 3, 3])})
     own, base = measured(tmp_path, clean(0, 1), STANDARD)
-    assert [count.right for count in own.counts["snow"]] == [4, 3, 3, 2, 2]
+    assert [count.correct for count in own.counts["snow"]] == [4, 3, 3, 2, 2]
     assert own.error("snow") == 6 / 20
     assert own.clean.accuracy == 1
     assert base.clean.accuracy == 0.75
@@ -208,11 +208,11 @@ def test_logits_that_are_not_finite_are_wrong() -> None:
 
     data = torch.full((4, 1, 8, 8), 0.5), torch.ones(4, dtype=torch.int64)
     errors = corruption_errors(Breaks(), data, names=["brightness"])
-    assert errors.clean.right == 4
-    assert [count.right for count in errors.counts["brightness"]] == [4, 4, 4, 4, 4]
+    assert errors.clean.correct == 4
+    assert [count.correct for count in errors.counts["brightness"]] == [4, 4, 4, 4, 4]
     data = torch.full((4, 1, 8, 8), 0.75), torch.ones(4, dtype=torch.int64)
     errors = corruption_errors(Breaks(), data, names=["brightness"])
-    assert [count.right for count in errors.counts["brightness"]] == [4, 4, 4, 0, 0]
+    assert [count.correct for count in errors.counts["brightness"]] == [4, 4, 4, 0, 0]
 
 
 def record(tmp_path: Path) -> CorruptionErrors:
@@ -232,7 +232,7 @@ def test_records_survive_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("clean", "right"), 9),
+        (("clean", "correct"), 9),
         (("clean", "total"), 5),
         (("counts", "fog"), []),
         (("sums", "firsts"), [0, 1, 2]),
@@ -276,13 +276,13 @@ def test_a_base_without_errors_is_no_base(tmp_path: Path) -> None:
         mce(own, base)
 
 
-def test_what_cannot_be_judged_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
     data = clean(0, 0)
     for options, error, words in (
         ({"names": []}, ConfigError, "at least one"),
         ({"names": ["fogg"]}, ConfigError, "did you mean 'fog'"),
         ({"folder": tmp_path / "missing"}, ConfigError, "is no folder"),
-        ({"num_examples": 0}, ConfigError, "nothing to judge"),
+        ({"num_examples": 0}, ConfigError, "nothing to evaluate"),
         ({"table": "tiny"}, ConfigError, "no table"),
     ):
         with pytest.raises(error, match=words):

@@ -1,4 +1,4 @@
-"""Every diagnostic, called on any classifier of images (B, 3, 8, 8) with residual blocks, and what it found."""
+"""Every measure, called on any classifier of images (B, 3, 8, 8) with residual blocks, and what it found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from layerwise.evaluation.measures import (
-    Diagnostic,
+    Measurement,
     accuracy_over_radius,
     boundary_distance,
     decision_boundary,
@@ -31,7 +31,7 @@ X, Y = batch(6)
 NOISY = (X + 0.1 * batch(6, seed=1)[0]).clamp(0, 1)
 PAIR = X[:, :2, 0, 0]
 
-Case = Callable[[nn.Module, int, int], Diagnostic]
+Case = Callable[[nn.Module, int, int], Measurement]
 
 
 class OnPairs(nn.Module):

@@ -159,7 +159,7 @@ def test_accuracy_over_radius_agrees_with_evaluate() -> None:
     for eps, count in zip(found.radii, found.counts, strict=True):
         judged = evaluate(one, (X, Y), threat=ThreatModel(eps=eps), attacks=[FGSMAttack()], progress=False)
         assert count == judged["fgsm"].count
-    assert found.counts[0].right > found.counts[1].right > found.counts[2].right
+    assert found.counts[0].correct > found.counts[1].correct > found.counts[2].correct
 
 
 def test_an_attack_of_the_evaluation_is_an_attack_here() -> None:
@@ -167,7 +167,7 @@ def test_an_attack_of_the_evaluation_is_an_attack_here() -> None:
     found = accuracy_over_radius(
         one, X, Y, lambda m, x, y, eps, s: attack(m, x, y, ThreatModel(eps=eps), generator=s), radii=[0.0, 0.15]
     )
-    assert found.counts[1].right < found.counts[0].right
+    assert found.counts[1].correct < found.counts[0].correct
 
 
 def test_at_radius_zero_no_attack_is_made() -> None:

@@ -1,4 +1,4 @@
-"""What all diagnostics have in common: they leave the model alone, give the same numbers again, and can be read and drawn."""
+"""What all measures have in common: they leave the model alone, give the same numbers again, and can be read and drawn."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_network_that_draws_random_numbers_leaves_the_random_state_alone(name:
 def test_the_same_numbers_again_in_json(name: str) -> None:
     first, again = (json.dumps(CASES[name](network(), 4, 0).to_dict(), allow_nan=False) for _ in range(2))
     assert first == again
-    assert json.loads(first)["diagnostic"] == type(CASES[name](network(), 4, 0)).__name__
+    assert json.loads(first)["kind"] == type(CASES[name](network(), 4, 0)).__name__
 
 
 @pytest.mark.parametrize("name", SEEDED | UNSEEDED)
@@ -179,6 +179,6 @@ def test_the_package_costs_neither_matplotlib_nor_scikit_learn_and_pyplot_is_nev
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:
-    from layerwise.evaluation.measures.base import plain
+    from layerwise.evaluation.measurement import plain
 
     assert plain((math.inf, {1: float("nan")}, torch.tensor([math.inf]))) == [None, {"1": None}, [None]]

@@ -19,11 +19,11 @@ from torch import Tensor
 from layerwise.data.batching import batches, num_batches
 from layerwise.data.splits import Split
 from layerwise.errors import ConfigError, DataError
+from layerwise.evaluation.conditions import Data, checked_split, digest
 from layerwise.evaluation.corruptions.frost import Frost
 from layerwise.evaluation.corruptions.severities import SEVERITIES, STANDARD
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.progress import tracked
-from layerwise.evaluation.session import Data, checked_split, digest
 from layerwise.files import atomic
 
 GENERATED = "generated, not the published files"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, Self, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
-from layerwise.evaluation.corruptions.judge import judge
-from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, require_same
+from layerwise.evaluation.conditions import Data
+from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, means_against, require_same
+from layerwise.evaluation.corruptions.predictions import predict
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.evaluation.session import Data
-from layerwise.reading import Plain
 
 Rule: TypeAlias = Literal["benchmark", "adjacent"]
 """Noise frames against the first frame (the benchmark), or every frame against the one before (ANP's formula)."""
@@ -53,18 +54,23 @@ class Flips:
 
 @final
 @dataclass(frozen=True)
-class FlipProbabilities(Plain):
+class FlipProbabilities(Measurement):
     """How stable a network's predictions are within sequences.
 
     Args:
         model: the network.
         data: the images that sequences begin with, and the seed.
-        images: how many sequences of each kind were judged.
+        images: how many sequences of each kind were looked at.
         rule: what was compared.
         flips: {sequence: flips}.
         sums: flips of each image's sequences: columns as `flips`.
         sources: {sequence: where its images are from}.
     """
+
+    title: ClassVar[str] = "Flips within sequences"
+    section: ClassVar[str] = "Corruptions"
+    rank: ClassVar[int] = 20
+    drawn: ClassVar[bool] = False
 
     model: ModelRecord
     data: DataRecord
@@ -77,6 +83,24 @@ class FlipProbabilities(Plain):
     def __post_init__(self) -> None:
         """Check that the numbers belong together."""
         self.sums.check(self.images, {name: flips.flips for name, flips in self.flips.items()})
+
+    def sentence(self) -> str:
+        """The mean, and the worst."""
+        found = {name: 100 * flips.probability for name, flips in self.flips.items()}
+        worst = max(found, key=found.__getitem__)
+        mean = math.fsum(found.values()) / len(found)
+        return (
+            f"the prediction flips in {mean:.1f} % of the comparisons on average within {len(found)} kinds of sequences, most in "
+            f"{worst} ({found[worst]:.1f} %), by the {self.rule} rule, over {self.images} sequences of each."
+        )
+
+    def cells(self) -> Mapping[str, str]:
+        """Flips in each sequence, in percent."""
+        return {name: str(self.probability(name)) for name in self.flips}
+
+    def against(self, base: Self) -> FlipRates:
+        """See `flip_rates`."""
+        return flip_rates(self, base)
 
     def probability(self, name: str) -> Percent:
         """FP in percent, with its interval."""
@@ -134,7 +158,7 @@ def flip_probabilities(
     """
     if rule not in ("benchmark", "adjacent"):
         raise ConfigError(f"rule={rule!r} is unknown; type 'benchmark' or 'adjacent'")
-    judged = judge(
+    seen = predict(
         model,
         data,
         names,
@@ -150,17 +174,17 @@ def flip_probabilities(
         data_name=data_name,
     )
     flipped = {
-        name: _flips(seen, with_first=rule == "benchmark" and is_noise(name))
-        for name, seen in judged.predictions.items()
+        name: _flips(views, with_first=rule == "benchmark" and is_noise(name))
+        for name, views in seen.predictions.items()
     }
     return FlipProbabilities(
-        model=judged.model,
-        data=judged.data,
-        images=len(judged.labels),
+        model=seen.model,
+        data=seen.data,
+        images=len(seen.labels),
         rule=rule,
         flips={name: Flips(int(f.sum()), f.numel()) for name, f in flipped.items()},
         sums=Sums.of([f.sum(dim=1) for f in flipped.values()]),
-        sources=judged.sources,
+        sources=seen.sources,
     )
 
 
@@ -171,7 +195,7 @@ def _flips(seen: Tensor, *, with_first: bool) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class FlipRates(Plain):
+class FlipRates(Measurement):
     """Flip rates against a base model, in percent.
 
     Args:
@@ -182,11 +206,20 @@ class FlipRates(Plain):
         extra_mfr: mean FR of the four extra ones.
     """
 
+    title: ClassVar[str] = "mFR"
+    section: ClassVar[str] = "Corruptions"
+    rank: ClassVar[int] = 20
+    drawn: ClassVar[bool] = False
+
     base: ModelRecord
     rule: Rule
     fr: dict[str, Percent]
     mfr: Percent | None
     extra_mfr: Percent | None
+
+    def sentence(self) -> str:
+        """The means that there are."""
+        return means_against(self.base, {"mFR": self.mfr, "mFR of the extra ones": self.extra_mfr})
 
 
 def flip_rates(flips: FlipProbabilities, base: FlipProbabilities) -> FlipRates:

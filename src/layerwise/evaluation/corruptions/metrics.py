@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, Self, TypeAlias, final
 
 import torch
 from torch import nn
 
 from layerwise.errors import ConfigError
+from layerwise.evaluation.conditions import Data
 from layerwise.evaluation.corruptions.frost import Frost
-from layerwise.evaluation.corruptions.judge import judge
-from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, count, mean_weights, require_same
+from layerwise.evaluation.corruptions.percent import (
+    Percent,
+    Sums,
+    Weights,
+    count,
+    mean_weights,
+    means_against,
+    require_same,
+)
+from layerwise.evaluation.corruptions.predictions import predict
 from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD
 from layerwise.evaluation.corruptions.views import Maker
-from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.evaluation.session import Data
-from layerwise.reading import Plain
 
 Relative: TypeAlias = Literal["differences", "as-printed"]
 """The two definitions of relative CE, see `mce`."""
@@ -28,18 +37,23 @@ Relative: TypeAlias = Literal["differences", "as-printed"]
 
 @final
 @dataclass(frozen=True)
-class CorruptionErrors(Plain):
+class CorruptionErrors(Measurement):
     """Where a network errs on corrupted images.
 
     Args:
         model: the network.
         data: the clean images, and the seed of the corruptions.
-        clean: right on the clean images.
-        counts: {corruption: right at severity 1 to 5}.
+        clean: correct on the clean images.
+        counts: {corruption: correct at severity 1 to 5}.
         sums: how often images were wrong: columns (clean, *counts), entries 0 or 1 and 0 to 5.
         sources: {corruption: where its images are from}.
         table: of severities.
     """
+
+    title: ClassVar[str] = "Errors under corruptions"
+    section: ClassVar[str] = "Corruptions"
+    rank: ClassVar[int] = 20
+    drawn: ClassVar[bool] = False
 
     model: ModelRecord
     data: DataRecord
@@ -60,14 +74,33 @@ class CorruptionErrors(Plain):
 
     @property
     def images(self) -> int:
-        """How many images were judged."""
+        """How many images were looked at."""
         return self.clean.total
 
     @property
     def wrong(self) -> dict[str, int]:
         """{"clean", corruption: how often wrong, over images and severities}."""
-        wrong = {name: sum(c.total - c.right for c in counts) for name, counts in self.counts.items()}
-        return {"clean": self.clean.total - self.clean.right, **wrong}
+        wrong = {name: sum(c.total - c.correct for c in counts) for name, counts in self.counts.items()}
+        return {"clean": self.clean.total - self.clean.correct, **wrong}
+
+    def sentence(self) -> str:
+        """The mean error, and the worst."""
+        errors = {name: 100 * self.error(name) for name in self.counts}
+        worst = max(errors, key=errors.__getitem__)
+        mean = math.fsum(errors.values()) / len(errors)
+        return (
+            f"{mean:.1f} % of {self.images} images are misclassified on average under {len(errors)} corruptions, most under "
+            f"{worst} ({errors[worst]:.1f} %); {100 * (1 - self.clean.accuracy):.1f} % without."
+        )
+
+    def cells(self) -> Mapping[str, str]:
+        """The error without corruption and under each, in percent."""
+        clean = {"none": f"{100 * (1 - self.clean.accuracy):.1f}"}
+        return clean | {name: f"{100 * self.error(name):.1f}" for name in self.counts}
+
+    def against(self, base: Self) -> CorruptionScores:
+        """See `mce`."""
+        return mce(self, base)
 
     def error(self, name: str) -> float:
         """The mean error over severities, in [0, 1]."""
@@ -121,7 +154,7 @@ def corruption_errors(
     >>> str(mce(errors, errors).ce["contrast"]).split(" ")[0]
     '100.0'
     """
-    judged = judge(
+    seen = predict(
         model,
         data,
         names,
@@ -136,23 +169,23 @@ def corruption_errors(
         model_name=model_name,
         data_name=data_name,
     )
-    right = {name: seen == judged.labels[:, None] for name, seen in judged.predictions.items()}
-    clean = judged.clean == judged.labels
-    times_wrong = [~clean, *((~r).sum(dim=1) for r in right.values())]
+    correct = {name: views == seen.labels[:, None] for name, views in seen.predictions.items()}
+    clean = seen.clean == seen.labels
+    times_wrong = [~clean, *((~c).sum(dim=1) for c in correct.values())]
     return CorruptionErrors(
-        model=judged.model,
-        data=judged.data,
+        model=seen.model,
+        data=seen.data,
         clean=count(clean),
-        counts={name: tuple(count(column) for column in r.unbind(1)) for name, r in right.items()},
+        counts={name: tuple(count(column) for column in c.unbind(1)) for name, c in correct.items()},
         sums=Sums.of(times_wrong),
-        sources=judged.sources,
-        table=judged.table,
+        sources=seen.sources,
+        table=seen.table,
     )
 
 
 @final
 @dataclass(frozen=True)
-class CorruptionScores(Plain):
+class CorruptionScores(Measurement):
     """Corruption errors against a base model, in percent of its errors.
 
     Args:
@@ -166,6 +199,11 @@ class CorruptionScores(Plain):
         extra_relative_mce: mean relative CE of them.
     """
 
+    title: ClassVar[str] = "mCE"
+    section: ClassVar[str] = "Corruptions"
+    rank: ClassVar[int] = 20
+    drawn: ClassVar[bool] = False
+
     base: ModelRecord
     relative: Relative
     ce: dict[str, Percent]
@@ -174,6 +212,15 @@ class CorruptionScores(Plain):
     relative_mce: Percent | None
     extra_mce: Percent | None
     extra_relative_mce: Percent | None
+
+    def sentence(self) -> str:
+        """The means that there are."""
+        named = {
+            "mCE": self.mce,
+            f"relative mCE ({self.relative})": self.relative_mce,
+            "mCE of the extra ones": self.extra_mce,
+        }
+        return means_against(self.base, named)
 
 
 def mce(errors: CorruptionErrors, base: CorruptionErrors, *, relative: Relative = "differences") -> CorruptionScores:

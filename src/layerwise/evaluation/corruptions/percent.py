@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import ConfigError
-from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.record import ModelRecord
 
 Weights: TypeAlias = Mapping[str, float]
@@ -100,6 +100,12 @@ def mean_weights(weights: Mapping[str, Weights | None], names: Sequence[str]) ->
     return total
 
 
+def means_against(base: ModelRecord, named: Mapping[str, Percent | None]) -> str:
+    """The means that there are, in a sentence."""
+    told = ", ".join(f"{name} {value} %" for name, value in named.items() if value is not None)
+    return f"{told or 'no mean, which needs every corruption of its kind,'} against {base.name}."
+
+
 def require_same(models: tuple[ModelRecord, ModelRecord], pairs: Mapping[str, tuple[Any, Any]]) -> None:
     """Accept a network and a base model that were measured alike.
 
@@ -118,6 +124,6 @@ def require_same(models: tuple[ModelRecord, ModelRecord], pairs: Mapping[str, tu
             )
 
 
-def count(right: Tensor) -> Count:
-    """Right out of all."""
-    return Count(int(right.sum()), len(right))
+def count(correct: Tensor) -> Count:
+    """Correct out of all."""
+    return Count(int(correct.sum()), len(correct))

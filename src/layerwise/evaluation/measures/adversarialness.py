@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import is_correct
 from layerwise.core.checks import check_radius
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
-from layerwise.evaluation.measures.base import Diagnostic, Pollute, batches, examining, fgsm, place
-from layerwise.evaluation.measures.style import canvas, describe, line, styled
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.measures.base import Pollute, batches, examining, fgsm, place
+from layerwise.evaluation.style import canvas, describe, line, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,16 +27,17 @@ RADII = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)
 
 @final
 @dataclass(frozen=True)
-class Adversarialness(Diagnostic):
+class Adversarialness(Measurement):
     """Accuracy of one network on the images of others.
 
     Args:
         radii: pixel units.
-        accuracies: {name of the network that the images are made on: accuracy of the judge at each radius, in [0, 1]}.
+        accuracies: {name of the network that the images are made on: accuracy at each radius, in [0, 1]}.
         images: how many the accuracies are over.
     """
 
     title: ClassVar[str] = "Degree of adversarialness"
+    caption: ClassVar[str] = "Images that harm the network which they were not made on transfer."
 
     radii: tuple[float, ...]
     accuracies: dict[str, tuple[float, ...]]
@@ -45,14 +49,25 @@ class Adversarialness(Diagnostic):
             figure, (axes,) = canvas()
             for index, (name, values) in enumerate(self.accuracies.items()):
                 axes.plot(self.radii, [100 * value for value in values], label=f"made on {name}", **line(index))
-            axes.set(xlabel="eps (l-infinity, pixels in [0, 1])", ylabel="accuracy of the judge (%)", title=self.title)
+            axes.set(
+                xlabel="eps (l-infinity, pixels in [0, 1])", ylabel="accuracy of the network (%)", title=self.title
+            )
             axes.set_ylim(0, 102)
             axes.set_xlim(left=0)
             figure.legend(loc="outside lower center", ncols=min(len(self.accuracies), 3))
+        return describe(figure, f"{self.title}: {self.sentence()}")
+
+    def sentence(self) -> str:
+        """At the largest radius."""
         last = ", ".join(f"{100 * values[-1]:.1f} % on those made on {k}" for k, values in self.accuracies.items())
-        return describe(
-            figure, f"{self.title}: at eps {self.radii[-1]:.3g} the judge is right on {last} ({self.images} images)."
-        )
+        return f"at eps {self.radii[-1]:.3g} the network is correct on {last} ({self.images} images)."
+
+
+@register("measure", "adversarialness", passes=lambda size: 36 * size.images, other=True)
+def _measure(target: Target, *, images: int = 250) -> Adversarialness:
+    """Accuracy on FGSM images of another network (LAT, table 2)."""
+    model, x, y = target.first(images)
+    return degree_of_adversarialness(model, {target.name: model, **target.others}, x, y, seed=target.seed)
 
 
 def degree_of_adversarialness(
@@ -69,8 +84,8 @@ def degree_of_adversarialness(
     """Accuracy of `model` on images that were made adversarial on other networks.
 
     Args:
-        model: the judge, any classifier.
-        makers: {name: network that images are made on}; the judge itself may be one of them.
+        model: any classifier.
+        makers: {name: network that images are made on}; the network itself may be one of them.
         x: images, shape (N, ...), pixels in [0, 1].
         y: labels, shape (N,).
         radii: pixel units.
@@ -89,20 +104,20 @@ def degree_of_adversarialness(
     6
     """
     if not makers or not radii:
-        raise ConfigError("nothing to judge; give at least one network that images are made on, and one radius")
+        raise ConfigError("nothing to evaluate; give at least one network that images are made on, and one radius")
     for radius in radii:
         check_radius("radii", radius)
-    right = torch.zeros(len(makers), len(radii), dtype=torch.int64)
+    correct = torch.zeros(len(makers), len(radii), dtype=torch.int64)
     with ExitStack() as stack:
-        judge = stack.enter_context(examining(model, x, y))
+        judged = stack.enter_context(examining(model, x, y))
         sources = [stack.enter_context(examining(maker, x, y)) for maker in makers.values()]
         for i, source in enumerate(sources):
             for images, labels, stream in batches(source, x, y, batch_size=batch_size, seed=seed):
                 for k, radius in enumerate(radii):
                     made = attack(source, images, labels, radius, stream)
                     with torch.no_grad():
-                        right[i, k] += is_correct(judge(place(judge, made)), place(judge, labels)).sum().cpu()
-    shares = (right.double() / len(x)).tolist()
+                        correct[i, k] += is_correct(judged(place(judged, made)), place(judged, labels)).sum().cpu()
+    shares = (correct.double() / len(x)).tolist()
     return Adversarialness(
         tuple(map(float, radii)), {name: tuple(row) for name, row in zip(makers, shares, strict=True)}, len(x)
     )

@@ -13,8 +13,11 @@ from layerwise.attacks.base import raw_gradient
 from layerwise.core import norms
 from layerwise.core.checks import Radius
 from layerwise.core.random import uniform
-from layerwise.evaluation.measures.base import Curves, batches, examining
-from layerwise.evaluation.measures.style import pixels
+from layerwise.core.registry import register
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measures.base import batches, examining
+from layerwise.evaluation.style import pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,11 +36,21 @@ class Alignment(Curves):
     """
 
     title: ClassVar[str] = "Gradient alignment"
+    rank: ClassVar[int] = 30
+    caption: ClassVar[str] = (
+        "Far to the right is good: the gradient points the same way nearby. Near 0, attacks and training by a single step fail."
+    )
+    alike: ClassVar[tuple[str, ...]] = ("eps",)
 
     mean: float | None
     cosines: tuple[float, ...]
     dropped: int
     eps: float
+
+    @property
+    def total(self) -> int:
+        """Also the images without a direction."""
+        return len(self.cosines) + self.dropped
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
         """The share of images up to each cosine."""
@@ -56,6 +69,12 @@ class Alignment(Curves):
         mean = "no image has a gradient" if self.mean is None else f"mean cosine {self.mean:.3f}"
         left_out = f", {self.dropped} without a gradient left out" if self.dropped else ""
         return f"{mean} over {len(self.cosines)} images at {pixels(self.eps)}{left_out}."
+
+
+@register("measure", "alignment", passes=lambda size: 4 * size.images)
+def _measure(target: Target, *, images: int = 250) -> Alignment:
+    """Cosine of the input gradients at an image and nearby (SLAT, figure 6)."""
+    return gradient_alignment(*target.first(images), eps=target.eps, seed=target.seed)
 
 
 def gradient_alignment(

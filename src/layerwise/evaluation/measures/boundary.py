@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.random import Stream, normal
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.measures.base import Curves, Diagnostic, batches, examining, place
-from layerwise.evaluation.measures.style import COLOURS, canvas, describe, scatter, styled
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves, Measurement
+from layerwise.evaluation.measures.base import batches, examining, place
+from layerwise.evaluation.style import COLOURS, canvas, describe, scatter, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +45,9 @@ class BoundaryDistance(Curves):
     """
 
     title: ClassVar[str] = "Boundary distance"
+    rank: ClassVar[int] = 32
+    caption: ClassVar[str] = "Higher is good: the prediction changes farther away from the image."
+    alike: ClassVar[tuple[str, ...]] = ("treatment",)
     panels: ClassVar[int] = 2
 
     distance: float
@@ -52,6 +59,11 @@ class BoundaryDistance(Curves):
     misclassified: int
     treatment: str
     dimensions: int
+
+    @property
+    def total(self) -> int:
+        """The images."""
+        return len(self.minima)
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
         """Distances sorted, over directions and over images."""
@@ -75,6 +87,12 @@ class BoundaryDistance(Curves):
             f"worst-case distance {self.distance:.3g} (l2; {self.rms:.3g} RMS), mean of {len(self.minima)} images over "
             f"{len(self.per_direction)} directions of {self.dimensions} dimensions, {100 * self.unreached:.1f} % not reached."
         )
+
+
+@register("measure", "boundary-distance", passes=lambda size: 52 * size.images * size.directions)
+def _distance(target: Target, *, images: int = 10, directions: int = 20) -> BoundaryDistance:
+    """Distance at which the prediction changes, over random orthogonal directions (ANP, eq. 3)."""
+    return boundary_distance(*target.first(images), directions=directions, seed=target.seed)
 
 
 def boundary_distance(
@@ -198,7 +216,7 @@ def _search(network: nn.Module, x: Tensor, v: Tensor, predicted: Tensor, reach: 
 
 @final
 @dataclass(frozen=True)
-class DecisionBoundary(Diagnostic):
+class DecisionBoundary(Measurement):
     """Which class is predicted where in the plane.
 
     Args:
@@ -207,10 +225,11 @@ class DecisionBoundary(Diagnostic):
         predicted: the class at second[i], first[j].
         points: the examples, (first, second feature) each.
         labels: theirs.
-        accuracy: share of the examples that are right.
+        accuracy: share of the examples that are correct.
     """
 
     title: ClassVar[str] = "Decision boundary"
+    caption: ClassVar[str] = "Which class is predicted where."
 
     first: tuple[float, ...]
     second: tuple[float, ...]
@@ -223,7 +242,7 @@ class DecisionBoundary(Diagnostic):
         """The regions, and the examples on top."""
         from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 
-        classes = 1 + max(*self.labels, *(k for row in self.predicted for k in row))
+        classes = self._classes
         pale = ListedColormap([to_rgba(COLOURS[k % len(COLOURS)], 0.18) for k in range(classes)])
         with styled():
             figure, (axes,) = canvas(height=3.8)
@@ -236,17 +255,27 @@ class DecisionBoundary(Diagnostic):
             axes.set(
                 xlabel="first feature (data units)",
                 ylabel="second feature (data units)",
-                title=f"{self.title}, {100 * self.accuracy:.1f} % right",
+                title=f"{self.title}, {100 * self.accuracy:.1f} % correct",
             )
             figure.legend(loc="outside lower center", ncols=min(classes, 5), markerscale=2)
-        shares = [
-            sum(row.count(k) for row in self.predicted) / len(self.first) / len(self.second) for k in range(classes)
-        ]
-        areas = ", ".join(f"class {k} {100 * share:.0f} %" for k, share in enumerate(shares))
-        return describe(
-            figure,
-            f"{self.title}: of the plane around {len(self.points)} examples, {areas}; {100 * self.accuracy:.1f} % of them are right.",
-        )
+        return describe(figure, f"{self.title}: {self.sentence()}")
+
+    def sentence(self) -> str:
+        """Whose the plane is."""
+        count = Counter(k for row in self.predicted for k in row)
+        whole = len(self.first) * len(self.second)
+        areas = ", ".join(f"class {k} {100 * count[k] / whole:.0f} %" for k in range(self._classes))
+        return f"of the plane around {len(self.points)} examples, {areas}; {100 * self.accuracy:.1f} % of them are correct."
+
+    @property
+    def _classes(self) -> int:
+        return 1 + max(*self.labels, *(k for row in self.predicted for k in row))
+
+
+@register("measure", "decision-boundary", passes=lambda size: 40_000 + size.images, special=True)
+def _plane(target: Target, *, images: int = 500) -> DecisionBoundary:
+    """Which class is predicted where in the plane (SLAT, figure 2); data of two numbers only."""
+    return decision_boundary(*target.first(images))
 
 
 def decision_boundary(

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from layerwise.core import norms
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.selection import Selection
-from layerwise.evaluation.measures.base import LAYERS, PerSite, attached, batches, examining
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import PerSite
+from layerwise.evaluation.measures.base import LAYERS, attached, batches, examining
 
 
 @final
@@ -28,6 +31,8 @@ class FeatureGradients(PerSite):
     """
 
     title: ClassVar[str] = "Feature gradients"
+    rank: ClassVar[int] = 31
+    caption: ClassVar[str] = "To the left is good: the loss depends less on the layer's activation."
 
     sites: tuple[str, ...]
     norms: tuple[float, ...]
@@ -36,13 +41,17 @@ class FeatureGradients(PerSite):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """See `PerSite.values`."""
         return self.norms
 
     @property
     def quantity(self) -> str:
-        """See `PerSite.quantity`."""
         return "mean l1 norm of dL/dz (nats per unit of z)"
+
+
+@register("measure", "feature-gradients", passes=lambda size: 2 * size.images)
+def _measure(target: Target, *, images: int = 250) -> FeatureGradients:
+    """The l1 norm of the loss gradient at every layer (SLAT, figure 5)."""
+    return feature_gradient_norms(*target.first(images))
 
 
 def feature_gradient_norms(

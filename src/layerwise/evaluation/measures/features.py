@@ -15,12 +15,15 @@ from layerwise.core.criteria import CrossEntropy
 from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.random import Stream, normal
+from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, block_sites
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.measures.base import Diagnostic, activations, attached, batches, examining, place
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.measures.base import activations, attached, batches, examining, place
 from layerwise.evaluation.measures.jacobian import last_features
-from layerwise.evaluation.measures.style import canvas, describe, scatter, styled
+from layerwise.evaluation.style import canvas, describe, scatter, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +52,7 @@ class Cloud:
 
 @final
 @dataclass(frozen=True)
-class FeatureClouds(Diagnostic):
+class FeatureClouds(Measurement):
     """Features under adversarial and random layer-wise noise.
 
     Args:
@@ -61,6 +64,11 @@ class FeatureClouds(Diagnostic):
     """
 
     title: ClassVar[str] = "Features under layer-wise noise"
+    section: ClassVar[str] = "Features (t-SNE)"
+    rank: ClassVar[int] = 35
+    caption: ClassVar[str] = (
+        "Classes that stay apart as the noise grows are good. Axes have no unit, and distances between clouds mean nothing."
+    )
 
     clouds: tuple[Cloud, ...]
     labels: tuple[int, ...]
@@ -83,16 +91,33 @@ class FeatureClouds(Diagnostic):
             handles = panels[0].get_legend_handles_labels()
             figure.suptitle(self.title, x=0.01, ha="left", fontsize=9)
             figure.legend(*handles, loc="outside lower center", ncols=5, title="class", markerscale=2)
+        return describe(figure, f"{self.title}: {self.sentence()}")
+
+    @property
+    def total(self) -> int:
+        """The images."""
+        return len(self.labels)
+
+    def sentence(self) -> str:
+        """What is drawn, and the accuracies."""
         found = ", ".join(f"{100 * c.accuracy:.0f} % under {c.noise} noise of {c.eps:.3g}" for c in self.clouds)
-        return describe(
-            figure,
-            f"{self.title}: t-SNE of the features at {self.site} for {len(self.labels)} images of {len(set(self.labels))} classes. "
-            f"Accuracy is {found}.",
+        return (
+            f"t-SNE of the features at {self.site} for {len(self.labels)} images of {len(set(self.labels))} classes. "
+            f"Accuracy is {found}."
         )
 
     def _panel(self, axes: Axes, cloud: Cloud) -> None:
         scatter(axes, cloud.points, self.labels, size=7)
-        axes.set(title=f"noise {cloud.eps:.3g}: {100 * cloud.accuracy:.0f} % right", xticks=[], yticks=[])
+        axes.set(title=f"noise {cloud.eps:.3g}: {100 * cloud.accuracy:.0f} % correct", xticks=[], yticks=[])
+
+
+@register("measure", "features", passes=lambda size: 24 * size.images)
+def _measure(target: Target, *, images: int = 200, classes: int = 0) -> FeatureClouds:
+    """The last features as t-SNE pictures under noise at every layer (LAT, figure 1); classes=0 takes all."""
+    x, y = target.images(10 * images)  # of a choice of classes there are fewer
+    seen = sorted(set(y.tolist()))[: classes or None]
+    kept = torch.isin(y, torch.tensor(seen, device=y.device)).nonzero().flatten()[:images]
+    return feature_clouds(target.model, x[kept], y[kept], seed=target.seed)
 
 
 def feature_clouds(
@@ -157,9 +182,9 @@ def feature_clouds(
                             network, read, noisy, x, y, kind=kind, eps=size, seed=seed, batch_size=batch_size
                         )
                     ]
-                    right = torch.cat([ok for _, ok in found]).double().mean().item()
+                    accuracy = torch.cat([ok for _, ok in found]).double().mean().item()
                     points = _embedded(torch.cat([z for z, _ in found]), perplexity, seed)
-                    clouds.append(Cloud(kind, float(size), points, right))
+                    clouds.append(Cloud(kind, float(size), points, accuracy))
             names = tuple(map(str, noisy))
     return FeatureClouds(tuple(clouds), tuple(y.tolist()), site, names, perplexity)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import loss_gradient
 from layerwise.core import norms
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.measures.base import Diagnostic, batches, examining
-from layerwise.evaluation.measures.style import canvas, describe, styled
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.measures.base import batches, examining
+from layerwise.evaluation.style import canvas, describe, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +27,7 @@ WIDEST = 10
 
 @final
 @dataclass(frozen=True, eq=False)
-class InputGradients(Diagnostic):
+class InputGradients(Measurement):
     """Images and the pictures of their gradients.
 
     Args:
@@ -35,6 +38,10 @@ class InputGradients(Diagnostic):
     """
 
     title: ClassVar[str] = "Input gradients"
+    rank: ClassVar[int] = 36
+    caption: ClassVar[str] = "Gradients of robust networks look like the object, those of others like noise."
+    shared: ClassVar[bool] = True
+    alike: ClassVar[tuple[str, ...]] = ("deviations",)
 
     images: Tensor
     pictures: Tensor
@@ -68,6 +75,10 @@ class InputGradients(Diagnostic):
             f"scaled by its standard deviation and clipped at {self.deviations:g}.",
         )
 
+    def sentence(self) -> str:
+        """What is drawn."""
+        return f"{len(self.images)} images and the gradients of the loss at their pixels, clipped at {self.deviations:g} deviations."
+
 
 def _picture(axes: Axes, pixels: Tensor) -> None:
     """One image; of colours other than one or three the mean is shown."""
@@ -77,6 +88,15 @@ def _picture(axes: Axes, pixels: Tensor) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.grid(False)
+
+
+@register("measure", "input-gradients", passes=lambda size: 2 * size.images)
+def _measure(target: Target, *, images: int = 8) -> InputGradients:
+    """Pictures of the loss gradient at the pixels (ANP, figure 5)."""
+    found = input_gradient_pictures(*target.first(images))
+    # Far below what a screen shows: a record of numbers with all their digits is four times as long.
+    rounded = {name: getattr(found, name).double().round(decimals=4) for name in ("images", "pictures")}
+    return replace(found, **rounded)
 
 
 def input_gradient_pictures(

@@ -13,12 +13,15 @@ from layerwise.core import norms
 from layerwise.core.checks import check_radius
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.random import Stream
+from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.errors import ConfigError, DataError
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves, PerSite
 from layerwise.evaluation.measures.base import (
     LAYERS,
-    Curves,
-    PerSite,
+    NOISES,
+    NoiseName,
     Pollute,
     activations,
     attached,
@@ -46,6 +49,9 @@ class NoiseInsensitivity(Curves):
     """
 
     title: ClassVar[str] = "Noise insensitivity"
+    section: ClassVar[str] = "Insensitivity"
+    rank: ClassVar[int] = 33
+    caption: ClassVar[str] = "Lower is good: the loss changes less per unit of noise."
 
     radii: tuple[float, ...]
     values: tuple[float, ...]
@@ -68,6 +74,13 @@ class NoiseInsensitivity(Curves):
             f"the loss changes by {self.values[0]:.3g} nats per unit of noise at eps {self.radii[0]:.3g} and {self.values[-1]:.3g} at "
             f"{self.radii[-1]:.3g}, mean of {self.images} images and {self.copies} polluted copies of each."
         )
+
+
+@register("measure", "noise-insensitivity", passes=lambda size: 4 * size.images * size.copies)
+def _noise(target: Target, *, images: int = 100, copies: int = 10, noise: NoiseName = "uniform") -> NoiseInsensitivity:
+    """Change of the loss per unit of noise (ANP, eq. 4)."""
+    radii = [radius for share in (0.25, 0.5, 1.0, 2.0) if 0 < (radius := target.eps * share) <= 1]
+    return noise_insensitivity(*target.first(images), eps=radii, pollute=NOISES[noise], copies=copies, seed=target.seed)
 
 
 def noise_insensitivity(
@@ -149,6 +162,9 @@ class RepresentationInsensitivity(PerSite):
     """
 
     title: ClassVar[str] = "Representation insensitivity"
+    section: ClassVar[str] = "Insensitivity"
+    rank: ClassVar[int] = 33
+    caption: ClassVar[str] = "To the left is good: the layer changes less when the image is attacked."
     logarithmic: ClassVar[bool] = False
 
     sites: tuple[str, ...]
@@ -159,13 +175,20 @@ class RepresentationInsensitivity(PerSite):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """See `PerSite.values`."""
         return self.changes
 
     @property
     def quantity(self) -> str:
-        """See `PerSite.quantity`."""
         return "mean relative l2 change ||z' - z|| / ||z|| (no unit)"
+
+
+@register("measure", "representation-insensitivity", passes=lambda size: 4 * size.images)
+def _representation(target: Target, *, images: int = 100, noise: NoiseName = "fgsm") -> RepresentationInsensitivity:
+    """Change of every layer under noise (ANP, figures 4 and 13)."""
+    model, x, y = target.first(images)
+    with examining(model, x, y) as network:
+        polluted = NOISES[noise](network, x, y, target.eps, Stream(target.seed, total=len(x))).detach()
+    return representation_insensitivity(model, x, polluted)
 
 
 def representation_insensitivity(

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from layerwise.core.registry import register
 from layerwise.core.tracing import trace
 from layerwise.errors import ConfigError
-from layerwise.evaluation.measures.base import Curves, activations, attached, batches, examining, place
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measures.base import activations, attached, batches, examining, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +35,10 @@ class Spectrum(Curves):
     """
 
     title: ClassVar[str] = "Jacobian of the encoder"
+    section: ClassVar[str] = "Jacobian spectrum"
+    rank: ClassVar[int] = 34
+    caption: ClassVar[str] = "Lower is good: the features stretch small changes of the image less."
+    alike: ClassVar[tuple[str, ...]] = ("encoder",)
 
     values: tuple[float, ...]
     frobenius: float
@@ -59,6 +66,13 @@ class Spectrum(Curves):
             f"the largest of the mean singular values at {self.encoder} is {self.values[0]:.3g}, {half} of the {len(self.values)} shown "
             f"exceed half of it; mean Frobenius norm {self.frobenius:.3g} ({self.images} images)."
         )
+
+
+@register("measure", "jacobian", passes=lambda size: 600 * size.images)
+def _measure(target: Target, *, images: int = 10, top: int = 50) -> Spectrum:
+    """Singular values of the encoder's Jacobian (LAT, figure 2)."""
+    model, x, _ = target.first(images)
+    return jacobian_spectrum(model, x, top=top, batch_size=10)
 
 
 def jacobian_spectrum(

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from layerwise.attacks.base import is_correct, loss_gradient
 from layerwise.core.checks import Radius
 from layerwise.core.random import Source, uniform
+from layerwise.core.registry import register
 from layerwise.errors import ConfigError
-from layerwise.evaluation.measures.base import Diagnostic, batches, examining
-from layerwise.evaluation.measures.style import MAP, canvas, describe, pixels, styled
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.measures.base import batches, examining
+from layerwise.evaluation.style import MAP, canvas, describe, pixels, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,19 +29,23 @@ GRID = tuple(k / 10 for k in range(-10, 11))
 
 @final
 @dataclass(frozen=True)
-class Landscape(Diagnostic):
+class Landscape(Measurement):
     """Loss and accuracy at x + a eps sign(g) + b eps r.
 
     Args:
         adversarial: the values of a.
         random: the values of b.
         loss: mean cross entropy in nats, `loss[i][j]` at adversarial[i], random[j].
-        accuracy: share of the images that are right, the same order.
+        accuracy: share of the images that are correct, the same order.
         eps: pixel units.
         images: how many the means are over.
     """
 
     title: ClassVar[str] = "Loss landscape"
+    rank: ClassVar[int] = 29
+    caption: ClassVar[str] = (
+        "Smooth and flat is good. A jagged loss, or one that rises more along the random direction, is a sign of gradient masking."
+    )
 
     adversarial: tuple[float, ...]
     random: tuple[float, ...]
@@ -54,12 +61,15 @@ class Landscape(Diagnostic):
             figure, panels = canvas(1, 2, height=3.6)
             self._surface(panels[0], self.loss, f"{self.title}, mean of {self.images} images", "cross entropy (nats)")
             self._surface(panels[1], percent, "Accuracy", "accuracy (%)")
-        flat = [value for row in self.loss for value in row]
-        right = [value for row in percent for value in row]
-        return describe(
-            figure,
-            f"{self.title}. Mean cross entropy of {self.images} images runs from {min(flat):.3g} to {max(flat):.3g} nats and accuracy "
-            f"from {min(right):.1f} to {max(right):.1f} % over the adversarial and a random direction at {pixels(self.eps)}.",
+        return describe(figure, f"{self.title}: {self.sentence()}")
+
+    def sentence(self) -> str:
+        """The ranges."""
+        loss = [value for row in self.loss for value in row]
+        percent = [100 * value for row in self.accuracy for value in row]
+        return (
+            f"mean cross entropy of {self.images} images runs from {min(loss):.3g} to {max(loss):.3g} nats and accuracy "
+            f"from {min(percent):.1f} to {max(percent):.1f} % over the adversarial and a random direction at {pixels(self.eps)}."
         )
 
     def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str) -> None:
@@ -82,6 +92,13 @@ class Landscape(Diagnostic):
             ylabel="random direction (same units)",
         )
         axes.grid(False)
+
+
+@register("measure", "landscape", passes=lambda size: size.images * size.points**2)
+def _measure(target: Target, *, images: int = 50, points: int = 11) -> Landscape:
+    """Loss and accuracy along an adversarial and a random direction (SLAT, figure 4)."""
+    grid = torch.linspace(-1, 1, points).tolist()
+    return loss_landscape(*target.first(images), eps=target.eps, adversarial=grid, random=grid, seed=target.seed)
 
 
 def loss_landscape(
@@ -120,7 +137,7 @@ def loss_landscape(
     if not adversarial or not random:
         raise ConfigError("a landscape needs at least one value along each direction, for example adversarial=[0, 1]")
     loss = torch.zeros(len(adversarial), len(random), dtype=torch.float64)
-    right = torch.zeros_like(loss)
+    correct = torch.zeros_like(loss)
     with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             uphill, sideways = loss_gradient(network, images, labels).sign(), rademacher(images, source)
@@ -130,12 +147,12 @@ def loss_landscape(
                     with torch.no_grad():
                         logits = network(point.clamp(0, 1) if clip else point)
                     loss[i, j] += F.cross_entropy(logits.double(), labels, reduction="sum").cpu()
-                    right[i, j] += is_correct(logits, labels).sum().cpu()
+                    correct[i, j] += is_correct(logits, labels).sum().cpu()
     return Landscape(
         tuple(map(float, adversarial)),
         tuple(map(float, random)),
         tuple(map(tuple, (loss / len(x)).tolist())),
-        tuple(map(tuple, (right / len(x)).tolist())),
+        tuple(map(tuple, (correct / len(x)).tolist())),
         float(eps),
         len(x),
     )

@@ -12,9 +12,12 @@ from layerwise.core.ascent import chain, scale, sign
 from layerwise.core.checks import Radius, format_radius
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.probe import Probe
+from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.errors import ConfigError
-from layerwise.evaluation.measures.base import LAYERS, PerSite, attached, batches, examining, losses
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import PerSite
+from layerwise.evaluation.measures.base import LAYERS, attached, batches, examining, losses
 from layerwise.evaluation.measures.landscape import rademacher
 
 
@@ -33,6 +36,10 @@ class Linearity(PerSite):
     """
 
     title: ClassVar[str] = "Linear approximation error"
+    caption: ClassVar[str] = (
+        "To the left is good: the loss is closer to its tangent, so one gradient step finds what many would."
+    )
+    alike: ClassVar[tuple[str, ...]] = ("eta", "direction")
 
     sites: tuple[str, ...]
     errors: tuple[float, ...]
@@ -43,13 +50,17 @@ class Linearity(PerSite):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """See `PerSite.values`."""
         return self.errors
 
     @property
     def quantity(self) -> str:
-        """See `PerSite.quantity`."""
         return f"mean |L(z + e) - L(z) - <g, e>| (nats)\nfor {self.direction} e of {format_radius(self.eta)}"
+
+
+@register("measure", "linearity", passes=lambda size: 25 * size.images)
+def _measure(target: Target, *, images: int = 100) -> Linearity:
+    """Distance of the loss from its tangent at every layer (SLAT, eq. 6)."""
+    return linear_approximation_error(*target.first(images), eta=target.eps, seed=target.seed)
 
 
 def linear_approximation_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -10,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import is_correct
+from layerwise.attacks.gradient import PGDAttack
+from layerwise.core.random import Source
+from layerwise.core.registry import register
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
-from layerwise.evaluation.measures.base import Curves, Pollute, batches, examining
-from layerwise.evaluation.metrics import Count
+from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measures.base import Pollute, batches, examining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,15 +32,23 @@ class RadiusCurve(Curves):
 
     Args:
         radii: in rising order, the attack's unit.
-        counts: right out of total at each; `counts[k].accuracy`, `.interval`.
+        counts: correct out of total at each; `counts[k].accuracy`, `.interval`.
         unit: of the radii.
     """
 
     title: ClassVar[str] = "Accuracy over radius"
+    rank: ClassVar[int] = 10
+    caption: ClassVar[str] = "A curve that does not fall to 0 at large radii is a sign of gradient masking."
+    alike: ClassVar[tuple[str, ...]] = ("unit",)
 
     radii: tuple[float, ...]
     counts: tuple[Count, ...]
     unit: str
+
+    @property
+    def total(self) -> int:
+        """The images."""
+        return self.counts[0].total if self.counts else 0
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
         """The curve and its 95 % band."""
@@ -56,6 +71,20 @@ class RadiusCurve(Curves):
         )
 
 
+@register("measure", "radius-curve", passes=lambda size: 12 * size.images * size.steps)
+def _measure(target: Target, *, images: int = 100, steps: int = 10) -> RadiusCurve:
+    """Accuracy under PGD over the radius (SLAT, figure 3)."""
+    norm, eps = target.threat.norm, target.threat.eps
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, radius: float, source: Source, /) -> Tensor:
+        return PGDAttack(steps)(model, x, y, ThreatModel(norm, radius), generator=source)
+
+    top = math.inf if norm == "l2" else 1.0
+    radii = [eps * share for share in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0) if eps * share <= top]
+    unit = f"{'l2' if norm == 'l2' else 'l-infinity'}, pixels in [0, 1]"
+    return accuracy_over_radius(*target.first(images), attack, radii=radii, unit=unit, seed=target.seed)
+
+
 def accuracy_over_radius(
     model: nn.Module,
     x: Tensor,
@@ -67,13 +96,13 @@ def accuracy_over_radius(
     seed: int = 0,
     batch_size: int = 250,
 ) -> RadiusCurve:
-    """Accuracy on attack(x, eps) for every eps; at 0 the images are judged as they are.
+    """Accuracy on attack(x, eps) for every eps; at 0 the images are looked at as they are.
 
     Args:
         model: any classifier.
         x: images, shape (N, ...), pixels in [0, 1].
         y: labels, shape (N,).
-        attack: for example `lambda m, x, y, eps, source: PGD()(m, x, y, ThreatModel(eps=eps), generator=source)`.
+        attack: for example `lambda m, x, y, eps, source: PGDAttack()(m, x, y, ThreatModel(eps=eps), generator=source)`.
         radii: in any order, not negative.
         unit: of the radii, for the axis.
         seed: of the attack's random numbers, the same at every radius.
@@ -94,11 +123,11 @@ def accuracy_over_radius(
             f"radii={list(radii)} cannot be drawn; type numbers that are not negative, such as [0, 4/255, 8/255]"
         )
     steps = sorted(map(float, radii))
-    right = [0] * len(steps)
+    correct = [0] * len(steps)
     with examining(model, x, y) as network:
         for images, labels, source in batches(network, x, y, batch_size=batch_size, seed=seed):
             for k, eps in enumerate(steps):
                 made = attack(network, images, labels, eps, source) if eps else images
                 with torch.no_grad():
-                    right[k] += int(is_correct(network(made), labels).sum())
-    return RadiusCurve(tuple(steps), tuple(Count(r, len(x)) for r in right), unit)
+                    correct[k] += int(is_correct(network(made), labels).sum())
+    return RadiusCurve(tuple(steps), tuple(Count(c, len(x)) for c in correct), unit)

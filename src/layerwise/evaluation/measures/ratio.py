@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from layerwise.evaluation.measures.base import Curves, batches, examining
+from layerwise.core.registry import register
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measures.base import batches, examining
 from layerwise.methods.lad import LAD
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ class StateRatio(Curves):
     """
 
     title: ClassVar[str] = "State over gradient"
+    caption: ClassVar[str] = "It tells which eta of LAD is large enough to move the states."
+    alike: ClassVar[tuple[str, ...]] = ("reference_batch",)
     legend: ClassVar[bool] = False
 
     ratio: float
@@ -48,6 +53,12 @@ class StateRatio(Curves):
     def sentence(self) -> str:
         """The mean."""
         return f"ratio {self.ratio:.3g}, mean of {len(self.ratios)} batches, for a mean loss over {self.reference_batch} images."
+
+
+@register("measure", "state-ratio", passes=lambda size: 2 * size.images, special=True)
+def _measure(target: Target, *, images: int = 128) -> StateRatio:
+    """Size of the first residual state beside its gradient's (LAD, eq. 16); residual networks only."""
+    return state_gradient_ratio(*target.first(images))
 
 
 def state_gradient_ratio(

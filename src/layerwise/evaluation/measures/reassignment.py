@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from layerwise.attacks.base import is_correct
+from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.core.tracing import trace
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.evaluation.measures.base import PerSite, batches, examining, place
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import PerSite
+from layerwise.evaluation.measures.base import batches, examining, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +41,7 @@ class Reassignment(PerSite):
     """
 
     title: ClassVar[str] = "Layer weight re-assignment"
+    caption: ClassVar[str] = "The further to the left, the more the layer's own weights are worth."
     logarithmic: ClassVar[bool] = False
 
     sites: tuple[str, ...]
@@ -48,12 +52,10 @@ class Reassignment(PerSite):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """See `PerSite.values`."""
         return tuple(100 * accuracy for accuracy in self.accuracies)
 
     @property
     def quantity(self) -> str:
-        """See `PerSite.quantity`."""
         return "accuracy (%) with this layer replaced\n(thin line: none replaced)"
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
@@ -68,6 +70,14 @@ class Reassignment(PerSite):
             f"accuracy {100 * self.original:.1f} % falls to {100 * worst:.1f} % when {layer} is replaced, the most of {len(self.sites)} "
             f"layers; the other model has {100 * self.other:.1f} % ({self.images} images)."
         )
+
+
+@register("measure", "reassignment", passes=lambda size: 25 * size.images, other=True)
+def _measure(target: Target, *, images: int = 250) -> Reassignment:
+    """Accuracy with one layer's weights replaced by another network's (ANP, figure 2)."""
+    (other,) = target.others.values()
+    model, x, y = target.first(images)
+    return layer_reassignment(model, other, x, y)
 
 
 def layer_reassignment(
@@ -101,25 +111,25 @@ def layer_reassignment(
     >>> found.accuracies == (found.other,)
     True
     """
-    judge = measure or (lambda network, images, labels: _accuracy(network, images, labels, batch_size))
+    accuracy = measure or (lambda network, images, labels: _accuracy(network, images, labels, batch_size))
     with examining(model, x, y) as network, examining(other, x, y) as source:
         _check_alike(network, source)
         # All rows stay where they are, so that a measure can count on getting every image at once.
         groups = layer_tensors(network, place(network, x[:2])) if layers is None else _below(network, layers)
-        original = judge(network, x, y)
+        original = accuracy(network, x, y)
         accuracies = []
         for names in groups.values():
             with reassigned(network, source, names):
-                accuracies.append(judge(network, x, y))
-        return Reassignment(tuple(groups), tuple(accuracies), original, judge(source, x, y), len(x))
+                accuracies.append(accuracy(network, x, y))
+        return Reassignment(tuple(groups), tuple(accuracies), original, accuracy(source, x, y), len(x))
 
 
 def _accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
-    right = 0
+    correct = 0
     with torch.no_grad():
         for images, labels, _ in batches(network, x, y, batch_size=batch_size):
-            right += int(is_correct(network(images), labels).sum())
-    return right / len(x)
+            correct += int(is_correct(network(images), labels).sum())
+    return correct / len(x)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Search for better settings of a recipe: successive halving over its ranges, judged on the validation split alone."""
+"""Search for better settings of a recipe: successive halving over its ranges, evaluated on the validation split alone."""

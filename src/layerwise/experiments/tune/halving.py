@@ -21,18 +21,18 @@ from typing import Any, final
 
 from layerwise.core.checks import at_least
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
+from layerwise.evaluation import Evaluation, Rho, evaluate_run
 from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT
-from layerwise.evaluation.judging import Judgement, judge
+from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
 from layerwise.experiments.ranges import Choice, Range
 from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
-from layerwise.files import atomic, refuse_link, write_text, writing
+from layerwise.files import atomic, held, refuse_link, write_text, writing
 from layerwise.reading import written
 from layerwise.training import WEIGHTS, FitResult, load_weights
-from layerwise.training.lock import held
 from layerwise.training.monitor import OVERFITTING as COLLAPSED
 from layerwise.training.run import CHECKPOINTS, FREE, Weights, check_config
 from layerwise.trees import Tree, at, dump_yaml, load_yaml, parse_yaml
@@ -67,7 +67,7 @@ class Plan:
         budget: epochs of the last rung; None is the recipe's.
         objective: `"robust"` (accuracy under PGD), `"clean"`, or `"rho"` (Deep Defense's rho_2).
         max_clean_drop: largest loss of clean accuracy, in [0, 1], against the network that the recipe starts from; None is any.
-        weights: which weights of a trial are judged: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
+        weights: which weights of a trial are evaluated: `"last"`, `"best"` (by robust validation accuracy), `"ema"` or `"best-ema"`.
         seed: of the settings that are tried; those of training are the recipe's.
     """
 
@@ -116,7 +116,7 @@ def tune(
 ) -> Tuning:
     """Search the ranges, and write trials.jsonl, tune.md, tune.png and best.yaml into the folder.
 
-    Each trial is a run in FOLDER/trial-NNN-rung-R, judged on the validation split; the test split is never read. The same arguments
+    Each trial is a run in FOLDER/trial-NNN-rung-R, evaluated on the validation split; the test split is never read. The same arguments
     give the same search, also after an interruption.
 
     Args:
@@ -187,7 +187,7 @@ def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan, *, trust: bool
                 with_settings(tree, {key: value}, where="range", trust=trust)
     if fixed := [key for key in ranges if key.startswith(SETTLED)]:
         raise ConfigError(
-            f"{fixed[0]} cannot be searched: it belongs to the rungs (see --budget) or to how trials are judged"
+            f"{fixed[0]} cannot be searched: it belongs to the rungs (see --budget) or to how trials are evaluated"
         )
     if plan.max_clean_drop is not None and base.model.start is None:
         raise ConfigError("max_clean_drop needs a network to compare with: a recipe that sets model.start")
@@ -229,7 +229,8 @@ class _Search:
         self.base, self.tree = base, SCHEMA.tree(base)
         self.ranges, self.plan, self.folder, self.progress = ranges, plan, folder, progress
         self.epochs = plan.budget or base.training.epochs
-        self.known = {(t.trial, t.rung): self._own(t) for t in read_trials(folder / TRIALS)}
+        self.store = Store(folder / TRIALS)
+        self.known = {(t.trial, t.rung): self._own(t) for t in read_trials(self.store)}
         self.floor = self._floor()
 
     def _own(self, trial: Trial) -> Trial:
@@ -274,7 +275,7 @@ class _Search:
         return propose(self.ranges, told, seed=self.plan.seed, random=max(4, self.plan.trials // FACTOR))
 
     def _try(self, number: int, rung: int, epochs: int, settings: dict[str, Any], *, last: bool) -> Trial:
-        """Train and judge, and record what came of it."""
+        """Train and evaluate, and record what came of it."""
         run = f"trial-{number:03d}-rung-{rung}"
         logger.info("%s: %s", run, ", ".join(f"{key} {written(value)}" for key, value in settings.items()))
         about: dict[str, Any] = {"trial": number, "rung": rung, "epochs": epochs, "settings": settings, "run": run}
@@ -282,7 +283,7 @@ class _Search:
         refuse_link(self.folder / run)
         try:
             chosen, _ = with_settings(self.tree, settings, where=run)
-            chosen, tree = shortened(chosen, epochs=epochs, judged=self._judged(last))
+            chosen, tree = shortened(chosen, epochs=epochs, evaluation=self._evaluation(last))
             check_weights(chosen, self.plan.weights)
             trained = experiments.train(
                 chosen,
@@ -299,13 +300,19 @@ class _Search:
             logger.warning("%s failed: %s", run, error)
             scores = {"state": "failed", "message": f"{type(error).__name__}: {error}"[:500]}
         trial = Trial(**about, **scores, seconds=round(time.perf_counter() - begin, 2))
-        add_trial(self.folder / TRIALS, trial)
+        add_trial(self.store, trial)
         # Several times the size of everything else, and no rung goes on from them.
         shutil.rmtree(self.folder / run / CHECKPOINTS, ignore_errors=True)
         return trial
 
-    def _judged(self, last: bool) -> dict[str, Any]:
-        """How trials are judged: only what the search looks at, on the validation split."""
+    @property
+    def _rho(self) -> list[str]:
+        """The recipe's own rho_2 of most steps, the last that it names."""
+        named = [text for text in self.base.evaluation.measures if text.split()[0] == "rho"]
+        return named[-1:] or ["rho"]
+
+    def _evaluation(self, last: bool) -> dict[str, Any]:
+        """How trials are evaluated: only what the search looks at, on the validation split."""
         old, steps = self.base.evaluation, self.base.training.eval_steps or 10
         wanted = {"clean": "clean", "short": f"pgd-{steps}", **({"long": f"pgd-{LONGER * steps}"} if last else {})}
         return {
@@ -315,13 +322,12 @@ class _Search:
             "seed": old.seed,
             "batch_size": old.batch_size,
             "eot": old.eot,
-            "rho_steps": (old.rho_steps[-1:] or [50]) if self.plan.objective == "rho" else [],
+            "measures": self._rho if self.plan.objective == "rho" else [],
             "inference": old.inference,
         }
 
-    def _scores(self, fitted: FitResult, judgement: Judgement) -> dict[str, Any]:
-        """The fields of a `Trial` that training and judgement tell."""
-        evaluation = judgement.evaluation
+    def _scores(self, fitted: FitResult, evaluation: Evaluation) -> dict[str, Any]:
+        """The fields of a `Trial` that training and evaluation tell."""
         clean, *attacked = evaluation.accuracies.values()
         findings = tuple(dict.fromkeys(finding.name for finding in evaluation.findings))
         state: State = "sound"
@@ -332,13 +338,13 @@ class _Search:
                 state = "masked"
         if clean < self.floor:
             state = "inaccurate"
-        rho = judgement.rho[0].value if judgement.rho else None
+        rho = [found.value for found in evaluation.found(Rho)]
         return {
             "state": state,
             "images": evaluation.worst.total,
             "clean": clean,
             "robust": attacked[-1],
-            "rho": rho,
+            "rho": rho[0] if rho else None,
             "findings": findings,
         }
 
@@ -350,27 +356,26 @@ class _Search:
         data = experiments.load_data(base.data)
         model = experiments.build_model(base.model, data)
         chosen, _ = shortened(
-            base, epochs=self.epochs, judged={**self._judged(False), "attacks": ["clean"], "rho_steps": []}
+            base, epochs=self.epochs, evaluation={**self._evaluation(False), "attacks": ["clean"], "measures": []}
         )
         load_weights(
             model,
             experiments.run_of(str(base.model.start), "model.start", chosen, runs=self.folder, progress=self.progress),
         )
-        return (
-            judge(model.to(experiments.best_device()), data, chosen.evaluation, threat=chosen.threat, progress=False)
-            .evaluation["clean"]
-            .accuracy
-            - drop
-        )
+        network = model.to(experiments.best_device())
+        found = evaluate_run(network, data, chosen.evaluation, threat=chosen.threat, progress=False)
+        return found["clean"].accuracy - drop
 
 
-def shortened(chosen: Experiment, *, epochs: int, judged: Mapping[str, Any] | None = None) -> tuple[Experiment, Tree]:
+def shortened(
+    chosen: Experiment, *, epochs: int, evaluation: Mapping[str, Any] | None = None
+) -> tuple[Experiment, Tree]:
     """The experiment in so many epochs: schedule, phases and `max_steps` shrink (or grow) in proportion.
 
     Args:
         chosen: the experiment.
         epochs: of the new one; at least as many as it has phases.
-        judged: settings of its evaluation; None is as before.
+        evaluation: settings of its evaluation; None is as before.
     """
     training, old = chosen.training, chosen.training.epochs
     if epochs != old:
@@ -380,7 +385,7 @@ def shortened(chosen: Experiment, *, epochs: int, judged: Mapping[str, Any] | No
         chosen,
         training=training,
         phases=_shrunk(chosen.phases, epochs),
-        evaluation=chosen.evaluation if judged is None else experiments.EvaluationSettings(**judged),
+        evaluation=chosen.evaluation if evaluation is None else experiments.EvaluationSettings(**evaluation),
     )
     return new, SCHEMA.tree(new)
 

@@ -1,19 +1,15 @@
-"""The record of a search: a line of JSON a trial and rung, a table, a picture, and the best settings as a recipe."""
+"""The record of a search: a store with a line a trial and rung, a table, a picture, and the best settings as a recipe."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
-from layerwise.errors import CheckpointError
-from layerwise.evaluation.measures.style import canvas, describe, legend_below, line, styled
-from layerwise.evaluation.metrics import wilson
+from layerwise.evaluation.intervals import wilson
+from layerwise.evaluation.store import Store
+from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
 from layerwise.experiments.ranges import Interval, Range
-from layerwise.files import open_in_place, write_all, writing
 from layerwise.reading import read_record, written
 from layerwise.training.run import Weights
 
@@ -23,12 +19,15 @@ if TYPE_CHECKING:
 
 TRIALS = "trials.jsonl"
 
+ITEM, RUNGS = "trial", 100
+"""What the store calls trials, and how many rungs one has at most: its number and its rung make one number there."""
+
 Objective: TypeAlias = Literal["robust", "clean", "rho"]
 """What is to be high: accuracy under PGD, accuracy without attack, or Deep Defense's rho_2."""
 
 State: TypeAlias = Literal["sound", "overfitted", "masked", "inaccurate", "failed"]
 """Only what is sound can win. Overfitted: robustness collapsed in training; masked: the self-checks do not believe the attack, or more
-steps undo what fewer showed; inaccurate: clean accuracy below the floor; failed: training or judgement ended with an error."""
+steps undo what fewer showed; inaccurate: clean accuracy below the floor; failed: training or evaluation ended with an error."""
 
 
 @final
@@ -42,12 +41,12 @@ class Trial:
         epochs: how long it was trained there.
         settings: {dotted setting: value}.
         state: see `State`.
-        images: of the validation split that were judged.
+        images: of the validation split that were looked at.
         clean: accuracy without attack.
         robust: accuracy under PGD, at the last rung under the longer one.
         rho: Deep Defense's rho_2, where it was asked for.
         findings: names of the self-checks that spoke up.
-        seconds: of training and judgement.
+        seconds: of training and evaluation.
         run: name of the run folder.
         message: why it failed.
     """
@@ -80,7 +79,7 @@ class Tuning:
     Args:
         recipe: what was tuned.
         objective: what was to be high.
-        weights: which ones of each trial were judged.
+        weights: which ones of each trial were evaluated.
         ranges: what was searched.
         trials: every trial at every rung, in order.
         best: the winner.
@@ -159,38 +158,22 @@ class Tuning:
         axes.set_xlabel(key)
 
 
-def read_trials(file: Path) -> list[Trial]:
-    """The trials that a search has done; half a line, from a crash while it was written, is removed.
+def read_trials(store: Store) -> list[Trial]:
+    """The trials that a search has done; a line that was cut off or damaged is left out, and its trial is done again.
 
     Raises:
-        CheckpointError: a line is no trial.
+        CheckpointError: the disk refused, or a value is no trial.
     """
-    if not file.is_file():
-        return []
-    with writing(file), open_in_place(file, "r+b") as there:
-        text = there.readall()
-        whole = text[: text.rfind(b"\n") + 1]
-        there.truncate(len(whole))
-    return list(_read(whole, str(file)))
+    with store.open():
+        found = store.found(ITEM)
+    return [read_record(Trial, value, source=str(store.path), where=f"trial {n}") for n, value in found.items()]
 
 
-def _read(text: bytes, source: str) -> Iterator[Trial]:
-    for number, row in enumerate(text.splitlines(), start=1):
-        try:
-            found = json.loads(row)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{source}: line {number} is not JSON ({error}); remove it, and the search goes on"
-            ) from None
-        yield read_record(Trial, found, source=source, where=f"line {number}")
-
-
-def add_trial(file: Path, trial: Trial) -> None:
-    """Append a trial; it is on the disk when this returns.
+def add_trial(store: Store, trial: Trial) -> None:
+    """Keep a trial; it is on the disk when this returns.
 
     Raises:
         CheckpointError: the disk refused.
     """
-    with writing(file), open_in_place(file, "ab") as out:
-        write_all(out, f"{json.dumps(asdict(trial))}\n".encode())
-        os.fsync(out.fileno())
+    with store.open():
+        store.put(ITEM, asdict(trial), RUNGS * trial.trial + trial.rung)

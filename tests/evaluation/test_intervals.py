@@ -33,7 +33,7 @@ def test_wilson_bounds_are_where_the_score_test_turns(right: int, total: int) ->
 
 def test_counts_that_cannot_be() -> None:
     for right, total in ((3, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ConfigError, match=f"{right} right out of {total} cannot be"):
+        with pytest.raises(ConfigError, match=f"{right} correct out of {total} cannot be"):
             Count(right, total)
 
 
@@ -126,12 +126,12 @@ def test_eps_ref_of_a_linear_network(count: int) -> None:
     assert 0.001 < expected < 0.4
     found = eps_ref(net, (x, y), batch_size=40)
     assert expected < found.eps <= expected + 1e-4
-    assert {k: c.right for k, c in found.accuracies.items()} == {
+    assert {k: c.correct for k, c in found.accuracies.items()} == {
         k: int((margin > k * found.eps).sum()) for k in (1.0, 0.5, 0.2)
     }
-    assert found.accuracies[1.0].right == 50
+    assert found.accuracies[1.0].correct == 50
     others = fgsm_accuracies(net, (x, y), [0.0, found.eps])
-    assert [c.right for c in others.values()] == [count - 20, 50]
+    assert [c.correct for c in others.values()] == [count - 20, 50]
 
 
 def test_eps_ref_takes_the_first_crossing() -> None:
@@ -156,5 +156,7 @@ def test_eps_ref_that_has_no_meaning() -> None:
     with pytest.raises(ConfigError, match="half of the images are misclassified without any attack"):
         eps_ref(net, (x, wrong))
     constant = Linear(torch.zeros(2, 16), torch.tensor([1.0, 0.0]))
-    with pytest.raises(ConfigError, match="more than half of the images stay right under FGSM at every radius up to 1"):
+    with pytest.raises(
+        ConfigError, match="more than half of the images stay correct under FGSM at every radius up to 1"
+    ):
         eps_ref(constant, (x, torch.zeros(20, dtype=torch.int64)))

@@ -1,4 +1,4 @@
-"""An interrupted evaluation goes on where it stopped, and ends at the record of one that was not interrupted."""
+"""What was measured is kept: an interrupted evaluation goes on where it stopped, and ends at the record of one that was not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from layerwise.attacks import Attack, ThreatModel
 from layerwise.errors import CheckpointError
 from layerwise.evaluation import Evaluation, evaluate
-from layerwise.evaluation.journal import Journal
+from layerwise.evaluation.store import Store, versions
 from tests.evaluation.problems import trained
 from tests.forks import started
 from tests.networks import batch
@@ -46,7 +46,7 @@ class Noisy(nn.Module):
         return out
 
 
-def run(journal: Path | Journal | None, net: nn.Module | None = None, **changes: Any) -> Evaluation:
+def run(journal: Path | Store | None, net: nn.Module | None = None, **changes: Any) -> Evaluation:
     options: dict[str, Any] = {"threat": ThreatModel("linf", 0.1), "attacks": ATTACKS, "batch_size": 10, **changes}
     return evaluate(net or Noisy(), DATA, progress=False, journal=journal, **options)
 
@@ -56,7 +56,9 @@ def timeless(record: Evaluation) -> Evaluation:
 
 
 def entries(path: Path) -> list[Any]:
-    return [json.loads(line)["entry"] for line in path.read_text().splitlines()]
+    """(item, part, value) of what is kept."""
+    found = [json.loads(line)["entry"] for line in path.read_text().splitlines()]
+    return [entry[1:] for entry in found if isinstance(entry, list)]
 
 
 def stopped(path: Path, forwards: int, **changes: Any) -> None:
@@ -75,7 +77,7 @@ def total_passes() -> int:
 
 def test_an_evaluation_that_is_stopped_again_and_again_ends_at_the_same_record(tmp_path: Path) -> None:
     whole, path = run(None), tmp_path / "a.journal"
-    assert whole["clean"].count.right not in (0, 70)
+    assert whole["clean"].count.correct not in (0, 70)
     net, seen = Noisy(), [0]
     run(None, net, attacks=["latent"])
     forwards = 10**9 - net.left  # enough for the self-checks and the attack that is done as a whole
@@ -99,7 +101,7 @@ def test_an_evaluation_that_is_stopped_again_and_again_ends_at_the_same_record(t
 def test_what_is_done_is_not_done_again_and_seconds_add_up(tmp_path: Path, share: float) -> None:
     path, everything = tmp_path / "a.journal", total_passes()
     stopped(path, round(share * everything))
-    kept = [e for e in entries(path)[1:] if e[0] == "attack clean"]
+    kept = [e for e in entries(path) if e[0] == "attack clean"]
     assert [e[1] for e in kept] == list(range(BATCHES))
     net = Noisy()
     record = run(path, net)
@@ -136,7 +138,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     for lines in (3, 13):
         killed(path, lines)
-        assert lines <= len(path.read_text().splitlines()) < 1 + 4 * BATCHES
+        assert lines <= len(path.read_text().splitlines()) < 2 + 4 * BATCHES
     assert timeless(run(path)) == timeless(run(None))
 
 
@@ -169,9 +171,9 @@ def test_damaged_lines_are_done_again(tmp_path: Path, caplog: pytest.LogCaptureF
     path, whole = tmp_path / "a.journal", timeless(run(None))
     stopped(path, 40)
     lines = path.read_bytes().splitlines(keepends=True)
-    # All images right in a batch of clean ones: what a flipped bit could claim.
-    lines[3] = lines[3].replace(b"0", b"1")
-    lines[5] = b"\x00\xff" + lines[5]
+    # All images correct in a batch of clean ones: what a flipped bit could claim.
+    lines[4] = lines[4].replace(b"0", b"1")
+    lines[6] = b"\x00\xff" + lines[6]
     path.write_bytes(b"".join(lines))
     with caplog.at_level(logging.WARNING):
         assert timeless(run(path)) == whole
@@ -187,21 +189,26 @@ def test_damaged_lines_are_done_again(tmp_path: Path, caplog: pytest.LogCaptureF
         ({"batch_size": 9}, "batch size 10 before, 9 now"),
     ],
 )
-def test_a_journal_of_other_circumstances_is_set_aside(
+def test_under_other_circumstances_nothing_is_found_and_nothing_is_lost(
     tmp_path: Path, changes: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "a.journal"
     stopped(path, 25)
-    before = path.read_bytes()
+    before = entries(path)
     with caplog.at_level(logging.WARNING):
         assert timeless(run(path, **changes)) == timeless(run(None, **changes))
     (message,) = caplog.messages
     assert re.match(f"{path} was begun under other circumstances \\({named}", message)
-    assert message.endswith("it is kept as a.journal.aside-1, and the evaluation begins anew")
-    assert (tmp_path / "a.journal.aside-1").read_bytes() == before
+    assert message.endswith("that is kept, and this begins anew")
+    assert entries(path) == before
+    # The first evaluation goes on where it stopped, and leaves nothing.
+    net = Noisy()
+    assert timeless(run(path, net)) == timeless(run(None))
+    assert 10**9 - net.left < total_passes()
+    assert not path.exists()
 
 
-def test_a_journal_of_other_weights_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_weights_are_other_circumstances(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, other = tmp_path / "a.journal", Noisy()
     stopped(path, 25)
     with torch.no_grad():
@@ -209,6 +216,15 @@ def test_a_journal_of_other_weights_is_set_aside(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert timeless(run(path, other)) == timeless(run(None, other))
     assert "other circumstances (weights " in caplog.messages[0]
+
+
+@pytest.mark.parametrize("package", ["torch", "layerwise", "python"])
+def test_another_version_is_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    path = tmp_path / "measured.jsonl"
+    assert Store(path).get("rho", lambda: 1) == 1
+    assert Store(path).get("rho", lambda: 2) == 1
+    monkeypatch.setattr("layerwise.evaluation.store.versions", lambda: {**versions(), package: "0.0.1"})
+    assert Store(path).get("rho", lambda: 3) == 3
 
 
 @pytest.mark.parametrize(
@@ -223,7 +239,8 @@ def test_what_is_no_journal_is_kept(tmp_path: Path, content: bytes, caplog: pyte
     assert (tmp_path / "a.journal.aside-2").read_bytes() == content
     assert (tmp_path / "a.journal.aside-1").read_text() == "older"
     assert (
-        "is damaged at its beginning, or no journal of this layerwise: it is kept as a.journal.aside-2" in caplog.text
+        "is damaged at its beginning, or was not written by this layerwise: it is kept as a.journal.aside-2"
+        in caplog.text
     )
 
 
@@ -241,17 +258,46 @@ def test_another_list_of_attacks_goes_on_with_those_that_are_done(tmp_path: Path
 def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     with (
-        Journal(path).open({}),
-        pytest.raises(CheckpointError, match=r"a.journal belongs to an evaluation that is running; .* --record NAME"),
-        Journal(path).open({}),
+        Store(path).open(),
+        pytest.raises(CheckpointError, match=r"a.journal is in use by this process; .* another --record NAME"),
+        Store(path).open(),
     ):
         pass
 
 
-def test_a_journal_of_the_callers_stays(tmp_path: Path) -> None:
+def test_a_store_of_the_callers_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
-    run(Journal(path), attacks=["clean"])
-    assert [e[1] for e in entries(path)[2:]] == list(range(BATCHES))
+    run(Store(path), attacks=["clean"])
+    assert [part for item, part, _ in entries(path) if item == "attack clean"] == list(range(BATCHES))
+
+
+def test_several_processes_add_to_one_store(tmp_path: Path) -> None:
+    path = tmp_path / "measured.jsonl"
+    with Store(path).open(alone=False) as one, Store(path).open(alone=False) as other:
+        one.put("a", 1)
+        other.put("b", [2])
+    with Store(path).open(alone=False) as store:
+        assert (store.found("a"), store.found("b")) == ({0: 1}, {0: [2]})
+
+
+def test_what_another_process_left_half_written_costs_only_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "measured.jsonl"
+    Store(path).extend([("a", 0, 1), ("a", 1, 2)])
+    path.write_bytes(path.read_bytes()[:-9])
+    with Store(path).open(alone=False) as store:
+        assert store.found("a") == {0: 1}
+        store.put("b", 3)
+    with caplog.at_level(logging.WARNING), Store(path).open(alone=False) as store:
+        assert (store.found("a"), store.found("b")) == ({0: 1}, {0: 3})
+    assert caplog.messages == [f"{path}: 1 damaged lines, what they held is done again"]
+
+
+def test_a_store_without_a_path_keeps_nothing() -> None:
+    with Store(None).open() as store:
+        store.put("a", 1)
+        assert (store.found("a"), store.get("a", lambda: [2])) == ({}, [2])
 
 
 def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import InputAttack
+from layerwise.attacks.at import At
+from layerwise.attacks.base import GRADIENT, InputAttack
+from layerwise.attacks.gradient import Clean
 from layerwise.attacks.text import parse_attack
 from layerwise.core import norms
+from layerwise.core.registry import register
 from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
-from layerwise.evaluation.session import Data, judging
+from layerwise.evaluation.conditions import Data, evaluating
+from layerwise.evaluation.measure import Target
+from layerwise.evaluation.measurement import Measurement
 
 
 @final
@@ -45,7 +50,7 @@ class Example:
 
 @final
 @dataclass(frozen=True)
-class Examples:
+class Examples(Measurement):
     """A few images, the first ones of an evaluation, none left out.
 
     Args:
@@ -58,6 +63,10 @@ class Examples:
     Raises:
         ConfigError: an image of another shape.
     """
+
+    title: ClassVar[str] = "Adversarial examples"
+    rank: ClassVar[int] = 60
+    drawn: ClassVar[bool] = False
 
     attack: str
     threat: ThreatModel
@@ -73,6 +82,16 @@ class Examples:
                 if len(pixels) != size or not all(0 <= value <= 255 for value in pixels):
                     raise ConfigError(f"an image is not {size} numbers of 0 to 255, as the shape {self.shape} says")
 
+    @property
+    def total(self) -> int:
+        """The images."""
+        return len(self.items)
+
+    def sentence(self) -> str:
+        """How many of the images fool the network."""
+        fooled = sum(item.attacked != item.label for item in self.items)
+        return f"{fooled} of the first {len(self.items)} images are misclassified under {self.attack} ({self.threat})."
+
     def pictures(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each image and its adversarial one, uint8, shape (C, H, W)."""
         for item in self.items:
@@ -82,6 +101,23 @@ class Examples:
     def class_name(self, number: int) -> str:
         """What a class is called."""
         return self.classes[number] if number < len(self.classes) else str(number)
+
+
+@register("measure", "pictures", passes=lambda size: size.images * (20 * GRADIENT + 1))
+def _measure(target: Target, *, images: int = 8) -> Examples:
+    """Adversarial images beside their originals, of the last attack that makes some within the threat model."""
+    made = [a for a in target.attacks if isinstance(a, InputAttack) and not isinstance(a, Clean | At)]
+    if not made:
+        raise ConfigError("no attack makes images within the threat model, type one such as pgd-20")
+    return adversarial_examples(
+        target.model,
+        target.split,
+        attack=made[-1],
+        threat=target.threat,
+        num_images=images,
+        classes=target.classes,
+        seed=target.seed,
+    )
 
 
 def adversarial_examples(
@@ -99,13 +135,13 @@ def adversarial_examples(
 
     Args:
         model: the network.
-        data: see `layerwise.evaluation.session.Data`.
+        data: see `layerwise.evaluation.conditions.Data`.
         attack: on the images.
         threat: what is allowed.
         num_images: how many.
         classes: their names, by number.
         seed: of the images and the attack's random numbers, that of the evaluation.
-        options: others of `layerwise.evaluation.session.judging`.
+        options: others of `layerwise.evaluation.conditions.evaluating`.
 
     Raises:
         ConfigError: the attack is none on images.
@@ -120,12 +156,12 @@ def adversarial_examples(
     if not isinstance(chosen, InputAttack):
         raise ConfigError(f"attack {str(chosen)!r} changes no image that could be shown; type one such as pgd-20")
     options["batch_size"] = num_images
-    with judging(model, data, num_examples=num_images, seed=seed, **options) as session:
-        session.reseed()
-        x, y, source = next(iter(session.batches))
-        x_adv = chosen(session.network, x, y, threat, generator=source)
+    with evaluating(model, data, num_examples=num_images, seed=seed, **options) as conditions:
+        conditions.reseed()
+        x, y, source = next(iter(conditions.batches))
+        x_adv = chosen(conditions.network, x, y, threat, generator=source)
         threat.check(x, x_adv, attack=str(chosen))
-        seen = [*_seen(session.network, x), *_seen(session.network, x_adv)]
+        seen = [*_seen(conditions.network, x), *_seen(conditions.network, x_adv)]
     distances = norms.norm(x_adv.double() - x.double(), threat.norm)
     columns = [_bytes(x), _bytes(x_adv), y.tolist(), *seen, distances.tolist()]
     items = tuple(Example(tuple(a), tuple(b), *rest) for a, b, *rest in zip(*columns, strict=True))

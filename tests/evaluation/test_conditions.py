@@ -12,7 +12,7 @@ from layerwise.attacks import ThreatModel
 from layerwise.data import TensorSplit, from_dataset, from_tensors, load
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation import evaluate
-from layerwise.evaluation.session import Data, digest, judging
+from layerwise.evaluation.conditions import Data, digest, evaluating
 from tests.evaluation.problems import trained
 from tests.networks import TinyConv, TinyMLP, batch
 
@@ -107,8 +107,8 @@ def test_images_are_a_fixed_subset_in_an_order_drawn_by_the_seed() -> None:
     x, y = torch.arange(50).float().div(50).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8), torch.zeros(50, dtype=torch.int64)
 
     def chosen(**options: Any) -> list[float]:
-        with judging(trained(torch.float32), (x, y), **options) as session:
-            return [round(v.item() * 50) for b, _, _ in session.batches for v in b[:, 0, 0, 0]]
+        with evaluating(trained(torch.float32), (x, y), **options) as conditions:
+            return [round(v.item() * 50) for b, _, _ in conditions.batches for v in b[:, 0, 0, 0]]
 
     everything = chosen()
     assert sorted(everything) == list(range(50))
@@ -133,7 +133,7 @@ def test_kinds_of_data(kind: str) -> None:
     assert record.worst.total == record.data.size == 30
     assert record.data.name == ("pictures test" if kind == "data" else "data")
     expected = int((trained(torch.float32)(x).argmax(1) == y).sum())
-    assert record.worst.right == expected
+    assert record.worst.correct == expected
 
 
 X, Y = batch(6, dtype=torch.float32)
@@ -202,7 +202,7 @@ class Gives(nn.Module):
         ),
         (
             trained().half(),
-            r"the network holds torch.float16; robustness is judged in float32: call model.float\(\) first",
+            r"the network holds torch.float16; robustness is evaluated in float32: call model.float\(\) first",
         ),
         (TinyMLP().bfloat16(), r"the network holds torch.bfloat16"),
     ],
@@ -213,7 +213,7 @@ def test_bad_networks(model: nn.Module, message: str) -> None:
 
 
 def test_bad_number_of_images() -> None:
-    with pytest.raises(ConfigError, match="num_examples=0 leaves nothing to judge"):
+    with pytest.raises(ConfigError, match="num_examples=0 leaves nothing to evaluate"):
         evaluate(trained(), (X, Y), num_examples=0, progress=False)
 
 

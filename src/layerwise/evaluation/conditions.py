@@ -1,4 +1,4 @@
-"""The conditions under which a network is judged: evaluation mode, exact arithmetic, a fixed set of checked images."""
+"""The conditions under which a network is evaluated: evaluation mode, exact arithmetic, a fixed set of checked images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit
 from layerwise.errors import ConfigError, DataError
 
 Data: TypeAlias = ImageData | Split | tuple[Tensor, Tensor]
-"""What can be judged on: a data set (its test split), a split, or images (N, C, H, W) in [0, 1] or uint8 with labels (N,)."""
+"""What can be evaluated on: a data set (its test split), a split, or images (N, C, H, W) in [0, 1] or uint8 with labels (N,)."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,20 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Session:
-    """A network ready to be judged.
+class Conditions:
+    """A network ready to be evaluated.
 
     Args:
         network: unwrapped, in evaluation mode, on the device.
         batches: the images.
         data: what the data are called.
-        size: images of the whole split, of which `batches` may hold a part.
+        split: all the images, of which `batches` may hold a part.
     """
 
     network: nn.Module
     batches: Batches
     data: str
-    size: int
+    split: Split
 
     def reseed(self, batch: int = 0) -> None:
         """Put PyTorch's generators of the CPU and of the device, which networks with randomness draw from, at the start of a batch."""
@@ -100,6 +100,11 @@ class Session:
             with torch.cuda.device(self.batches.device):
                 torch.cuda.manual_seed(seed)
 
+    def images(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first so many images and labels, of the whole split: of a part there may be fewer."""
+        rows = _order(self.split, self.batches.seed)[:count]
+        return replace(self.batches, split=self.split.subset(rows), first=0).example(count)
+
     def fingerprint(self) -> str:
         """A digest of the network's weights and buffers."""
         return digest(chain.from_iterable(self.network.state_dict().items()))
@@ -110,7 +115,7 @@ class Session:
 
 
 @contextmanager
-def judging(
+def evaluating(
     model: nn.Module,
     data: Data,
     *,
@@ -119,19 +124,19 @@ def judging(
     batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,
-) -> Iterator[Session]:
+) -> Iterator[Conditions]:
     """Evaluation mode, float32 (or float64, if that is the network's type) without TF32 and autocast, gradients on.
 
     Whatever is changed for the duration is put back, also after an error: every module's mode, the arithmetic, the device, PyTorch's
     random state.
 
     Args:
-        model: the network, wrapped or not; the unwrapped one is judged.
+        model: the network, wrapped or not; the unwrapped one is evaluated.
         data: see `Data`.
         num_examples: at most so many images, drawn by the seed; None is all. The order is drawn by the seed in any case.
         seed: of the images and the attacks' random numbers.
         batch_size: images a batch.
-        device: where to judge; None is where the network is.
+        device: where to evaluate; None is where the network is.
         num_workers: processes that read a `StreamSplit`.
 
     Raises:
@@ -143,8 +148,8 @@ def judging(
     home, dtype = _home(network)
     place = home if device is None else find_device(device)
     if num_examples is not None and num_examples < 1:
-        raise ConfigError(f"num_examples={num_examples} leaves nothing to judge; type 1 or more, or none for all")
-    order = epoch_order(len(split), shuffle=True, seed=seed, epoch=0)[:num_examples]
+        raise ConfigError(f"num_examples={num_examples} leaves nothing to evaluate; type 1 or more, or none for all")
+    order = _order(split, seed)[:num_examples]
     chosen = Batches(split.subset(order), batch_size, seed, place, dtype, num_workers)
     cuda = [place] if place.type == "cuda" else []
     with exact_arithmetic(place), evaluation_mode(network), torch.random.fork_rng(cuda):
@@ -153,10 +158,15 @@ def judging(
                 network.to(place)
             classes = count_classes(network, chosen.example(2)[0])
             _check_classes(name, split, classes)
-            yield Session(network, chosen, name, len(split))
+            yield Conditions(network, chosen, name, split)
         finally:
             if place != home:
                 network.to(home)
+
+
+def _order(split: Split, seed: int) -> Tensor:
+    """The images' numbers in the order of the evaluation."""
+    return epoch_order(len(split), shuffle=True, seed=seed, epoch=0)
 
 
 def find_device(device: torch.device | str) -> torch.device:
@@ -178,7 +188,7 @@ def find_device(device: torch.device | str) -> torch.device:
 
 
 def checked_split(data: Data) -> tuple[Split, str]:
-    """The split to judge on and what it is called; its pixels are in [0, 1] (streamed ones are checked as they are read)."""
+    """The split to evaluate on and what it is called; its pixels are in [0, 1] (streamed ones are checked as they are read)."""
     name, split = (f"{data.name} test", data.test) if isinstance(data, ImageData) else ("data", data)
     if isinstance(split, tuple):
         images, labels = split
@@ -212,7 +222,7 @@ def _home(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     if not values:
         return torch.device("cpu"), torch.float32
     if half := [v.dtype for v in values if v.dtype not in (torch.float32, torch.float64)]:
-        raise ConfigError(f"the network holds {half[0]}; robustness is judged in float32: call model.float() first")
+        raise ConfigError(f"the network holds {half[0]}; robustness is evaluated in float32: call model.float() first")
     return values[0].device, values[0].dtype
 
 

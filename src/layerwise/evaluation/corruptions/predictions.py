@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from layerwise.data.batching import batches, epoch_order, num_batches
 from layerwise.errors import ConfigError
+from layerwise.evaluation.conditions import Conditions, Data, checked_split, evaluating
 from layerwise.evaluation.corruptions.cache import FOUND, Layout, Stored, open_stored, source_folder
 from layerwise.evaluation.corruptions.severities import table_for
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.record import DataRecord, ModelRecord
-from layerwise.evaluation.session import Data, Session, checked_split, judging
 
 ON_THE_FLY = "generated as needed, not the published files"
 
 
 @final
 @dataclass(frozen=True)
-class Judged:
+class Predictions:
     """Predictions on the CPU, int64; -1 where logits are not finite.
 
     Args:
@@ -46,7 +46,7 @@ class Judged:
     table: str
 
 
-def judge(
+def predict(
     model: nn.Module,
     data: Data,
     names: Sequence[str],
@@ -61,25 +61,28 @@ def judge(
     model_name: str | None,
     data_name: str | None,
     device: torch.device | str | None,
-) -> Judged:
+) -> Predictions:
     """Predict every view, read from `folder` or generated; see `corruption_errors` for the arguments and errors."""
     names = list(dict.fromkeys([names] if isinstance(names, str) else names))
     if not names:
-        raise ConfigError("there is no corruption to judge by; give at least one, such as 'fog'")
+        raise ConfigError("there is no corruption to evaluate under; give at least one, such as 'fog'")
     for name in names:
         maker.count(name)
     place, (split, called) = source_folder(folder), checked_split(data)
     if num_examples is not None and num_examples < 1:
-        raise ConfigError(f"num_examples={num_examples} leaves nothing to judge; type 1 or more, or none for all")
+        raise ConfigError(f"num_examples={num_examples} leaves nothing to evaluate; type 1 or more, or none for all")
     rows = epoch_order(len(split), shuffle=True, seed=maker.seed, epoch=0)[:num_examples].sort().values
     layout = Layout.of(split, num_workers=num_workers)
     found = {name: None if place is None else open_stored(place, name, maker, layout) for name in names}
     table = table_for(*layout.shape[1:], maker.table).name
     chosen = split.subset(rows)
-    with judging(model, chosen, seed=maker.seed, batch_size=batch_size, device=device) as session, torch.no_grad():
+    with (
+        evaluating(model, chosen, seed=maker.seed, batch_size=batch_size, device=device) as conditions,
+        torch.no_grad(),
+    ):
         # A network with random numbers of its own draws the same ones each time.
         torch.manual_seed(maker.seed)
-        feed = batches(chosen, batch_size, device=session.batches.device, num_workers=num_workers)
+        feed = batches(chosen, batch_size, device=conditions.batches.device, num_workers=num_workers)
         seen: dict[str, list[Tensor]] = {name: [] for name in ("labels", "clean", *names)}
         keys = torch.split(rows, batch_size)
         steps = ((x, y, at, name) for (x, y), at in zip(feed, keys, strict=True) for name in ("clean", *names))
@@ -87,14 +90,14 @@ def judge(
         for x, y, at, name in tracked(steps, total, progress_name, progress):
             if name == "clean":
                 seen["labels"].append(y.cpu())
-                seen["clean"].append(_predict(session, x))
+                seen["clean"].append(_predict(conditions, x))
             else:
                 views = _views(x, at, name, maker, found[name])
-                seen[name].append(torch.stack([_predict(session, view) for view in views], dim=1))
-        parameters = sum(p.numel() for p in session.network.parameters())
-        record = ModelRecord(model_name or type(session.network).__name__, parameters, session.fingerprint())
+                seen[name].append(torch.stack([_predict(conditions, view) for view in views], dim=1))
+        parameters = sum(p.numel() for p in conditions.network.parameters())
+        record = ModelRecord(model_name or type(conditions.network).__name__, parameters, conditions.fingerprint())
     joined = {name: torch.cat(parts) for name, parts in seen.items()}
-    return Judged(
+    return Predictions(
         model=record,
         data=DataRecord(data_name or called, len(split), maker.seed, layout.fingerprint),
         labels=joined.pop("labels"),
@@ -118,7 +121,7 @@ def _views(x: Tensor, rows: Tensor, name: str, maker: Maker, stored: Stored | No
     return stored.views(maker.count(name), rows)
 
 
-def _predict(session: Session, x: Tensor) -> Tensor:
-    logits: Any = session.network(x.to(session.batches.device, session.batches.dtype))
+def _predict(conditions: Conditions, x: Tensor) -> Tensor:
+    logits: Any = conditions.network(x.to(conditions.batches.device, conditions.batches.dtype))
     predicted: Tensor = logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
     return predicted.cpu()
