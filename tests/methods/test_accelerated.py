@@ -35,7 +35,18 @@ from layerwise.methods import (
 )
 from layerwise.methods.yopo import value_at
 from layerwise.training import fit
-from tests.methods.cases import backward, data, differing, distance, hooks_of, lockstep, optimizer_of, resnet, train
+from tests.methods.cases import (
+    backward,
+    data,
+    differing,
+    distance,
+    hooks_of,
+    lockstep,
+    optimizer_of,
+    resnet,
+    train,
+    unchecked,
+)
 from tests.networks import SharedReLU, TinyConv, TinyMLP, TinyResNet, batch
 from tests.training.fakes import cheap, pictures, weights
 
@@ -81,7 +92,7 @@ def test_aligned_gradients_are_a_cosine_and_zero_gradients_add_nothing() -> None
 def test_fgsm_and_its_alignment_share_a_gradient(base: InputMethod | None) -> None:
     model, forwards = resnet(), list[int]()
     model.register_forward_hook(lambda m, a, o: forwards.append(1))
-    method = GradAlign(base=base)
+    method = unchecked(GradAlign(base=base))
     train(method, model, [(X, Y)])
     assert len(forwards) == method.passes.forward == (3 if base is None else 4)
 
@@ -122,7 +133,7 @@ def test_the_first_checkpoint_that_fools_is_taken() -> None:
     """From 0.5, delta is 0.3: checkpoints at 0.6, 0.7, 0.8. The wrong example stays clean, the right one goes all the way."""
     model = Fixed([0.55, 0.65, 0.75, 0.9, 0.1])
     x, y = torch.full((5, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
-    method = FGSMCKPT(attack=FGSMRS(eps=0.3, step=2.0), c=3)
+    method = unchecked(FGSMCKPT(attack=FGSMRS(eps=0.3, step=2.0), c=3))
     start = 0.5 + 0.3 * torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1])
     model.thresholds[0] = 0.57  # between the start, 0.53, and the first checkpoint
     found, _ = _at(start, method, model, x, y)
@@ -189,7 +200,7 @@ def test_free_training_uses_the_pixels_range() -> None:
     seen: list[Tensor] = []
     model = resnet()
     model.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-    train(FreeAT(eps=0.5, m=3), model, data(2))
+    train(unchecked(FreeAT(eps=0.5, m=3)), model, data(2))
     assert len(seen) == 6
     assert all(0 <= float(x.min()) <= float(x.max()) <= 1 for x in seen)
 
@@ -252,7 +263,7 @@ def test_yopo_steps_cost_the_first_layer_only() -> None:
 
         model.get_submodule(name).register_forward_pre_hook(add)
 
-    method = YOPO(m=3, n=4)
+    method = unchecked(YOPO(m=3, n=4))
     method.attach(model, X)
     for name in counts:
         count(name)

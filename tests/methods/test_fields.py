@@ -36,7 +36,7 @@ from layerwise.methods import (
     Method,
     Standard,
 )
-from tests.methods.cases import METHODS, data, hooks_of, make, train
+from tests.methods.cases import METHODS, data, hooks_of, make, train, unchecked
 from tests.networks import TinyConv, TinyMLP, TinyResNet, VisionTransformer, batch
 
 X, Y = batch(6)
@@ -129,7 +129,7 @@ def test_slat_with_more_probes_on_another_base_steps_on_by_eta() -> None:
     inside, eta = 0.25 + X / 2, 0.02
     model, base = resnet(), PGD(eps=0.05, step=0.2, steps=1, random_start=False)
     seen: list[Tensor] = []
-    method = SLAT(sites=["conv1"], eta=eta, num_probes=2, base=base)
+    method = unchecked(SLAT(sites=["conv1"], eta=eta, num_probes=2, base=base))
     method.attach(model, inside)
     model.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     train(method, model, [(inside, Y)])

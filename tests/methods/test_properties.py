@@ -27,6 +27,7 @@ from tests.methods.cases import (
     make,
     optimizer_of,
     train,
+    unchecked,
 )
 from tests.networks import TinyResNet
 
@@ -213,7 +214,7 @@ def test_only_descents_move_the_running_statistics(name: str) -> None:
 @methods()
 def test_it_costs_the_passes_that_it_says(name: str) -> None:
     """Forward passes are those that reach the end. DeepFool stops where every row has arrived: its cost is the most that it can be."""
-    model, method, [(x, y)] = plain(), make(name), data(1)
+    model, method, [(x, y)] = plain(), unchecked(make(name)), data(1)
     method.attach(model, x)
     forwards: list[int] = []
     model.get_submodule("fc").register_forward_hook(lambda module, args, output: forwards.append(1))

@@ -252,7 +252,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(optimizer: An
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), r"gives \(2, 3\) for 2 images; for the 5 classes of pictures"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), r"gives \(8, 3\) for 8 images; for the 5 classes of pictures"),
         (nn.Sequential(nn.Flatten(), nn.Linear(100, 5)), r"does not take images of shape \(3, 8, 8\)"),
     ],
 )

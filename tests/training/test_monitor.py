@@ -112,12 +112,12 @@ def test_noise_that_rounding_swallows_is_told() -> None:
 
 
 class Overflowing(nn.Module):
-    """Three layers; `broken` says what goes wrong and where."""
+    """Three layers; `broken` says what goes wrong and where, after the check of the first batch and so many passes."""
 
     def __init__(self, broken: str, *, after: int = 4) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(192, 8), nn.Linear(8, 8), nn.Linear(8, 5)
-        self.middle = Middle(broken, after)
+        self.middle = Middle(broken, 1 + after)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.middle(self.second(torch.relu(self.first(x.flatten(1))))))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.ascent import Ascent, iterate, random_start
+from layerwise.core.calling import logits_of
 from layerwise.core.checks import check_radius, format_radius
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.modes import frozen
@@ -218,7 +219,7 @@ def gradient_and_logits(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor,
     with frozen(network):
         for _ in range(passes):
             leaf = x.detach().requires_grad_()
-            logits = network(leaf)
+            logits = logits_of(network(leaf))
             loss = CrossEntropy()(logits, y).sum()
             # Not a `Probe`: that is an error where the loss does not depend on the images, here a finding.
             (g,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)

@@ -41,8 +41,7 @@ def logits(model: nn.Module, x: Inputs) -> Tensor:
     Raises:
         ConfigError: it gives no tensor.
     """
-    output = call(model, x)
-    return output if isinstance(output, Tensor) else logits_of(output)
+    return logits_of(call(model, x))
 
 
 def logits_of(output: Any) -> Tensor:
@@ -54,7 +53,9 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         ConfigError: there is none.
     """
-    found: Any = output
+    if isinstance(output, Tensor):
+        return output
+    found: Any = None
     if isinstance(output, Mapping):
         found = output.get("logits", output.get("out"))
     elif hasattr(output, "logits"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerwise.core import norms
+from layerwise.core.calling import logits_of
 from layerwise.errors import ConfigError
 
 
@@ -73,8 +75,9 @@ def deepfool(
     if not p > 1:
         raise ConfigError(f"p={p} has no smooth step; type a number above 1, or inf")
     x = x.detach()
+    forward = _logits_of(network)
     with torch.no_grad():
-        logits = network(x)
+        logits = forward(x)
     if logits.shape[1] < 2 or (num_classes is not None and num_classes < 2):
         raise ConfigError(f"DeepFool needs at least two classes, found {num_classes or logits.shape[1]}")
     order = logits.argsort(dim=1, descending=True)[:, :num_classes]
@@ -90,16 +93,20 @@ def deepfool(
             break
         point = (x + total)[rows]
         point = point if create_graph and point.requires_grad else point.detach().requires_grad_()
-        logits = network(point)
+        logits = forward(point)
         reference = torch.where(wrong[rows], logits.detach().argmax(dim=1), start[rows])
         target = torch.where(wrong[rows], aim[rows], _nearest(logits, point, order[rows], p))
         difference = (logits.gather(1, target[:, None]) - logits.gather(1, reference[:, None])).squeeze(1)
         (w,) = torch.autograd.grad(difference.sum(), point, create_graph=create_graph)
         total = total.index_add(0, rows, _step(difference if create_graph else difference.detach(), w, p=p))
         with torch.no_grad():
-            reached = network((x + (1 + overshoot) * total)[rows]).argmax(dim=1)
+            reached = forward((x + (1 + overshoot) * total)[rows]).argmax(dim=1)
             arrived[rows] = torch.where(wrong[rows], reached == aim[rows], reached != start[rows])
     return DeepFool((1 + overshoot) * total, arrived, start)
+
+
+def _logits_of(network: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    return lambda x: logits_of(network(x))
 
 
 def _nearest(logits: Tensor, point: Tensor, order: Tensor, p: float) -> Tensor:

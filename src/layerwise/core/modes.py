@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -160,6 +161,18 @@ def unmoved_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in kept:
             module._buffers[name] = buffer
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Passes inside move no buffer and no random number of PyTorch or Python."""
+    devices = [device] if device.type == "cuda" else []
+    state = random.getstate()
+    try:
+        with unmoved_buffers(model), torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

@@ -122,11 +122,11 @@ def for_the_batch(count: int, source: Source = None, *, key: str = "") -> Tensor
     return torch.rand(count, generator=generator, device="cpu" if generator is None else generator.device)
 
 
-def own_rows(source: Source, x: Tensor) -> tuple[int, int]:
-    """First row and number of rows that this process holds of the batch, (0, B) unless a stream says otherwise."""
+def own_rows(source: Source, count: int) -> tuple[int, int]:
+    """First row and number of rows that this process holds of a batch of `count`, (0, count) unless a stream says otherwise."""
     if isinstance(source, Stream) and source.total is not None:
         return source.start - source.own_start, source.own_total or source.total
-    return 0, len(x)
+    return 0, count
 
 
 def _draw(like: Tensor, source: Source, key: str, fill: object) -> Tensor:

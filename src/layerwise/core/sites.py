@@ -250,6 +250,11 @@ class Sites:
         """Remove the hooks."""
         self.remove()
 
+    def shapes(self, x: Inputs) -> dict[Site, torch.Size] | None:
+        """Shapes of the activations for one example of x, {site: shape}; None if no trace has seen inputs of that shape."""
+        layouts = self._found.layouts.get(shape_of(x))
+        return None if layouts is None else {s: layout.shape for s, layout in zip(self, layouts, strict=True)}
+
     def shape(self, site: Site) -> torch.Size:
         """Shape of the site's activation for one example, for inputs of the shape that was resolved last."""
         return self._layouts[self._found.sites.index(site)].shape

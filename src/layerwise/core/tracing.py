@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, call, each_tensor, examples, key_of, rows
-from layerwise.core.modes import batch_norm, unmoved_buffers
+from layerwise.core.modes import batch_norm, undisturbed
+from layerwise.errors import SiteError
 
 Side: TypeAlias = Literal["input", "output"]
 
@@ -149,6 +149,12 @@ def trace(model: nn.Module, x: Inputs) -> Trace:
     ['input', '0:input', '0', '1:input', '1', 'model']
     """
     names = {module: name for name, module in model.named_modules()}
+    if scripted := [
+        name or "the network" for module, name in names.items() if isinstance(module, torch.jit.ScriptModule)
+    ]:
+        raise SiteError(
+            f"{scripted[0]} is a scripted module, which takes no hooks; give the network as it was before torch.jit"
+        )
     calls: Counter[str] = Counter()
     open_calls: dict[str, list[int]] = {name: [] for name in names.values()}
     found: list[Candidate] = []
@@ -172,7 +178,8 @@ def trace(model: nn.Module, x: Inputs) -> Trace:
         for module in names:
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
-        with _undisturbed(model, examples(x).device):
+        # Batch norms take their running statistics, since two rows may be too few for those of a batch.
+        with undisturbed(model, examples(x).device), batch_norm(model, "eval"), torch.no_grad():
             call(model, two_rows(x))
     finally:
         for handle in handles:
@@ -197,14 +204,3 @@ def _memory_format(value: Tensor) -> torch.memory_format:
     """How its values lie: channels last, or one after the other."""
     channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last and not value.is_contiguous() else torch.contiguous_format
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Without gradient, and without a trace in buffers and random states.
-
-    Batch norms take their running statistics, since two rows may be too few for those of a batch.
-    """
-    devices = [device] if device.type == "cuda" else []
-    with unmoved_buffers(model), batch_norm(model, "eval"), torch.random.fork_rng(devices), torch.no_grad():
-        yield

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.checks import at_least, check_share
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -78,7 +79,7 @@ class AdvTrainI(InputMethod):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The joint loss, or that of the perturbed images alone."""
         if self.alpha == 0:
-            return self.criterion.mean(model(x_adv), y)
+            return self.criterion.mean(logits(model, x_adv), y)
         return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha)
 
     @property

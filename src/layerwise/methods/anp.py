@@ -20,7 +20,7 @@ from layerwise.core.registry import register
 from layerwise.core.selection import SHORTCUTS, Selection
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
-from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range, zeros_at
 from layerwise.methods.standard import Standard
 
 
@@ -90,6 +90,11 @@ class ANP(LayerMethod):
         exclude = () if self.include_shortcuts else SHORTCUTS
         return Sites(model, selection, first=self.layers, exclude=exclude, example=example)
 
+    @property
+    def perturbs_input(self) -> bool:
+        """See `LayerMethod.perturbs_input`."""
+        return self.include_input or super().perturbs_input
+
     def plan(self) -> tuple[int, int]:
         """Numbers of probes and of descents after them, each made at the noise that the passes before have left."""
         if self.update == "last-step":
@@ -135,9 +140,8 @@ class ANP(LayerMethod):
             {k: chain(sign(), scale(self.eps / self.k))(v) for k, v in r.items()} if self.apply == "sign" else dict(r)
         )
         if self.noise_std:
-            sites.resolve(x)
-            for site in sites:
-                like = added[site] if site in added else x.new_zeros(len(x), *sites.shape(site))
+            for site, zeros in zeros_at(sites, x).items():
+                like = added.get(site, zeros)
                 added[site] = like + self.noise_std * normal(like, generator, key=f"{site}/{t}")
         return added
 

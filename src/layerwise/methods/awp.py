@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from layerwise.core.calling import rows
 from layerwise.core.checks import at_least
 from layerwise.core.cost import Passes
 from layerwise.core.driving import Partial, Step
@@ -115,7 +116,7 @@ class AWP(Wrapper):
 
     def _joined(self, raw: nn.Module, x: Tensor, step: Step) -> _Round:
         """The round of this micro-batch's batch, which the first one opens."""
-        first = own_rows(step.generator, x)[0] == 0
+        first = own_rows(step.generator, rows(x))[0] == 0
         if not isinstance(step.generator, Stream):  # no rows to go by: a round that has left no gradient was abandoned
             first = all(w.grad is None for w in raw.parameters())
         if self._round is None or first:

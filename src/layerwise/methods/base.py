@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import Any, Self, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import Inputs, examples, logits, rows
+from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, Backward, Step
@@ -19,6 +23,8 @@ from layerwise.core.threat import THREAT, ThreatModel
 from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
 
+logger = logging.getLogger("layerwise")
+
 Perturbed: TypeAlias = tuple[Tensor, Gradients]
 """An adversarial input, detached, and {site: gradient} of the probe that found it."""
 
@@ -27,21 +33,28 @@ class Method(ABC):
     """A training method: hyper-parameters, and a generator of losses.
 
     A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. `layerwise.step` trains on a batch with it.
+
+    The first batch is checked, once for each network: see `layerwise.core.contract`. `method.check_inputs = False` leaves that out.
     """
+
+    check_inputs: bool = True
+    _seen: Seen | None = None
+    _abandoned: bool = False
+    _told: bool = False
 
     def __setattr__(self, name: str, value: object) -> None:
         """Any loss is taken for a criterion, see `layerwise.core.criteria.as_criterion`."""
         super().__setattr__(name, as_criterion(value) if name == "criterion" else value)
 
     def losses(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, backward: Backward = AUTOGRAD, generator: Source = None
+        self, model: nn.Module, x: Inputs, y: Any, *, backward: Backward = AUTOGRAD, generator: Source = None
     ) -> Losses:
         """Yield what has to be descended for one mini-batch.
 
         Args:
             model: the network in training mode, wrapped or not.
-            x: images, shape (B, C, H, W), in [0, 1].
-            y: labels, shape (B,).
+            x: images (B, C, H, W) in [0, 1], or what else the network takes.
+            y: labels (B,), or what else the criterion takes.
             backward: the engine, see `layerwise.core.driving.Backward`.
             generator: source of random numbers.
 
@@ -49,7 +62,67 @@ class Method(ABC):
             A mean loss to back-propagate, clip and step on, or a `Partial` to back-propagate only.
             Code after a yield runs after the step.
         """
-        return self.batch_losses(model, x, y, Step(backward, generator))
+        inputs, labels = self._begun(model, x, y)
+        try:
+            yield from self.batch_losses(model, inputs, labels, Step(backward, generator))
+        except GeneratorExit:
+            self._abandoned = self._goes_on
+            raise
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether something comes after the first loss: others, or what has to be done after the step."""
+        return True
+
+    def _begun(self, model: nn.Module, x: Inputs, y: Any) -> tuple[Any, Any]:
+        """A batch on its way into the method: checked if it is the network's first, in types that losses take."""
+        if self._abandoned and not self._told:
+            self._told = True
+            logger.warning(
+                f"the losses of {type(self).__name__} were left before their end: what it does after its first loss is missing, "
+                "so that it may train as if it were off. Train with layerwise.step(method, model, x, y, optimizer), or go through "
+                "all that losses gives"
+            )
+        x, y = prepared_inputs(x), prepared_labels(y)
+        if self.check_inputs:
+            for sentence in self.check(model, x, y):
+                logger.warning(sentence)
+        return x, y
+
+    def check(self, model: nn.Module, x: Inputs, y: Any, *, moves_inputs: bool = False) -> list[str]:
+        """Check the first batch of a network; nothing if there was one before.
+
+        Args:
+            model: the network in training mode, wrapped or not.
+            x: inputs.
+            y: labels.
+            moves_inputs: whether inputs will be moved in any case, by an attack that looks on.
+
+        Returns:
+            Sentences about what is probably not meant.
+
+        Raises:
+            ConfigError: what cannot be meant.
+        """
+        raw = unwrap(model)
+        if self._seen is None:
+            self._seen = Seen()
+        if self._seen.knows(raw):
+            return []
+        demands = Demands(
+            method=type(self).__name__,
+            criterion=self._criterion(),
+            moves_inputs=moves_inputs or self.perturbs_input,
+            needs_classes=self.needs_classes,
+        )
+        said = check_batch(raw, x, y, demands)
+        self._seen.remember(raw)
+        return said
+
+    def _criterion(self) -> Criterion | None:
+        """What gives the loss: that of the innermost base."""
+        base = getattr(self, "base", None)
+        return base._criterion() if isinstance(base, Method) else getattr(self, "criterion", None)
 
     @abstractmethod
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
@@ -71,6 +144,12 @@ class Method(ABC):
         """Whether inputs are moved within [0, 1], which only images take."""
         base = getattr(self, "base", None)
         return base.perturbs_input if isinstance(base, Method) else False
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether it takes the network's outputs for logits of classes, whatever the criterion is; by itself or in a part of it."""
+        parts = (getattr(self, name, None) for name in ("base", "attack"))
+        return any(part.needs_classes for part in parts if isinstance(part, Method))
 
     @property
     def second_order(self) -> bool:
@@ -158,8 +237,8 @@ class InputMethod(Method):
     def perturb(
         self,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        x: Inputs,
+        y: Any,
         *,
         record: Sites | None = None,
         backward: Backward = AUTOGRAD,
@@ -169,8 +248,8 @@ class InputMethod(Method):
 
         Args:
             model: the network.
-            x: images, shape (B, C, H, W), in [0, 1].
-            y: labels, shape (B,).
+            x: images (B, C, H, W) in [0, 1], or what else the network takes.
+            y: labels (B,), or what else the criterion takes.
             record: sites whose gradients the last probe records as well.
             backward: the engine.
             generator: source of random numbers.
@@ -178,7 +257,13 @@ class InputMethod(Method):
         Returns:
             x_adv of the shape of x, detached, and {site: gradient} of the last probe.
         """
-        return self.batch_perturb(model, x, y, Step(backward, generator), record)
+        inputs, labels = self._begun(model, x, y)
+        return self.batch_perturb(model, inputs, labels, Step(backward, generator), record)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Not if there is the one loss of `batch_losses` below."""
+        return type(self).batch_losses is not InputMethod.batch_losses
 
     @abstractmethod
     def batch_perturb(
@@ -194,7 +279,7 @@ class InputMethod(Method):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean loss that is descended."""
         del x
-        return self.criterion.mean(model(x_adv), y)
+        return self.criterion.mean(logits(model, x_adv), y)
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """One descent at the perturbed input."""
@@ -206,6 +291,13 @@ class LayerMethod(Method):
     """A method that perturbs layers; it serves one network, whose sites it makes at the first batch or in `attach`."""
 
     _attached: Sites | None = None
+
+    @property
+    def perturbs_input(self) -> bool:
+        """Whether the base does, or the network's input is among the sites: noise there is kept within [0, 1]."""
+        chosen = getattr(self, "sites", None)
+        named = chosen == "input" if isinstance(chosen, str | None) else "input" in chosen
+        return named or super().perturbs_input
 
     @abstractmethod
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
@@ -236,6 +328,14 @@ class LayerMethod(Method):
         self._attached.leave()
         self._attached.attach(x)
         return self._attached
+
+
+def zeros_at(sites: Sites, x: Inputs) -> Noise:
+    """No noise at every site, in the shapes that inputs of the shape of x give there."""
+    sites.resolve(x)
+    given = examples(x)
+    dtype = given.dtype if given.is_floating_point() else torch.get_default_dtype()
+    return {site: given.new_zeros(rows(x), *sites.shape(site), dtype=dtype) for site in sites}
 
 
 def in_pixel_range(noise: Noise, x: Tensor) -> Noise:

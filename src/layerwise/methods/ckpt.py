@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
+from layerwise.core.calling import logits
 from layerwise.core.checks import at_least
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -66,9 +67,14 @@ class FGSMCKPT(InputMethod):
         share = x.new_ones(len(x))
         with torch.no_grad(), evaluation_mode(unwrap(model)):
             for j in range(self.c - 1, 0, -1):
-                fooled = model(x + j / self.c * delta).argmax(dim=1) != y
+                fooled = logits(model, x + j / self.c * delta).argmax(dim=1) != y
                 share = torch.where(fooled, j / self.c, share)
         return share * (noting.prediction == y)
+
+    @property
+    def needs_classes(self) -> bool:
+        """See `Method.needs_classes`: it looks for what is misclassified."""
+        return True
 
     @property
     def passes(self) -> Passes:

@@ -134,6 +134,11 @@ class DeepDefense(Method):
         return said
 
     @property
+    def needs_classes(self) -> bool:
+        """See `Method.needs_classes`: DeepFool does."""
+        return True
+
+    @property
     def passes(self) -> Passes:
         """The loss; per DeepFool step two forwards, one backward a candidate class, and their double backward."""
         return (self.base or Standard()).passes + self._regulariser

@@ -89,6 +89,11 @@ class FGSM(InputMethod):
         return radius(self.eps) if self.project or not self.noise else math.inf
 
     @property
+    def needs_classes(self) -> bool:
+        """See `Method.needs_classes`: the least likely one is one of them."""
+        return self.target == "least-likely"
+
+    @property
     def passes(self) -> Passes:
         """One probe, one descent."""
         return PROBE + DESCENT

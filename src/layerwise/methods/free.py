@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -53,11 +54,11 @@ class FreeAT(Method):
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""
-        eps, (first, total) = radius(self.eps), own_rows(step.generator, x)
+        eps, (first, total) = radius(self.eps), own_rows(step.generator, len(x))
         delta = self._register(x, total)[first : first + len(x)]
         for _ in range(self.m):
             x_adv = (x + delta).clamp_(0, 1).requires_grad_()
-            yield self.criterion.mean(model(x_adv), y)
+            yield self.criterion.mean(logits(model, x_adv), y)
             assert x_adv.grad is not None
             # The sign of NaN is 0: an overflow under fp16 scaling, whose step is skipped, does not stay in delta.
             move = self.step * eps * x_adv.grad.sign()

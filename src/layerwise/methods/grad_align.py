@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
+from layerwise.core.calling import logits
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -86,7 +87,7 @@ class GradAlign(Method):
         """Mean over the batch of 1 - cos(g, dL/dx), 0-dim, differentiable in the parameters."""
         x = x.detach().requires_grad_()
         with torch.autocast(x.device.type, enabled=False), batch_norm(raw, self.probe.batch_norm):
-            loss = (self.probe.criterion or self.criterion)(raw(x), y).sum()
+            loss = (self.probe.criterion or self.criterion)(logits(raw, x), y).sum()
             # Differentiated once more by the descent, which is what moves the parameters.
             (here,) = torch.autograd.grad(loss, x, create_graph=True)
         sizes = norms.norm(g) * norms.norm(here)

@@ -9,6 +9,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from layerwise.core import norms
+from layerwise.core.calling import logits
 from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import AGAIN, PROBE, Passes
 from layerwise.core.driving import Step
@@ -97,7 +98,7 @@ class LAD(LayerMethod):
         # The KL term compares x and x' without hidden noise; the natural pass comes first.
         natural, kl = self.base.parts(model, x, x_adv, y)
         with sites.perturb(noise):
-            layerwise = self.base.criterion.mean(model(x_adv), y)
+            layerwise = self.base.criterion.mean(logits(model, x_adv), y)
             yield self.gamma * natural + (1 - self.gamma) * layerwise + self.base.beta * kl
 
     def noise_of(self, g: Gradients) -> Noise:

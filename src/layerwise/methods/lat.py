@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import scaled_signs
+from layerwise.core.calling import Inputs, examples, logits, rows, shape_of
 from layerwise.core.checks import at_least, check_share
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.core.passes import Gradients, Noise
+from layerwise.core.passes import Gradients, Noise, Replacement
 from layerwise.core.probe import Probe
 from layerwise.core.random import normal, own_rows
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, block_sites
-from layerwise.core.tracing import Site
-from layerwise.errors import CheckpointError
-from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
+from layerwise.core.tracing import INPUT, Site
+from layerwise.errors import CheckpointError, SiteError
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range, zeros_at
 from layerwise.methods.standard import Standard
 
 
@@ -80,35 +83,42 @@ class LAT(LayerSigns):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._previous: dict[str, Tensor] = {}
+        self._left_by: Hashable = None
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, or the joint form of section 4.1."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.batch_perturb(model, x, y, step)
-        first, total = own_rows(step.generator, x)
-        noise = in_pixel_range(self._noise(sites, first, x), x_adv)
+        first, total = own_rows(step.generator, rows(x))
+        noise = self._noise(sites, first, x, x_adv)
         clean = base.loss(model, x, x_adv, y) if self.joint else None
         # One pass serves two batches: it descends with the noise of the last one and records that of the next.
         with sites.record(x, noise) as descent:
             loss = descent.mean(base.loss, model, x, x_adv, y)
             yield loss if clean is None else self.alpha * clean + (1 - self.alpha) * loss
         self._keep(descent.gradients(), first, total)
+        self._left_by = shape_of(x)
 
-    def _noise(self, sites: Sites, first: int, x: Tensor) -> Noise:
-        """The noise of these rows, from the rows of the previous batch."""
+    def _noise(self, sites: Sites, first: int, x: Inputs, x_adv: Tensor) -> Mapping[Site, Tensor | Replacement]:
+        """The noise of these rows, from the rows of the previous batch; where that was of another length, the part that fits."""
         if not self._previous:
             return {}
-        every = self.noise_of({site: self._row_of(site, sites).to(x.device) for site in sites})
-        return {site: _rows(r, first, len(x)) for site, r in every.items()}
+        known = sites.shapes(x)
+        alike = self._left_by == shape_of(x) or (self._left_by is None and known is not None)
+        previous = {site: self._row_of(site, known[site] if alike and known is not None else None) for site in sites}
+        every = self.noise_of({site: g.to(examples(x).device) for site, g in previous.items()})
+        noise = {site: _rows(r, first, rows(x)) for site, r in every.items()}
+        if alike:
+            return in_pixel_range(noise, x_adv)
+        return {site: partial(added_where_it_fits, r) for site, r in noise.items() if site != INPUT}
 
-    def _row_of(self, site: Site, sites: Sites) -> Tensor:
+    def _row_of(self, site: Site, shape: torch.Size | None) -> Tensor:
         previous = self._previous.get(str(site))
-        if previous is None or previous.shape[1:] != sites.shape(site):
+        if previous is None or (shape is not None and previous.shape[1:] != shape):
             found = "nothing" if previous is None else f"shape {tuple(previous.shape[1:])}"
-            raise CheckpointError(
-                f"LAT's stored gradient for site '{site}' should have shape {tuple(sites.shape(site))}, found {found}"
-            )
+            wanted = "be there" if shape is None else f"have shape {tuple(shape)}"
+            raise CheckpointError(f"LAT's stored gradient for site '{site}' should {wanted}, found {found}")
         return previous
 
     def _keep(self, g: Gradients, first: int, total: int) -> None:
@@ -125,7 +135,7 @@ class LAT(LayerSigns):
         return dict(self._previous)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._previous = dict(state)
+        self._previous, self._left_by = dict(state), None
 
     @property
     def passes(self) -> Passes:
@@ -155,9 +165,9 @@ class FGSInter(LayerSigns):
         sites = self.sites_on(model, x)
         _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, step=step)
         noise = in_pixel_range(self.noise_of(g), x)
-        clean = self.criterion.mean(model(x), y)
+        clean = self.criterion.mean(logits(model, x), y)
         with sites.perturb(noise):
-            yield self.alpha * clean + (1 - self.alpha) * self.criterion.mean(model(x), y)
+            yield self.alpha * clean + (1 - self.alpha) * self.criterion.mean(logits(model, x), y)
 
     @property
     def passes(self) -> Passes:
@@ -196,8 +206,7 @@ class GaussianNoise(LayerMethod):
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.batch_perturb(model, x, y, step)
-        sites.resolve(x)
-        empty = {site: x.new_zeros(len(x), *sites.shape(site)) for site in sites}
+        empty = zeros_at(sites, x)
         noise = {site: self.std * normal(z, step.generator, key=str(site)) for site, z in empty.items()}
         with sites.perturb(in_pixel_range(noise, x_adv)):
             yield base.loss(model, x, x_adv, y)
@@ -206,6 +215,22 @@ class GaussianNoise(LayerMethod):
     def passes(self) -> Passes:
         """Those of the base."""
         return (self.base or Standard()).passes
+
+
+def added_where_it_fits(r: Tensor, z: Tensor) -> Tensor:
+    """Z + r at the positions that both have.
+
+    >>> added_where_it_fits(torch.ones(1, 2), torch.zeros(1, 3))
+    tensor([[1., 1., 0.]])
+    """
+    if r.ndim != z.ndim:
+        raise SiteError(
+            f"an activation of shape {tuple(z.shape)} cannot take the noise of one of shape {tuple(r.shape)}"
+        )
+    part = tuple(slice(0, min(a, b)) for a, b in zip(r.shape, z.shape, strict=True))
+    fitted = torch.zeros_like(z, dtype=r.dtype)
+    fitted[part] = r[part]
+    return z + fitted
 
 
 def _rows(r: Tensor, first: int, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.checks import at_least
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -49,7 +50,7 @@ class MART(InputMethod):
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The three terms; the natural pass comes first."""
-        natural, adversarial = model(x).softmax(dim=1), model(x_adv)
+        natural, adversarial = logits(model, x).softmax(dim=1), logits(model, x_adv)
         others = adversarial.softmax(dim=1).scatter(1, y.unsqueeze(1), 0.0).amax(dim=1)
         # Boosted cross entropy: the strongest other class counts too. 1.0001 keeps the logarithm finite.
         boosted = self.criterion(adversarial, y) - torch.log(1.0001 - others)
@@ -57,6 +58,11 @@ class MART(InputMethod):
         unsure = 1 - natural.gather(1, y.unsqueeze(1)).squeeze(1)
         each: Tensor = boosted + self.beta * unsure * divergence(adversarial, natural)
         return each.mean()
+
+    @property
+    def needs_classes(self) -> bool:
+        """See `Method.needs_classes`: its terms are probabilities."""
+        return True
 
     @property
     def passes(self) -> Passes:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.checks import check_share, one_of
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -39,10 +40,10 @@ def joint_loss(
 ) -> Tensor:
     """Alpha L(x) + (1 - alpha) L(x_adv), mean losses; with alpha 1/2 the mean over all 2 B images. The clean images come first."""
     if halves == "together":
-        clean, adversarial = criterion(model(torch.cat([x, x_adv])), torch.cat([y, y])).chunk(2)
+        clean, adversarial = criterion(logits(model, torch.cat([x, x_adv])), torch.cat([y, y])).chunk(2)
         return alpha * clean.mean() + (1 - alpha) * adversarial.mean()
-    clean = criterion.mean(model(x), y)
-    return alpha * clean + (1 - alpha) * criterion.mean(model(x_adv), y)
+    clean = criterion.mean(logits(model, x), y)
+    return alpha * clean + (1 - alpha) * criterion.mean(logits(model, x_adv), y)
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import rows
 from layerwise.core.checks import at_least, check_share
 from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch, own_rows
@@ -46,7 +47,7 @@ class Parseval(Wrapper):
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's losses; the code after a yield runs after the step."""
         # The micro-batches of a batch share its steps: the first one moves the weights for all.
-        mine, count = own_rows(step.generator, x)[0] == 0, 0
+        mine, count = own_rows(step.generator, rows(x))[0] == 0, 0
         several = self.base.passes.steps > 1
         for loss in self.base.batch_losses(model, x, y, step):
             yield loss

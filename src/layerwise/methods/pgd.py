@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
+from layerwise.core.calling import logits
 from layerwise.core.checks import Radius, at_least, check_radius, one_of
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -154,18 +155,23 @@ class TRADES(InputMethod):
     def _natural(self, model: nn.Module, x: Tensor) -> Tensor:
         """What the attack moves away from."""
         with torch.no_grad(), batch_norm(model, self.attack.probe.batch_norm):
-            probabilities: Tensor = model(x).softmax(dim=1)
+            probabilities: Tensor = logits(model, x).softmax(dim=1)
         return probabilities
 
     def parts(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean natural loss and the mean KL term; the natural pass comes first."""
-        natural = model(x)
-        return self.criterion.mean(natural, y), divergence.mean(model(x_adv), natural.softmax(dim=1))
+        natural = logits(model, x)
+        return self.criterion.mean(natural, y), divergence.mean(logits(model, x_adv), natural.softmax(dim=1))
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """L(f(x), y) + beta KL."""
         natural, kl = self.parts(model, x, x_adv, y)
         return natural + self.beta * kl
+
+    @property
+    def needs_classes(self) -> bool:
+        """See `Method.needs_classes`: the KL term is between them."""
+        return True
 
     @property
     def passes(self) -> Passes:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
+from layerwise.core.calling import logits
 from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -88,7 +89,7 @@ class YOPO(LayerMethod):
         again = x.new_zeros(())
         for j in range(self.m):
             with sites.record(x) as descent:
-                loss = descent.mean(self.criterion.mean, model(x_adv), y) + again
+                loss = descent.mean(self.criterion.mean, logits(model, x_adv), y) + again
                 if j == self.m - 1 and not self.adjoint_update:
                     yield loss
                     return

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.probe import Probe
 from layerwise.core.sites import Sites
@@ -66,9 +67,11 @@ def check_hooks(model: nn.Module, raw: nn.Module, sites: Iterable[Sites], x: Ten
             with _untouched(raw, x.device):
                 noise = {s: torch.randn(len(images), *each.shape(s), device=x.device, dtype=x.dtype) for s in each}
             with _untouched(raw, x.device):
-                plain = network(images).detach()  # two passes' activations at once would be the run's peak memory
+                plain = logits(
+                    network, images
+                ).detach()  # two passes' activations at once would be the run's peak memory
             with _untouched(raw, x.device), each.perturb(noise):
-                changed[name] = not torch.equal(plain, network(images))
+                changed[name] = not torch.equal(plain, logits(network, images))
         if changed["bare"] and not changed["model"]:
             raise SiteError(
                 f"noise at the sites {', '.join(map(str, each))} changes the bare network and not the compiled one: its hooks were "

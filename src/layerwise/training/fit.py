@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
-from layerwise.core.modes import evaluation_mode, training_mode
+from layerwise.core.modes import training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
 from layerwise.core.threat import ThreatModel
-from layerwise.data import ImageData, batches, rank_rows
-from layerwise.data.checks import check_several
+from layerwise.data import ImageData, rank_rows
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.models.weights import pack_tensors
@@ -31,6 +30,7 @@ from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
 from layerwise.training.capture import Captured, capturing
 from layerwise.training.engine import engine, quiet
 from layerwise.training.epochs import end_epoch
+from layerwise.training.first_batch import checked, first_images
 from layerwise.training.layout import laid_out, layout_for
 from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
@@ -305,7 +305,10 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
     stack.enter_context(laid_out(raw, settings, layout))
     data = job.data.to(device)
-    stack.enter_context(job.phases.attached(raw, _example(raw, data, place)))
+    x, y = first_images(raw, data, place)
+    with fabric.autocast():
+        said = checked(raw, job.phases.methods, x, y, data=data, settings=settings, world=place.world)
+    stack.enter_context(job.phases.attached(raw, x))
     if settings.batch_norm == "synchronised":
         stack.enter_context(synchronised(raw))
     stack.enter_context(compiling(settings.compile))
@@ -318,6 +321,8 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     stack.callback(session.close)
     model.register_forward_hook(session.note_logits)
     restore(session)
+    for sentence in said:
+        session.say(sentence)
     sites = [each for method in job.phases.methods for each in method.attached_sites()]
     if sites and not session.done:
         x, y = next(session.images(start=0))
@@ -350,28 +355,6 @@ def _wrapped(
     as_they_are = shards.cut or isinstance(model, Bare)
     model, optimizer = (model, inner) if as_they_are else fabric.setup(model, inner)
     return model, inner, optimizer, shards
-
-
-def _example(raw: nn.Module, data: ImageData, place: Place) -> Tensor:
-    """Two training images that the network has been seen to take."""
-    found = next(batches(data.train, 2, device=place.device, memory_format=place.layout), None)
-    if found is None:
-        raise ConfigError(f"the data set {data.name} has no training images")
-    check_several(data.name, data.train.labels, data.num_classes)
-    x = found[0].to(place.dtype)
-    try:
-        with evaluation_mode(raw), torch.no_grad():
-            logits = raw(x)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the network does not take images of shape {data.shape}: {reason}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < data.num_classes:
-        found_shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(
-            f"the network gives {found_shape} for {len(x)} images; for the {data.num_classes} classes of {data.name} it has to give "
-            f"logits of shape ({len(x)}, {data.num_classes})"
-        )
-    return x
 
 
 def _diverged(loop: Loop, step: int) -> DivergedError:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import logits_of
 from layerwise.core.driving import Part, cut
 from layerwise.core.random import Bank, Stream
 from layerwise.core.shards import weights_of
@@ -246,7 +247,7 @@ class Session:
 
     def note_logits(self, model: nn.Module, args: object, output: object) -> None:
         """Forward hook of the wrapped network: training accuracy is that of the last pass before a loss."""
-        self.logits = output.detach() if isinstance(output, Tensor) else None
+        self.logits = logits_of(output).detach()
 
     def observe(self, loss: Tensor, part: Part, *, later: bool) -> None:
         """Add a pass to the sums; see `Totals.add`."""

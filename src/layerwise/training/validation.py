@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import ascend
 from layerwise.core.ascent import random_start
+from layerwise.core.calling import logits
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.random import Stream
 from layerwise.core.threat import ThreatModel
@@ -81,7 +82,7 @@ def _correct(
 ) -> Tensor:
     """Correct answers before and after the attack (2,)."""
     with torch.no_grad():
-        clean = model(x).argmax(dim=1) == y
+        clean = logits(model, x).argmax(dim=1) == y
     if not settings.eval_steps:
         return torch.stack([clean.sum(), clean.sum()])
     start = random_start(x, threat.eps, threat.norm, stream)
@@ -92,5 +93,5 @@ def _correct(
             "says nothing; --training.eval_steps 0 leaves it out"
         )
     with torch.no_grad():
-        robust = clean & (model(x_adv).argmax(dim=1) == y)
+        robust = clean & (logits(model, x_adv).argmax(dim=1) == y)
     return torch.stack([clean.sum(), robust.sum()])
