@@ -78,7 +78,7 @@ def _look(text: str, *, model: Any, x: Any, y: Any, threat: Any, others: Any) ->
     """A measure of images in their own order, which an evaluation shuffles."""
     from method_table import find
 
-    order = find("data.splits:epoch_order")(len(x), shuffle=True, seed=0, epoch=0).argsort()
+    order = find("data.batching:epoch_order")(len(x), shuffle=True, seed=0, epoch=0).argsort()
     with find("evaluation.conditions:evaluating")(model, (x[order], y[order])) as conditions:
         target = find("evaluation.measure:Target")(conditions, threat, others=others)
         return find("evaluation.measure:parse_measure")(text)(target)
@@ -87,5 +87,5 @@ def _look(text: str, *, model: Any, x: Any, y: Any, threat: Any, others: Any) ->
 LOOK: Callable[..., Any] | None = _look
 """How a diagnostic is measured after; None measures it as before."""
 
-RECORD: dict[str, str] = {"settings.count": "passes", "correct": "right"}
+RECORD: dict[str, str] = {"correct": "right"}
 """{field of a record after: before}, the field that holds it before it where the name alone is not enough."""

@@ -59,7 +59,7 @@ def made(**changes: Any) -> Record:
         "complete": True,
         **changes,
     }
-    return Record(**fields).judged()
+    return Record(**fields).with_verdicts()
 
 
 def test_one_seed_has_the_images_interval_and_the_usual_scatter() -> None:

@@ -30,7 +30,15 @@ def test_the_strong_attacks_are_cut_at_smoke_and_whole_at_full() -> None:
     assert smoke.attack("pgd-50-10 alpha=2/255") == "pgd-5 alpha=2/255"
     assert smoke.attack("fgsm") == "fgsm"
     assert [full.attack(a) for a in ("pgd-50-10", "autoattack")] == ["pgd-50-10", "autoattack"]
-    assert (smoke.judged("pgd-5"), smoke.judged(smoke.attack("autoattack")), smoke.judged("cw-20")) == (64, 16, 16)
+    assert (
+        smoke.images_under("pgd-5"),
+        smoke.images_under(smoke.attack("autoattack")),
+        smoke.images_under("cw-20"),
+    ) == (
+        64,
+        16,
+        16,
+    )
     assert [smoke.decides, scale("reduced").decides, full.decides] == [False, True, True]
 
 

@@ -1,4 +1,4 @@
-"""An evaluation in several processes: each judges its share of the batches, and all end with the same record."""
+"""An evaluation in several processes: each evaluates its share of the batches, and all end with the same record."""
 
 from __future__ import annotations
 

@@ -35,14 +35,14 @@ class Machine:
         name: of the machine.
         launch: seconds a layer of a pass takes at least.
         training: floating-point operations a second in training.
-        judging: the same in float32 without TF32.
+        evaluating: the same in float32 without TF32.
         start: seconds a system costs beside its batches: reading data, writing.
     """
 
     name: str
     launch: float
     training: float
-    judging: float
+    evaluating: float
     start: float
 
 
@@ -71,7 +71,7 @@ SIZES = {
 }
 """{data set: (shape, classes, training images)}, so that nothing has to be read."""
 
-MEASURES = {"corruption": 96, "flips": 420, "rho": 65, "fgs-at-eps-ref": 60, "judged-by": 4}
+MEASURES = {"corruption": 96, "flips": 420, "rho": 65, "fgs-at-eps-ref": 60, "evaluated-by": 4}
 """Passes an image of the other measures."""
 
 
@@ -121,17 +121,17 @@ def _training_seconds(settings: str, machine: Machine) -> float:
     return seconds
 
 
-def judging_seconds(item: Item, tree: Tree, columns: Iterable[Column], scale: Scale) -> float:
+def evaluating_seconds(item: Item, tree: Tree, columns: Iterable[Column], scale: Scale) -> float:
     """The images of every column times their passes."""
     machine = MACHINES[scale.machine]
     flops, layers = size_of(tree)
     total = 0.0
     for column in columns:
         images, passes = _effort(column, scale)
-        each = max(layers * machine.launch / 250, flops / machine.judging)
+        each = max(layers * machine.launch / 250, flops / machine.evaluating)
         total += images * passes * each
     if item.draw:
-        total += (scale.few or 1000) * 500 * max(layers * machine.launch / 250, flops / machine.judging)
+        total += (scale.few or 1000) * 500 * max(layers * machine.launch / 250, flops / machine.evaluating)
     return total
 
 
@@ -143,7 +143,7 @@ def _effort(column: Column, scale: Scale) -> tuple[int, int]:
             return min(few, 100), 52 * min(few, 1000)
         return few, MEASURES.get(column.measure, 0)
     text, sources = scale.attack(column.options["attack"]), column.options.get("sources")
-    images = scale.judged(text) if sources is None else scale.images and scale.few
+    images = scale.images_under(text) if sources is None else scale.images and scale.few
     attack = parse_attack(text)
     # AutoAttack passes over what is fooled already: about every second image.
     passes = attack.passes() // (2 if isinstance(attack, AutoAttack) else 1)
@@ -153,16 +153,16 @@ def _effort(column: Column, scale: Scale) -> tuple[int, int]:
 @final
 @dataclass(frozen=True)
 class Cost:
-    """What an item costs at a scale: seconds by system, seconds of judging, and rows that cannot be run."""
+    """What an item costs at a scale: seconds by system, seconds of evaluating, and rows that cannot be run."""
 
     systems: dict[str, float]
-    judging: float
+    evaluating: float
     missing: dict[str, str]
 
     @property
     def seconds(self) -> float:
         """Everything."""
-        return sum(self.systems.values()) + self.judging
+        return sum(self.systems.values()) + self.evaluating
 
 
 def cost(item: Item, scale: Scale, place: Path | None = None) -> Cost:
@@ -170,7 +170,7 @@ def cost(item: Item, scale: Scale, place: Path | None = None) -> Cost:
     machine = MACHINES[scale.machine]
     seeds = scale.seeds or item.seeds
     systems: dict[str, float] = {}
-    judging, missing = 0.0, {}
+    evaluating, missing = 0.0, {}
     for row in item.rows:
         try:
             for seed in range(seeds):
@@ -178,10 +178,10 @@ def cost(item: Item, scale: Scale, place: Path | None = None) -> Cost:
                 for system in steps_of(found, place or Path("nowhere")):
                     if system.name not in systems:
                         systems[system.name] = training_seconds(_alone(system), machine)
-            judging += seeds * judging_seconds(item, found.tree, item.columns, scale)
+            evaluating += seeds * evaluating_seconds(item, found.tree, item.columns, scale)
         except LayerwiseError as error:
             missing[row.name] = str(error)
-    return Cost(systems, judging, missing)
+    return Cost(systems, evaluating, missing)
 
 
 def _alone(system: Resolved) -> Tree:
@@ -200,14 +200,14 @@ def listing(chosen: Iterable[Item]) -> Rows:
 
 
 def plan(chosen: Iterable[Item], scale: Scale, place: Path) -> Rows:
-    """A row for every system that is not trained yet, one for the judging of each item, and the sum."""
+    """A row for every system that is not trained yet, one for the evaluating of each item, and the sum."""
     unit = "GPU hours" if scale.machine == "gpu" else "CPU hours"
     rows: dict[str, tuple[float, str]] = {}
     for item in chosen:
         found = cost(item, scale, place)
         for name, seconds in found.systems.items():
             rows.setdefault(name, (seconds, item.id))
-        rows[f"judging {item.id}"] = (found.judging, item.id)
+        rows[f"evaluating {item.id}"] = (found.evaluating, item.id)
         rows |= {f"{item.id}: {name}": (0.0, f"not available: {why}") for name, why in found.missing.items()}
     total = sum(seconds for seconds, _ in rows.values())
     body = [(name, f"{seconds / 3600:.3f}", first) for name, (seconds, first) in rows.items()]

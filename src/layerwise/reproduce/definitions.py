@@ -57,7 +57,7 @@ class Row:
 
     Args:
         name: the paper's name of the row.
-        system: what is judged.
+        system: what is evaluated.
         options: laid over every column's options.
         at: place on the horizontal axis, of an item that is drawn.
         series: curve that the row belongs to, of an item that is drawn.

@@ -79,7 +79,7 @@ def measured(bench: Bench, row: Row, measure: str, options: Mapping[str, Any]) -
 def _attack(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """Accuracy under `attack` at `eps` (`norm`, by default linf), in percent; with `error` what is wrong instead."""
     text = bench.scale.attack(options["attack"])
-    return _evaluated(bench, subject, text, options, bench.scale.judged(text))
+    return _evaluated(bench, subject, text, options, bench.scale.images_under(text))
 
 
 def _transfer(bench: Bench, subject: Subject, options: Options) -> Outcome:
@@ -110,7 +110,7 @@ def _transferred(text: str, network: nn.Module, name: str) -> Transfer:
 
 
 def _fewer(bench: Bench) -> int | None:
-    """How many images what costs more is judged on where not all are judged anyway."""
+    """How many images what costs more is evaluated on where not all are evaluated anyway."""
     return bench.scale.images and bench.scale.few
 
 
@@ -250,7 +250,7 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
 MEASURES: dict[str, Measure] = {
     "attack": _attack,
     "transfer": _transfer,
-    "judged-by": _evaluated_by,
+    "evaluated-by": _evaluated_by,
     "average": _average,
     "rho": _rho,
     "fgs-at-eps-ref": _fgs_at_eps_ref,

@@ -57,7 +57,7 @@ class PaperRow:
 
     Args:
         row: its name; where a table prints settings as columns, they are rows here.
-        dataset: what was trained and judged on.
+        dataset: what was trained and evaluated on.
         network: as the paper calls it.
         cells: {column: digits as printed}.
     """

@@ -56,7 +56,7 @@ class CellRecord:
     def measured(self, unit: str) -> Estimate | None:
         """The mean over seeds with its interval; None without an outcome.
 
-        The parts add as squares: the images' (the mean of the seeds' intervals, since all are judged on the same images), and the
+        The parts add as squares: the images' (the mean of the seeds' intervals, since all are evaluated on the same images), and the
         seeds' (Student's t; for one seed `SEED_NOISE`, or `RELATIVE_NOISE`).
         """
         if not self.ours:
@@ -200,11 +200,11 @@ class Record:
         known = tuple(n for n, row in rows.items() if any(cell.paper is not None for cell in row.cells.values()))
         return Cells(known, read)
 
-    def judged(self) -> Record:
+    def with_verdicts(self) -> Record:
         """The same with its verdicts computed from its numbers."""
         ours, theirs = self.cells(), self.printed().points()
 
-        def judged(claim: ClaimRecord) -> ClaimRecord:
+        def with_verdicts(claim: ClaimRecord) -> ClaimRecord:
             return ClaimRecord(
                 id=claim.id,
                 says=claim.says,
@@ -214,7 +214,7 @@ class Record:
                 would_be=verdict(claim.predicate, ours.points()),
             )
 
-        return Record(**{**self.__dict__, "claims": tuple(map(judged, self.claims))})
+        return Record(**{**self.__dict__, "claims": tuple(map(with_verdicts, self.claims))})
 
     def to_json(self) -> str:
         """The record as JSON text, with each cell's mean, interval and difference for those who read it without us."""
@@ -241,7 +241,7 @@ class Record:
             raise CheckpointError(f"{source} is corrupt: it has no rows of cells ({error})") from error
         found: Record = read_record(cls, body, source=source)
         try:
-            return found.judged()
+            return found.with_verdicts()
         except ConfigError as error:
             raise CheckpointError(f"{source} is corrupt: {error}") from error
 

@@ -212,7 +212,7 @@ def _record(
         },
         complete=complete,
     )
-    return record.judged()
+    return record.with_verdicts()
 
 
 def _column(column: Column, rows: Sequence[RowRecord]) -> ColumnRecord:

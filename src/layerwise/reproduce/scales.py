@@ -26,7 +26,7 @@ class Scale:
         decides: whether claims can be decided at it.
         machine: `cpu` or `gpu`: what its costs are stated for.
         seeds: of every system; None is the paper's number.
-        images: judged under each attack; None is all.
+        images: evaluated under each attack; None is all.
         few: under what costs more: AutoAttack, C&W, corruptions, diagnostics.
         attacks: {regular expression: attack that is run in its place}.
         rules: see scales.yaml.
@@ -54,8 +54,8 @@ class Scale:
                 return other + space + rest
         return text
 
-    def judged(self, attack: str) -> int | None:
-        """How many images are judged under an attack."""
+    def images_under(self, attack: str) -> int | None:
+        """How many images are evaluated under an attack."""
         costly = attack.partition(" ")[0].partition("-")[0] in ("autoattack", "cw", "apgd", "fab", "square")
         return self.few if costly else self.images
 

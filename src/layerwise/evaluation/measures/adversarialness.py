@@ -109,14 +109,14 @@ def degree_of_adversarialness(
         check_radius("radii", radius)
     correct = torch.zeros(len(makers), len(radii), dtype=torch.int64)
     with ExitStack() as stack:
-        judged = stack.enter_context(examining(model, x, y))
+        network = stack.enter_context(examining(model, x, y))
         sources = [stack.enter_context(examining(maker, x, y)) for maker in makers.values()]
         for i, source in enumerate(sources):
             for images, labels, stream in batches(source, x, y, batch_size=batch_size, seed=seed):
                 for k, radius in enumerate(radii):
                     made = attack(source, images, labels, radius, stream)
                     with torch.no_grad():
-                        correct[i, k] += is_correct(judged(place(judged, made)), place(judged, labels)).sum().cpu()
+                        correct[i, k] += is_correct(network(place(network, made)), place(network, labels)).sum().cpu()
     shares = (correct.double() / len(x)).tolist()
     return Adversarialness(
         tuple(map(float, radii)), {name: tuple(row) for name, row in zip(makers, shares, strict=True)}, len(x)
