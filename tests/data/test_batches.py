@@ -142,7 +142,7 @@ def test_batches_leave_the_split_and_the_global_random_state_alone() -> None:
 # --- augmentation
 
 
-def looped(images: Tensor, draws: Tensor, crop: int) -> Tensor:
+def looped(images: Tensor, draws: Tensor, crop: int, *, reflect: bool = False) -> Tensor:
     """Crops and mirror images, one image and one pixel row at a time."""
     out = torch.zeros_like(images)
     height, width = images.shape[2:]
@@ -151,18 +151,20 @@ def looped(images: Tensor, draws: Tensor, crop: int) -> Tensor:
             for column in range(width):
                 target = width - 1 - column if mirror else column
                 y, x = row + down - crop, column + right - crop
+                if reflect:  # the edge itself is not repeated
+                    y, x = (height - 1 - abs(height - 1 - abs(y))), (width - 1 - abs(width - 1 - abs(x)))
                 if 0 <= y < height and 0 <= x < width:
                     out[i, :, row, target] = images[i, :, y, x]
     return out
 
 
 @settings(deadline=None, max_examples=25)
-@given(crop=st.integers(0, 5), flip=st.booleans(), seed=st.integers(0, 1000))
-def test_augmentation_is_that_of_a_loop_over_images(crop: int, flip: bool, seed: int) -> None:
+@given(crop=st.integers(0, 3), flip=st.booleans(), reflect=st.booleans(), seed=st.integers(0, 1000))
+def test_augmentation_is_that_of_a_loop_over_images(crop: int, flip: bool, reflect: bool, seed: int) -> None:
     split, _ = random_splits(7)
-    augment = Augment(crop=crop, flip=flip)
+    augment = Augment(crop=crop, flip=flip, padding="reflect" if reflect else "zeros")
     draws = augment.draw(7, torch.Generator().manual_seed(seed))
-    assert torch.equal(augment(split.images, draws), looped(split.images, draws, crop))
+    assert torch.equal(augment(split.images, draws), looped(split.images, draws, crop, reflect=reflect))
 
 
 def test_draws_cover_all_offsets_and_half_of_the_images_are_mirrored() -> None:
@@ -272,6 +274,14 @@ def test_wrong_settings_are_refused_at_the_call(options: dict[str, object], mess
 def test_a_negative_crop_is_refused() -> None:
     with pytest.raises(ConfigError, match="Augment: crop is -1; give the padding in pixels, 0 or more"):
         Augment(crop=-1)
+
+
+def test_paddings_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="padding='mirror' is unknown; type one of 'zeros', 'reflect'"):
+        Augment(padding="mirror")  # type: ignore[arg-type]
+    augment = Augment(crop=4, padding="reflect")
+    with pytest.raises(ConfigError, match="images of 4 x 9 cannot be mirrored by 4 pixels; give a smaller crop"):
+        augment(torch.zeros(1, 1, 4, 9), augment.draw(1, torch.Generator()))
 
 
 def test_tensor_splits_refuse_other_types_and_lengths() -> None:

@@ -180,7 +180,7 @@ def test_a_start_is_a_standard_recipe_of_the_same_network() -> None:
         ("anp-cifar10", ["conv1", "conv2", "conv3", "conv4"]),
         ("anp-cifar10-sign", ["input", *(f"conv{i}" for i in range(1, 14))]),
         ("lad-cifar10", [f"layer{group}.{block}" for group in (1, 2, 3) for block in range(9)]),
-        ("lat-cifar10", [f"bn{i}" for i in range(1, 14)]),
+        ("lat-cifar10", [f"bn{i}" for i in range(1, 17)]),
     ],
 )
 def test_the_sites_are_the_papers(name: str, sites: list[str]) -> None:
