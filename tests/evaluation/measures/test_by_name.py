@@ -36,6 +36,7 @@ from layerwise.evaluation.measures import (
 )
 from layerwise.evaluation.measures.base import NOISES, NoiseName, examining
 from layerwise.evaluation.record import Evaluation
+from layerwise.experiments import experiment
 from tests.evaluation.measures.cases import OnPairs
 from tests.evaluation.problems import trained
 from tests.networks import TinyResNet, batch
@@ -293,3 +294,13 @@ def test_a_measure_of_somebody_elses_is_shown_as_it_speaks(tmp_path: Path, monke
     again = Evaluation.from_json(json.dumps(body))
     assert again.measures[0].found.sentence() == "3 is the margin."
     assert json.loads(again.to_json()) == body
+
+
+@pytest.mark.usefixtures("their_measures")
+def test_a_recipe_names_a_measure_of_the_users_own(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("method: {name: Standard}\nevaluation:\n  measures: ['their_measures:margin images=3']\n")
+    chosen, tree = experiment.read(str(file), [], trust=True)
+    assert chosen.evaluation.measures == ["their_measures:margin images=3"] == tree["evaluation"]["measures"]
+    found = evaluate(TinyResNet(), (X, Y), attacks=["clean"], measures=chosen.evaluation.measures, progress=False)
+    assert type(found.measures[0].found).__module__ == "their_measures"
