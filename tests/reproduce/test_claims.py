@@ -89,3 +89,18 @@ def test_less_is_greater_the_other_way_round(a: float, b: float, width: float) -
     found = cells({"a": (a, a - width, a + width), "b": (b, b - width, b + width)})
     one, other = {"less": ["a", "b"], "in": "x"}, {"greater": ["b", "a"], "in": "x"}
     assert truth(one, found) == truth(other, found)
+
+
+def test_two_rows_that_are_one_system_decide_nothing() -> None:
+    numbers = {("a", "x"): 3.0, ("b", "x"): 3.0, ("c", "x"): 3.0, ("a", "y"): 3.0, ("b", "y"): 1.0}
+
+    def read(row: str, column: str) -> Estimate | None:
+        return Estimate.exactly(numbers[row, column])
+
+    cells = Cells(("a", "b", "c"), read, {"a": ("run",), "b": ("run",), "c": ("other",)})
+    assert verdict({"near": ["a", "b"], "in": "x", "within": 1}, cells) == OPEN
+    assert verdict({"greater": ["a", "b"], "in": "x"}, cells) == OPEN
+    assert verdict({"near": ["a", "c"], "in": "x", "within": 1}, cells) == HOLDS
+    assert verdict({"greater": ["a", "c"], "in": "x"}, cells) == FAILS
+    assert verdict({"greater": ["a", "b"], "in": "y"}, cells) == HOLDS  # another attack on the same runs
+    assert verdict({"near": ["a", "b"], "in": "x", "within": 1}, cells.points()) == OPEN

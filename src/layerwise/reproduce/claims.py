@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, final
 
@@ -37,10 +37,12 @@ class Cells:
     Args:
         rows: their names, in order.
         read: gives the cell of a row and a column; None if it is missing.
+        runs: the runs of each row, where they are known.
     """
 
     rows: tuple[str, ...]
     read: Callable[[str, str], Estimate | None]
+    runs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def points(self) -> Cells:
         """The same without intervals."""
@@ -49,7 +51,11 @@ class Cells:
             found = self.read(row, column)
             return None if found is None else Estimate.exactly(found.value)
 
-        return Cells(self.rows, read)
+        return Cells(self.rows, read, self.runs)
+
+    def one_system(self, row: str, other: str) -> bool:
+        """Whether two rows are the same runs, as scales make of networks that differ in size only."""
+        return row != other and bool(self.runs.get(row)) and self.runs.get(row) == self.runs.get(other)
 
 
 def verdict(predicate: Mapping[str, Any], cells: Cells) -> str:
@@ -77,11 +83,19 @@ def truth(predicate: Mapping[str, Any], cells: Cells) -> Truth:
     form, value = _form(predicate)
     options = {"by": float(predicate.get("by", 0)), "times": float(predicate.get("times", 1))}
 
-    def cell(name: Any) -> Estimate | None:
-        if isinstance(name, int | float):
-            return Estimate.exactly(float(name))
+    def place(name: Any) -> tuple[str, str]:
         row, _, column = (name, "", columns) if columns else str(name).rpartition(" / ")
-        return cells.read(row, column)
+        return str(row), column
+
+    def cell(name: Any) -> Estimate | None:
+        return Estimate.exactly(float(name)) if isinstance(name, int | float) else cells.read(*place(name))
+
+    def above(a: Any, b: Any, **options: float) -> Truth:
+        first, second = cell(a), cell(b)
+        # Another attack on the same runs gives another number, and may be compared.
+        if first == second and cells.one_system(place(a)[0], place(b)[0]):
+            return None
+        return _above(first, second, **options)
 
     if form in ("all", "any"):
         found = [truth(part, cells) for part in value]
@@ -89,13 +103,13 @@ def truth(predicate: Mapping[str, Any], cells: Cells) -> Truth:
     if form in ("best", "least"):
         others = [row for row in predicate.get("rows", cells.rows) if row != value]
         pairs = [(value, other) if form == "best" else (other, value) for other in others]
-        return _all([_above(cell(a), cell(b)) for a, b in pairs])
+        return _all([above(a, b) for a, b in pairs])
     if form == "near":
-        a, b, within = cell(value[0]), cell(value[1]), float(predicate["within"])
-        return _all([_above(a, b, by=-within), _above(b, a, by=-within)])
+        (a, b), within = value, float(predicate["within"])
+        return _all([above(a, b, by=-within), above(b, a, by=-within)])
     if form in ("less", "at_most"):
-        return _above(cell(value[1]), cell(value[0]), **options)
-    return _all([_above(cell(a), cell(b), **options) for a, b in pairwise(value)])
+        return above(value[1], value[0], **options)
+    return _all([above(a, b, **options) for a, b in pairwise(value)])
 
 
 FORMS = ("order", "greater", "less", "at_least", "at_most", "near", "best", "least", "all", "any")

@@ -182,7 +182,7 @@ class Record:
             cell = rows[name].cells.get(column) if name in rows else None
             return None if cell is None else cell.measured(units[column])
 
-        return Cells(tuple(rows), read)
+        return Cells(tuple(rows), read, {row.name: row.runs for row in self.rows})
 
     def printed(self) -> Cells:
         """The paper's numbers, for claims; a printed deviation is taken as the half width."""
