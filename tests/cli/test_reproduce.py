@@ -59,7 +59,7 @@ def test_a_plan_names_what_is_not_trained_and_what_is_not_there(tmp_path: Path) 
     assert header == ("system", "CPU hours", "first needed by")
     names = [row[0] for row in rows]
     assert [name.rpartition("-")[0] for name in names[:2]] == ["standard-digits", "slat-digits"]
-    assert names[2:4] == ["judging slat/table-x", "slat/table-x: none"]
+    assert names[2:4] == ["evaluating slat/table-x", "slat/table-x: none"]
     assert rows[3][2].startswith("not available: there is no recipe 'no-recipe'")
     (tmp_path / names[0]).mkdir()
     (tmp_path / names[0] / "model.safetensors").touch()
