@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, TypeAlias, final
+from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
-import torch
 from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
@@ -18,7 +16,6 @@ from layerwise.evaluation.corruptions.predictions import predict
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.measurement import Measurement
-from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 
 Rule: TypeAlias = Literal["benchmark", "adjacent"]
@@ -114,16 +111,8 @@ def flip_probabilities(
     *,
     names: Sequence[str] = tuple(STANDARD_SEQUENCES),
     rule: Rule = "benchmark",
-    folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    num_examples: int | None = None,
-    batch_size: int = 250,
-    device: torch.device | str | None = None,
-    num_workers: int = 0,
-    progress: bool | Board = False,
-    progress_name: str = "sequences",
-    model_name: str | None = None,
-    data_name: str | None = None,
+    **options: Any,
 ) -> FlipProbabilities:
     """Count the flips, FP_p = mean over sequences and j = 2..n of 1[f(x_j) != f(x_{j-1})], in evaluation mode and exact arithmetic.
 
@@ -135,21 +124,14 @@ def flip_probabilities(
         data: a data set (its test split), a split, or images and labels.
         names: of sequences; mFR needs the ten of `STANDARD_SEQUENCES`.
         rule: what is compared.
-        folder: files in CIFAR-10-P's layout, the published ones or `store`'s; what it lacks is generated as it is needed.
         seed: of generated sequences, and of the choice of images.
-        num_examples: at most so many images, drawn by the seed.
-        batch_size: images a batch.
-        device: where; None is where the network is.
-        num_workers: processes that read streamed data.
-        progress: show a bar with the estimated end on standard error, or move those of a board.
-        progress_name: what the bar is called.
-        model_name: for the record; by default the class.
-        data_name: for the record.
+        options: of `predict` in `predictions.py`: folder, num_examples, batch_size, device ...
 
     Raises:
         ConfigError: an unknown sequence or rule, no logits.
         DataError: images outside [0, 1] or too small, files that are broken or belong to other data.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
     >>> data = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
     >>> found = flip_probabilities(net, data, names=["brightness", "rotate"])
@@ -158,21 +140,7 @@ def flip_probabilities(
     """
     if rule not in ("benchmark", "adjacent"):
         raise ConfigError(f"rule={rule!r} is unknown; type 'benchmark' or 'adjacent'")
-    seen = predict(
-        model,
-        data,
-        names,
-        Maker(True, seed),
-        folder=folder,
-        num_examples=num_examples,
-        batch_size=batch_size,
-        device=device,
-        num_workers=num_workers,
-        progress=progress,
-        progress_name=progress_name,
-        model_name=model_name,
-        data_name=data_name,
-    )
+    seen = predict(model, data, names, Maker(True, seed), **{"progress_name": "sequences", **options})
     flipped = {
         name: _flips(views, with_first=rule == "benchmark" and is_noise(name))
         for name, views in seen.predictions.items()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, TypeAlias, final
+from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
-import torch
 from torch import nn
 
 from layerwise.errors import ConfigError
@@ -28,7 +26,6 @@ from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STAND
 from layerwise.evaluation.corruptions.views import Maker
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measurement import Measurement
-from layerwise.evaluation.progress import Board
 from layerwise.evaluation.record import DataRecord, ModelRecord
 
 Relative: TypeAlias = Literal["differences", "as-printed"]
@@ -112,18 +109,10 @@ def corruption_errors(
     data: Data,
     *,
     names: Sequence[str] = STANDARD,
-    folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
     table: str = "auto",
     frost: Frost | None = None,
-    num_examples: int | None = None,
-    batch_size: int = 250,
-    device: torch.device | str | None = None,
-    num_workers: int = 0,
-    progress: bool | Board = False,
-    progress_name: str = "corruptions",
-    model_name: str | None = None,
-    data_name: str | None = None,
+    **options: Any,
 ) -> CorruptionErrors:
     """Count the errors on every corruption at every severity, in evaluation mode and exact arithmetic.
 
@@ -131,44 +120,23 @@ def corruption_errors(
         model: any classifier that takes pixels in [0, 1] and gives logits (B, C).
         data: a data set (its test split), a split, or images and labels.
         names: of corruptions; mCE needs the fifteen of `STANDARD`.
-        folder: files in CIFAR-10-C's layout, the published ones or `store`'s; what it lacks is generated as it is needed.
         seed: of generated corruptions, and of the choice of images.
         table: of severities, see `table_for`.
         frost: the pictures; by default `load_frost()`.
-        num_examples: at most so many images, drawn by the seed; each is corrupted as it is among all.
-        batch_size: images a batch.
-        device: where; None is where the network is.
-        num_workers: processes that read streamed data.
-        progress: show a bar with the estimated end on standard error, or move those of a board.
-        progress_name: what the bar is called.
-        model_name: for the record; by default the class.
-        data_name: for the record.
+        options: of `predict` in `predictions.py`: folder, num_examples, batch_size, device ...
 
     Raises:
         ConfigError: an unknown corruption, no logits.
         DataError: images outside [0, 1] or too small, files that are broken or belong to other data.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     >>> data = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
     >>> errors = corruption_errors(net, data, names=["contrast", "brightness"])
     >>> str(mce(errors, errors).ce["contrast"]).split(" ")[0]
     '100.0'
     """
-    seen = predict(
-        model,
-        data,
-        names,
-        Maker(False, seed, table, frost),
-        folder=folder,
-        num_examples=num_examples,
-        batch_size=batch_size,
-        device=device,
-        num_workers=num_workers,
-        progress=progress,
-        progress_name=progress_name,
-        model_name=model_name,
-        data_name=data_name,
-    )
+    seen = predict(model, data, names, Maker(False, seed, table, frost), **{"progress_name": "corruptions", **options})
     correct = {name: views == seen.labels[:, None] for name, views in seen.predictions.items()}
     clean = seen.clean == seen.labels
     times_wrong = [~clean, *((~c).sum(dim=1) for c in correct.values())]

@@ -52,17 +52,37 @@ def predict(
     names: Sequence[str],
     maker: Maker,
     *,
-    folder: str | os.PathLike[str] | None,
-    num_examples: int | None,
-    batch_size: int,
-    num_workers: int,
-    progress: bool | Board,
-    progress_name: str,
-    model_name: str | None,
-    data_name: str | None,
-    device: torch.device | str | None,
+    folder: str | os.PathLike[str] | None = None,
+    num_examples: int | None = None,
+    batch_size: int = 250,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    progress: bool | Board = False,
+    progress_name: str = "views",
+    model_name: str | None = None,
+    data_name: str | None = None,
 ) -> Predictions:
-    """Predict every view, read from `folder` or generated; see `corruption_errors` for the arguments and errors."""
+    """Predict every view, read from a folder or generated.
+
+    Args:
+        model: any classifier that takes pixels in [0, 1] and gives logits (B, C).
+        data: a data set (its test split), a split, or images and labels.
+        names: of corruptions or sequences.
+        maker: generates what is not read.
+        folder: files in CIFAR-10-C's or -P's layout, the published ones or `store`'s; what it lacks is generated as it is needed.
+        num_examples: at most so many images, drawn by the maker's seed; each is corrupted as it is among all.
+        batch_size: images a batch.
+        device: where; None is where the network is.
+        num_workers: processes that read streamed data.
+        progress: show a bar with the estimated end on standard error, or move those of a board.
+        progress_name: what the bar is called.
+        model_name: for the record; by default the class.
+        data_name: for the record.
+
+    Raises:
+        ConfigError: an unknown name, no logits.
+        DataError: images outside [0, 1] or too small, files that are broken or belong to other data.
+    """
     names = list(dict.fromkeys([names] if isinstance(names, str) else names))
     if not names:
         raise ConfigError("there is no corruption to evaluate under; give at least one, such as 'fog'")
