@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import importlib
 import multiprocessing
@@ -63,6 +64,7 @@ def together(world: int, act: Callable[..., None], *arguments: Any, join: bool =
 
 
 def _rank(index: int, port: int, world: int, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -130,5 +132,6 @@ def command(rank: int, folder: Path, said: tuple[Path, Path], argv: tuple[str, .
         signal.signal(number, handler)  # as in a terminal, however the tests were started
     for descriptor, file in enumerate(said, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    faulthandler.enable(sys.__stderr__)
     if code := main():
         sys.exit(code)
