@@ -37,7 +37,7 @@ from layerwise.methods import (
     Standard,
 )
 from tests.methods.cases import METHODS, data, hooks_of, make, train, unchecked
-from tests.networks import TinyConv, TinyMLP, TinyResNet, VisionTransformer, batch
+from tests.networks import Attention, TinyConv, TinyMLP, TinyResNet, VisionTransformer, batch
 
 X, Y = batch(6)
 
@@ -264,6 +264,27 @@ def test_layerwise_methods_train_a_vision_transformer(name: str) -> None:
     after = train(make(name, **fields), model, data(2))
     assert all(bool(v.isfinite().all()) for v in after.values())
     assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
+class Fused(Attention):
+    """The same attention in PyTorch's fused form, whose kernels have no second derivative."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = (self.split(layer(tokens)) for layer in (self.query, self.key, self.value))
+        out: Tensor = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+@pytest.mark.parametrize("name", ["DeepDefense", "GradAlign"])
+def test_second_order_methods_differentiate_fused_attention(name: str) -> None:
+    found = []
+    for kind in (Attention, Fused):
+        model = VisionTransformer().double()
+        for encoder in model.encoder:
+            encoder.attention.__class__ = kind
+        found.append(train(make(name), model, data(2)))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value)
 
 
 # Costs

@@ -15,7 +15,7 @@ from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
 from layerwise.core.driving import Step
-from layerwise.core.modes import evaluation_mode
+from layerwise.core.modes import evaluation_mode, twice_differentiable
 from layerwise.core.registry import register
 from layerwise.core.sites import unwrap
 from layerwise.errors import ConfigError, did_you_mean
@@ -90,7 +90,7 @@ class DeepDefense(Method):
         """The regulariser's mean over the batch, without lambda (0-dim); differentiable in the parameters."""
         raw = unwrap(model)
         labels = y if self.treat_wrong == "separately" else None
-        with evaluation_mode(raw), torch.autocast(x.device.type, enabled=False):
+        with evaluation_mode(raw), twice_differentiable(x.device):
             found = deepfool(
                 self._network(raw),
                 x,

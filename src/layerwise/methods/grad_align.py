@@ -14,7 +14,7 @@ from layerwise.core.checks import Radius, at_least, check_radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.core.modes import batch_norm
+from layerwise.core.modes import batch_norm, twice_differentiable
 from layerwise.core.probe import Probe
 from layerwise.core.random import uniform
 from layerwise.core.registry import register
@@ -86,7 +86,7 @@ class GradAlign(Method):
     def misalignment(self, raw: nn.Module, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         """Mean over the batch of 1 - cos(g, dL/dx), 0-dim, differentiable in the parameters."""
         x = x.detach().requires_grad_()
-        with torch.autocast(x.device.type, enabled=False), batch_norm(raw, self.probe.batch_norm):
+        with twice_differentiable(x.device), batch_norm(raw, self.probe.batch_norm):
             loss = (self.probe.criterion or self.criterion)(logits(raw, x), y).sum()
             # Differentiated once more by the descent, which is what moves the parameters.
             (here,) = torch.autograd.grad(loss, x, create_graph=True)
