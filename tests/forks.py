@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -78,6 +79,9 @@ def _rank(index: int, port: int, world: int, act: Callable[..., None], arguments
     }
     act(index, *arguments)
     if dist.is_initialized():
+        # Groups end with nothing under way on any rank, and without networks that still hold on to them.
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 
