@@ -136,6 +136,6 @@ def command(rank: int, folder: Path, said: tuple[Path, Path], argv: tuple[str, .
         signal.signal(number, handler)  # as in a terminal, however the tests were started
     for descriptor, file in enumerate(said, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    faulthandler.enable(sys.__stderr__)
+    faulthandler.enable(2)
     if code := main():
         sys.exit(code)
