@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerwise.core.checks import Radius, at_least, check_radius, check_share, format_radius, parse_radius
@@ -59,6 +59,7 @@ def test_quarters_of_a_grey_level_survive_writing_and_reading(quarters: int) -> 
 
 
 @given(st.floats(0, 1))
+@example(2.5e-12)  # nearer to no grey level than anything else, and yet not 0
 def test_what_is_written_is_what_was_meant(value: float) -> None:
     assert parse_radius(format_radius(value)) == pytest.approx(value, rel=1e-5)
 

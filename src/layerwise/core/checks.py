@@ -63,7 +63,7 @@ def format_radius(value: float) -> str:
     if float(decimal) == value or not 0 < value <= 32 / 255:
         return decimal
     levels = round(value * 255 * 4) / 4
-    return f"{levels:g}/255" if abs(levels / 255 - value) < 1e-9 else decimal
+    return f"{levels:g}/255" if levels and abs(levels / 255 - value) < 1e-9 else decimal
 
 
 def check_radius(name: str, value: float | None) -> None:
