@@ -7,7 +7,6 @@ Options are those of `layerwise bench step`; `chosen` in the record is what `tra
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,10 +15,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
+from benchmarks.command import timed
 
-from layerwise.cli.bench import add_setup, measured
-from layerwise.cli.console import complain
-from layerwise.errors import LayerwiseError
 from layerwise.experiments.bench.stepping import Setup, somewhere
 from layerwise.experiments.bench.steps import Record, Say, described
 from layerwise.experiments.bench.timing import Clock, interleaved, machine, ratio
@@ -64,17 +61,7 @@ def layouts_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write the record."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.layouts", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_setup(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        measured(arguments, bench_layouts, layouts_table, arguments.methods or METHODS)
-    except LayerwiseError as error:
-        complain(str(error))
-        return 2
-    return 0
+    return timed("layouts", __doc__, bench_layouts, layouts_table, METHODS, argv)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Contestants take turns in one run, so that what the machine does beside hits all
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,12 +17,10 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from benchmarks.command import timed
 from torch import Tensor, nn
 
-from layerwise.cli.bench import add_setup, measured
-from layerwise.cli.console import complain
 from layerwise.core.threat import radius
-from layerwise.errors import LayerwiseError
 from layerwise.experiments.bench.plain import Step
 from layerwise.experiments.bench.stepping import Setup, by_hand, somewhere
 from layerwise.experiments.bench.steps import Record, Say, described
@@ -211,17 +208,7 @@ def peers_table(record: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write the record."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_setup(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        measured(arguments, bench_peers, peers_table, arguments.methods or METHODS)
-    except LayerwiseError as error:
-        complain(str(error))
-        return 2
-    return 0
+    return timed("peers", __doc__, bench_peers, peers_table, METHODS, argv)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def in_units_of_z(r: Tensor, z: Tensor) -> Tensor:
     return norms.rows(norms.norm(z, "l2"), z) * r
 
 
-def train_and_judge(method: lw.Method, *, epochs: int = 8, seed: int = 0) -> Evaluation:
-    """Train a small network on the embedded digits, and judge it on images that it has not seen."""
+def train_and_evaluate(method: lw.Method, *, epochs: int = 8, seed: int = 0) -> Evaluation:
+    """Train a small network on the embedded digits, and evaluate it on images that it has not seen."""
     data = lw.load_data("digits")
     model = lw.build_model("digits_cnn", shape=data.shape, mean=data.mean, std=data.std)
     settings = lw.Training(epochs=epochs, batch_size=64, eval_every=0, seed=seed, accelerator="cpu")
@@ -66,5 +66,5 @@ def train_and_judge(method: lw.Method, *, epochs: int = 8, seed: int = 0) -> Eva
 
 
 if __name__ == "__main__":
-    print(train_and_judge(lw.Standard()).to_markdown())  # noqa: T201
-    print(train_and_judge(RelativeNoise(base=lw.FGSMRS(eps=0.2))).to_markdown())  # noqa: T201
+    print(train_and_evaluate(lw.Standard()).to_markdown())  # noqa: T201
+    print(train_and_evaluate(RelativeNoise(base=lw.FGSMRS(eps=0.2))).to_markdown())  # noqa: T201

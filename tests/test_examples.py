@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples.own_method import RelativeNoise, train_and_judge
+from examples.own_method import RelativeNoise, train_and_evaluate
 
 import layerwise as lw
 from layerwise.core.random import Stream
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_own_method_withstands_what_standard_training_does_not() -> None:
-    standard, own = train_and_judge(lw.Standard()), train_and_judge(RelativeNoise(base=lw.FGSMRS(eps=0.2)))
+    standard, own = train_and_evaluate(lw.Standard()), train_and_evaluate(RelativeNoise(base=lw.FGSMRS(eps=0.2)))
     assert own["clean"].accuracy > 0.85
     assert own["pgd-20"].accuracy > standard["pgd-20"].accuracy + 0.35
 
@@ -43,4 +43,4 @@ def test_the_page_shows_the_examples_own_lines() -> None:
     shown = [block for block in blocks if "class RelativeNoise" in block]
     assert len(shown) == 1
     start = source.index("@dataclass(kw_only=True)")
-    assert shown[0].strip() == source[start : source.index("def train_and_judge")].strip()
+    assert shown[0].strip() == source[start : source.index("def train_and_evaluate")].strip()

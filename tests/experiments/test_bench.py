@@ -15,7 +15,7 @@ from layerwise.core import registry
 from layerwise.core.random import normal, uniform
 from layerwise.errors import ConfigError
 from layerwise.experiments.bench import timing
-from layerwise.experiments.bench.plain import STEPS, Plain
+from layerwise.experiments.bench.plain import STEPS, HandWritten
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.experiments.bench.steps import bench_steps, step_table
 from layerwise.experiments.bench.timing import interleaved, medians, ratio, repeated
@@ -48,7 +48,7 @@ def test_the_plain_step_does_what_the_method_does(name: str) -> None:
         source = torch.Generator().manual_seed(5)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
         if step is not None:
-            plain = Plain(
+            plain = HandWritten(
                 model=net,
                 optimizer=optimizer,
                 parts=cut(theirs, ["conv1", "layer1"]),

@@ -1,7 +1,7 @@
 """Deep Defense: the norm of an unrolled DeepFool, differentiated through, one example at a time.
 
 Readings: x_i = x + sum of the steps so far, without the overshoot, is where f and w are taken; whether the row is done
-is judged at x + 1.02 times the sum. An example is correct or wrong by the logits at x. A wrong one's current
+is told by the prediction at x + 1.02 times the sum. An example is correct or wrong by the logits at x. A wrong one's current
 prediction is that at x_i. A pair of classes with w = 0 (the same class twice, since x_i already has the label although
 x + 1.02 times the sum has not; or all ReLUs shut) has no boundary: no step is made towards it. Equation 3 treats every
 example as a correct one: DeepFool from its prediction, R(-c rho). Linear: R(t) = t. The whole loss, cross entropy

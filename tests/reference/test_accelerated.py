@@ -1,4 +1,4 @@
-"""The references of accelerated training, MART and AWP judged by themselves: special cases, and what they do to single examples."""
+"""The references of accelerated training, MART and AWP tested by themselves: special cases, and what they do to single examples."""
 
 from __future__ import annotations
 

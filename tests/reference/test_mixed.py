@@ -1,4 +1,4 @@
-"""The references of PAT, NAT, EAT, Adv. Train I and Parseval judged by themselves."""
+"""The references of PAT, NAT, EAT, Adv. Train I and Parseval tested by themselves."""
 
 from __future__ import annotations
 

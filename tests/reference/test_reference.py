@@ -1,4 +1,4 @@
-"""The references judged by themselves: special cases, closed forms, and what their descents were made at."""
+"""The references tested by themselves: special cases, closed forms, and what their descents were made at."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def deepfool(
 
     Without `labels` the reference is the class predicted at x and k the nearest of the other classes at each step, until the prediction
     changes. With `labels`, an example whose prediction is not its label is led to it instead: k is the label, the reference the
-    current prediction, until the label is predicted. An example that has arrived, judged at x + (1 + overshoot) sum r, takes no more
-    steps. Pixels are not clipped.
+    current prediction, until the label is predicted. An example that has arrived, by the prediction at
+    x + (1 + overshoot) sum r, takes no more steps. Pixels are not clipped.
 
     Args:
         network: inputs (B, ...) to logits (B, C), rows independent (batch norm in evaluation mode).

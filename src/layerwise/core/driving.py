@@ -84,7 +84,7 @@ class Descends(Protocol):
         ...
 
 
-class Optimizer(Protocol):
+class OptimizerLike(Protocol):
     """An optimiser of torch, or one that an engine has wrapped."""
 
     param_groups: list[dict[str, Any]]
@@ -167,7 +167,7 @@ def step(
     model: nn.Module,
     x: Inputs,
     y: Any,
-    optimizer: Optimizer,
+    optimizer: OptimizerLike,
     *,
     backward: Backward | None = None,
     scaler: Scaler | None = None,
@@ -236,7 +236,7 @@ def step(
     return sum_of[0] if len(sum_of) == 1 else torch.stack(sum_of).sum() / rounds
 
 
-def _clip(optimizer: Optimizer, scaler: Scaler | None, limit: float | None) -> None:
+def _clip(optimizer: OptimizerLike, scaler: Scaler | None, limit: float | None) -> None:
     if limit is None:
         return
     if scaler is not None:

@@ -41,7 +41,7 @@ FINE_CLASSES, COARSE_CLASSES = tuple(_FINE.split()), tuple(_COARSE.split())
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Format:
     """What tells the files of one CIFAR from those of the other.
 
     Args:
@@ -68,7 +68,7 @@ class Layout:
         return len(self.labels) + PIXELS
 
 
-CIFAR10 = Layout(
+CIFAR10 = Format(
     name="cifar10",
     folder="cifar-10-batches-bin",
     train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
@@ -80,7 +80,7 @@ CIFAR10 = Layout(
         (0.2470322324632823, 0.24348512800005553, 0.26158784172796434),
     ),
 )
-CIFAR100 = Layout(
+CIFAR100 = Format(
     name="cifar100",
     folder="cifar-100-binary",
     train=("train.bin",),
@@ -145,7 +145,7 @@ def luminance(images: Tensor) -> Tensor:
     return ((299 * red + 587 * green + 114 * blue + 500) // 1000).to(torch.uint8).unsqueeze(1)
 
 
-def parse_records(name: str, content: bytes, layout: Layout, *, expected: int, allow_fewer: bool) -> Records:
+def parse_records(name: str, content: bytes, layout: Format, *, expected: int, allow_fewer: bool) -> Records:
     """The records of a file, each some label bytes and then pixels (channel, row, column).
 
     Args:
@@ -172,7 +172,7 @@ def parse_records(name: str, content: bytes, layout: Layout, *, expected: int, a
     return records
 
 
-def _split(layout: Layout, files: list[Records], column: int) -> TensorSplit:
+def _split(layout: Format, files: list[Records], column: int) -> TensorSplit:
     first = len(layout.labels)
     images = torch.from_numpy(np.concatenate([records[:, first:] for records in files])).view(-1, 3, 32, 32)
     return TensorSplit(
@@ -181,7 +181,7 @@ def _split(layout: Layout, files: list[Records], column: int) -> TensorSplit:
 
 
 def _splits(
-    layout: Layout, root: Path, *, column: int, download: bool, allow_fewer: bool
+    layout: Format, root: Path, *, column: int, download: bool, allow_fewer: bool
 ) -> tuple[TensorSplit, TensorSplit]:
     parts = {
         file: parse_records(name, content, layout, expected=_expected(layout, file), allow_fewer=allow_fewer)
@@ -191,7 +191,7 @@ def _splits(
     return _split(layout, train, column), _split(layout, [parts[layout.test]], column)
 
 
-def _contents(layout: Layout, root: Path, *, download: bool) -> dict[str, tuple[str, bytes]]:
+def _contents(layout: Format, root: Path, *, download: bool) -> dict[str, tuple[str, bytes]]:
     """For each file its full name and its bytes, from the folder or else from the archive."""
     files = (*layout.train, layout.test)
     limits = {file: _expected(layout, file) * layout.record for file in files}
@@ -210,7 +210,7 @@ def _contents(layout: Layout, root: Path, *, download: bool) -> dict[str, tuple[
     return {file: (f"{archive}: {file}", members[f"{layout.folder}/{file}"]) for file in files}
 
 
-def _refuse_others(layout: Layout, root: Path) -> None:
+def _refuse_others(layout: Format, root: Path) -> None:
     """Say what is wrong with what is there, where it is not simply nothing."""
     hint = f"add --data.download true to fetch the binary version, {REMOTES[layout.name][0].file}"
     folder = root / layout.folder
@@ -225,5 +225,5 @@ def _refuse_others(layout: Layout, root: Path) -> None:
             )
 
 
-def _expected(layout: Layout, file: str) -> int:
+def _expected(layout: Format, file: str) -> int:
     return 10_000 if file == layout.test else layout.records

@@ -54,7 +54,7 @@ class Made(Weight):
 
 @final
 @dataclass(frozen=True)
-class Plain(Weight):
+class Direct(Weight):
     """A parameter."""
 
     name: str
@@ -178,7 +178,7 @@ def effective_weights(raw: nn.Module) -> list[Weight]:
     """Every trained weight of more than one dimension as its layer uses it, each once."""
     made = list(made_weights(raw))
     inside = {id(source) for weight in made for source in weight.sources}
-    plain = [Plain(name, p) for name, p in raw.named_parameters() if id(p) not in inside]
+    plain = [Direct(name, p) for name, p in raw.named_parameters() if id(p) not in inside]
     matrices: list[Weight] = [w for w in plain if w.parameter.ndim > 1]
     matrices += [w for w in made if w.value().ndim > 1]
     return [w for w in matrices if any(source.requires_grad for source in w.sources)]

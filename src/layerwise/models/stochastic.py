@@ -112,11 +112,11 @@ def _placed(x: Tensor, extra: Tensor, room: int, *, dim: int) -> Tensor:
 
 
 class Inference(ABC):
-    """How a trained network is judged where it is not simply called, as a setting."""
+    """How a trained network is evaluated where it is not simply called, as a setting."""
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module that is judged."""
+        """The module that is evaluated."""
 
 
 @register("inference")

@@ -23,7 +23,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Plain:
+class HandWritten:
     """The hand-written steps.
 
     Args:
@@ -124,7 +124,7 @@ class Plain:
         self._descend(F.cross_entropy(self._forward(x_adv, [self.eps * v.sign() for v in g])[0], y))
 
 
-STEPS: dict[str, Callable[[Plain, Any], Step]] = {
+STEPS: dict[str, Callable[[HandWritten, Any], Step]] = {
     "Standard": lambda plain, method: plain.standard,
     "FGSM": lambda plain, method: plain.fgsm,
     "FGSMRS": lambda plain, method: plain.fgsm_rs,

@@ -18,7 +18,7 @@ from layerwise.core import registry
 from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, from_tensors
 from layerwise.errors import ConfigError, SiteError
-from layerwise.experiments.bench.plain import STEPS, Plain
+from layerwise.experiments.bench.plain import STEPS, HandWritten
 from layerwise.experiments.bench.timing import Run
 from layerwise.methods import Method
 from layerwise.training import SGD, Constant, Training
@@ -215,7 +215,7 @@ def by_hand(contestant: Contestant, text: str, setup: Setup) -> Run | None:
             return None
         parts = cut(net, names)
     optimizer = setup.training.optimizer.build(net.parameters(), place.device)
-    plain = Plain(model=net, optimizer=optimizer, parts=parts)
+    plain = HandWritten(model=net, optimizer=optimizer, parts=parts)
     step = STEPS[name](plain, method)
     x, y = setup.data()
     x, y = x.to(place.device, place.dtype).contiguous(memory_format=layout), y.to(place.device)
