@@ -10,7 +10,7 @@ import pytest
 from layerwise.attacks import parse_attack
 from layerwise.errors import ConfigError
 from layerwise.experiments import experiment
-from layerwise.reproduce.definitions import System, items
+from layerwise.reproduce.definitions import Item, System, items
 from layerwise.reproduce.scales import scale, scales
 from layerwise.reproduce.systems import _decisive, resolve
 
@@ -86,3 +86,17 @@ def test_a_setting_that_older_runs_lack_changes_no_name_at_its_default() -> None
     other = {**tree, "training": {**tree["training"], "batch_norm": "synchronised"}}
     assert _decisive(newer) == tree == _decisive(tree)
     assert _decisive(other) == other
+
+
+def test_at_full_every_image_trains_unless_something_is_chosen_or_drawn_by_validation_images() -> None:
+    full = scale("full")
+    table, curves = items()["deep-defense/table-1"], items()["deep-defense/figure-2"]
+
+    def held_out(item: Item, row: str) -> list[Any]:
+        found = resolve(next(r.system for r in item.rows if r.name == row), full, seed=0)
+        return [part.tree["data"]["validation"] for part in (found, *found.needs.values())]
+
+    assert held_out(table, "LeNet: Ours") == [0, 0]  # and the reference that it starts from
+    assert held_out(curves, "LeNet: Ours") == [1000, 1000]
+    assert held_out(items()["fastat/cifar10"], "n_fgsm") == [1000]  # its best weights are chosen
+    assert resolve(table.rows[0].system, scale("reduced"), seed=0).tree["data"]["validation"] == 1000

@@ -43,11 +43,13 @@ class System:
         recipe: a recipe's name.
         set: {dotted setting: value} that differ from it.
         weights: `last`, `best`, `ema`, `best-ema`, or `selected`: of the best and the best averaged ones, the better on validation.
+        watched: whether validation images are needed: to choose weights by, or for a figure of what training logged.
     """
 
     recipe: str
     set: dict[str, Any] = field(default_factory=dict)
     weights: str = "last"
+    watched: bool = False
 
 
 @final
@@ -203,6 +205,7 @@ _ITEM = ("title", "rows", "columns", "claims", "seeds", "set", "eps", "strong", 
 
 def _item(id: str, body: Mapping[str, Any], systems: Mapping[str, System]) -> Item:
     _known(id, body, _ITEM)
+    watched = body.get("draw") == "curves"
     name, _, part = id.partition("/")
     printed: Any = paper(name).table(part) or paper(name).figure(part)
     if printed is None and not body.get("title"):
@@ -213,7 +216,7 @@ def _item(id: str, body: Mapping[str, Any], systems: Mapping[str, System]) -> It
         id=id,
         title=body.get("title") or printed.title,
         rows=tuple(
-            _row(id, k, v, systems, body.get("set", {}))
+            _row(id, k, v, systems, body.get("set", {}), watched)
             for name, row in body.get("rows", {}).items()
             for k, v in _spread(name, row)
         ),
@@ -262,20 +265,24 @@ STRONG: dict[str, Any] = {"PGD-50-10 (ours)": "pgd-50-10", "AutoAttack (ours)": 
 """The columns that stand beside a paper's weak attack."""
 
 
-def _row(id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any]) -> Row:
+def _row(
+    id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool
+) -> Row:
     found = body if isinstance(body, Mapping) else {"system": body}
     _known(f"{id}, {name}", found, (*PARTS, "with", "at", "series"))
     parts = {k: found[k] for k in PARTS if k in found}
     return Row(
         name=str(name),
-        system=_system(f"{id}, {name}", parts, systems, common),
+        system=_system(f"{id}, {name}", parts, systems, common, watched),
         options=dict(found.get("with", {})),
         at=None if found.get("at") is None else parse_radius(found["at"]),
         series=str(found.get("series", "")),
     )
 
 
-def _system(where: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any]) -> System:
+def _system(
+    where: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool = False
+) -> System:
     """A system; the settings of the table come before the row's own."""
     found = body if isinstance(body, Mapping) else {"system": body}
     _known(where, found, PARTS)
@@ -283,10 +290,12 @@ def _system(where: str, body: Any, systems: Mapping[str, System], common: Mappin
     if not isinstance(name, str):
         raise ConfigError(f"{where}: no system is named; write a system of the file, or a recipe")
     base = systems.get(name, System(recipe=name))
+    weights = found.get("weights", base.weights)
     return System(
         recipe=base.recipe,
         set={**base.set, **common, **found.get("set", {})},
-        weights=found.get("weights", base.weights),
+        weights=weights,
+        watched=watched or weights != "last",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any, final
@@ -30,6 +30,7 @@ class Scale:
         few: under what costs more: AutoAttack, C&W, corruptions, diagnostics.
         attacks: {regular expression: attack that is run in its place}.
         rules: see scales.yaml.
+        unwatched: {dotted setting: value} of systems that need no validation images.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scale:
     few: int | None
     attacks: dict[str, str]
     rules: list[dict[str, Any]]
+    unwatched: dict[str, Any] = field(default_factory=dict)
 
     def attack(self, text: str) -> str:
         """The attack that is run in place of another.

@@ -53,13 +53,13 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
         ConfigError: the recipe, method or network does not exist, or a setting does not fit.
     """
     tree = _with_leaves(_settings(system.recipe, json.dumps(system.set)), {"training.seed": seed})
-    tree = _with_leaves(tree, scale.apply(tree))
+    tree = _with_leaves(tree, scale.apply(tree) | ({} if system.watched else scale.unwatched))
     options = tree["model"]["options"]
     tree["model"]["options"] = {key: value for key, value in options.items() if value is not None}
     needs: dict[str, Resolved] = {}
 
     def named(value: str) -> str:
-        found = resolve(System(recipe=value), scale, seed=seed)
+        found = resolve(System(recipe=value, watched=system.watched), scale, seed=seed)
         needs[found.name] = found
         return NEEDS + found.name
 
