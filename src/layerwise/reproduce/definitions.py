@@ -265,9 +265,7 @@ STRONG: dict[str, Any] = {"PGD-50-10 (ours)": "pgd-50-10", "AutoAttack (ours)": 
 """The columns that stand beside a paper's weak attack."""
 
 
-def _row(
-    id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool
-) -> Row:
+def _row(id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool) -> Row:
     found = body if isinstance(body, Mapping) else {"system": body}
     _known(f"{id}, {name}", found, (*PARTS, "with", "at", "series"))
     parts = {k: found[k] for k in PARTS if k in found}
