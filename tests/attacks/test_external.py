@@ -17,7 +17,7 @@ from layerwise.core.random import Stream
 from layerwise.errors import ConfigError
 from layerwise.evaluation import evaluate
 from tests.evaluation.problems import Linear, Quantise, Rows, Wrapped, distance, trained, two_classes
-from tests.networks import batch
+from tests.networks import TinyMLP, batch
 
 LINF, L2 = ThreatModel("linf", 0.08), ThreatModel("l2", 0.9)
 SEED = 7
@@ -206,6 +206,39 @@ def test_square_does_the_work_where_there_is_no_gradient(caplog: pytest.LogCaptu
     assert "zero gradient" in caplog.text
     found = AutoAttack(3, queries=400)(Steps(), x, y, threat, generator=Stream(0))
     assert not right(Steps(), found, y).any()
+
+
+class NoGradient(Rows):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Lost(torch.autograd.Function):
+    """As quantised layers: what comes out says that it has a gradient, and none goes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        return None
+
+
+class Quantised(Rows):
+    def forward(self, x: Tensor) -> Tensor:
+        lost: Tensor = Lost.apply(x)  # type: ignore[no-untyped-call]
+        return super().forward(lost)
+
+
+@pytest.mark.parametrize("attack", MEMBERS, ids=str)
+@pytest.mark.parametrize("kind", [NoGradient, Quantised])
+def test_a_network_without_gradients_is_no_error(attack: InputAttack, kind: type[Rows]) -> None:
+    net = kind(TinyMLP())
+    x, _ = batch(4, dtype=torch.float32)
+    y = net(x).argmax(1)
+    assert attack(net, x, y, LINF, generator=Stream(0)).shape == x.shape
 
 
 def test_wrappers_hold_them() -> None:

@@ -14,6 +14,7 @@ from layerwise.core.calling import (
     Inputs,
     call,
     carrier,
+    count_classes,
     examples,
     key_of,
     logits,
@@ -29,7 +30,7 @@ from layerwise.core.criteria import CrossEntropy
 from layerwise.core.probe import Probe
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError, SiteError
-from tests.networks import AuxiliaryHead, ModelOutput, Outputs, TokenClassifier, batch, tokens
+from tests.networks import AuxiliaryHead, ModelOutput, Outputs, TinyMLP, TokenClassifier, batch, tokens
 
 X, Y = batch(4)
 IDS, LABELS = tokens()
@@ -180,3 +181,12 @@ def test_a_tuple_that_a_network_gives_in_training_is_no_obstacle() -> None:
     assert torch.equal(logits(model, X), expected)
     g_x, _ = Probe()(model, X, Y, criterion=CrossEntropy(), wrt_input=True)
     assert bool(g_x.any())
+
+
+def test_predictions_are_told_from_logits() -> None:
+    class Predicts(TinyMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).long()
+
+    with pytest.raises(ConfigError, match=r"^the network gives torch.int64, predictions perhaps, where its logits are"):
+        count_classes(Predicts(), X.float())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerwise.core.passes import Pass
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tracing import Site
-from layerwise.errors import SiteError
+from layerwise.errors import ConfigError, SiteError
 from tests.networks import Checkpointed, DeadBranch, SharedReLU, TinyConv, TinyMLP, TinyResNet, batch
 
 X, Y = batch(4)
@@ -452,3 +452,6 @@ def test_unwrap_takes_off_every_wrapper(mlp: TinyMLP) -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     assert unwrap(fabric.setup(mlp)) is mlp
     assert unwrap(fabric.setup(nn.DataParallel(mlp))) is mlp
+    function: Any = mlp.forward
+    with pytest.raises(ConfigError, match=r"^the network is a method; give a torch.nn.Module that gives logits$"):
+        unwrap(function)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from layerwise.data import StreamSplit, TensorSplit, batches, from_dataset, from_tensors
+from layerwise.data.custom import as_image_data, known_labels, whole_split
 from layerwise.data.holdout import held_count, hold_out, pixel_statistics
 from layerwise.errors import ConfigError, DataError
 
@@ -316,3 +317,112 @@ def test_uint8_and_float_images_do_not_mix() -> None:
     data = from_dataset(mixed, test=0, validation=0, statistics=((0.5,), (0.5,)))
     with pytest.raises(DataError, match="the dataset gives both uint8 and float images"):
         next(batches(data.train, 2))
+
+
+# --- what people have
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (images(), labels()),
+        TensorDataset(images(), labels()),
+        DataLoader(TensorDataset(images(), labels()), 4, shuffle=True),
+        from_tensors(images(), labels()),
+    ],
+    ids=["pair", "TensorDataset", "DataLoader", "ImageData"],
+)
+def test_what_is_in_memory_trains_as_from_tensors_has_it(given: Any) -> None:
+    found, expected = as_image_data(given), from_tensors(images(), labels())
+    for split, same in ((found.train, expected.train), (found.validation, expected.validation)):
+        assert isinstance(split, TensorSplit)
+        assert isinstance(same, TensorSplit)
+        assert torch.equal(split.images, same.images)
+    assert as_image_data(expected) is expected
+    whole = whole_split(given)
+    if isinstance(given, Dataset | DataLoader):
+        assert isinstance(whole, tuple)
+        assert torch.equal(whole[0], images())
+
+
+def test_a_dataset_trains_and_is_evaluated_on_as_it_is() -> None:
+    pairs = Pairs([(images()[i], i % 2) for i in range(20)])
+    data = as_image_data(DataLoader(pairs))
+    assert (data.classes, len(data.train), data.shape) == (("cat", "dog"), 14, (3, 4, 5))
+    split = whole_split(pairs)
+    assert isinstance(split, StreamSplit)
+    assert len(split) == 20
+    assert whole_split(split) is split
+    labelled = Targets([0, 1, 2] * 4)
+    assert as_image_data(labelled).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([(images(), labels())], r"^a list is no data set; give layerwise.load_data\(NAME\), layerwise.from_tensors"),
+        ("digits", r"^a str is no data set; give layerwise.load_data\(NAME\)"),
+        ((images(), labels(), labels()), r"^a tuple is no data set"),
+        (DataLoader(Endless()), r"a Endless has no length or no items; give a map-style Dataset"),
+    ],
+    ids=["list of batches", "name", "three tensors", "iterable"],
+)
+def test_what_is_no_data_set_is_told(given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_image_data(given)
+
+
+class Targets(Dataset[Any]):
+    """As torchvision's: `targets`, and items whose label a `target_transform` may have changed."""
+
+    def __init__(self, targets: Any, shown: list[Any] | None = None) -> None:
+        self.targets, self.shown = targets, list(targets) if shown is None else shown
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return images()[index], self.shown[index]
+
+
+@pytest.mark.parametrize(
+    ("targets", "shown", "believed"),
+    [
+        ([0, 1] * 6, None, True),
+        (labels(12), [0, 1] * 6, True),
+        ([1, 2] * 6, [0, 1] * 6, False),
+        ([0, 1] * 6, [1] * 12, False),
+        ([0, 1] * 5, [0, 1] * 6, False),
+        (["a", "b"] * 6, [0, 1] * 6, False),
+        ([{"box": 1}] * 12, [0, 1] * 6, False),
+        ([0.0, 1.0] * 6, [0, 1] * 6, False),
+        (None, [0, 1] * 6, False),
+    ],
+    ids=["list", "tensor", "from 1", "transformed", "another length", "text", "boxes", "floats", "nothing"],
+)
+def test_targets_are_believed_where_the_items_agree(targets: Any, shown: Any, believed: bool) -> None:
+    dataset = Targets(targets, shown)
+    found = known_labels(dataset)
+    assert (found is not None) == believed
+    data = from_dataset(dataset, classes=("a", "b"), test=2, validation=0)
+    assert data.train.labels is None or data.train.labels.tolist() == [y for _, b in batches(data.train, 3) for y in b]
+
+
+def test_without_names_or_targets_to_believe_the_classes_are_asked_for() -> None:
+    with pytest.raises(
+        DataError, match=r"a Targets does not tell its classes; type layerwise.from_dataset\(dataset, class"
+    ):
+        as_image_data(Targets(None, [0, 1] * 6))
+
+
+def test_an_item_that_cannot_be_read_is_named() -> None:
+    class Broken(Pairs):
+        def __getitem__(self, index: int) -> object:
+            if index == 3:
+                raise OSError("truncated file")
+            return super().__getitem__(index)
+
+    broken = Broken([(images()[i], i % 2) for i in range(8)])
+    data = from_dataset(broken, test=0, validation=0, statistics=((0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(DataError, match=r"^item 3 of the dataset cannot be read: OSError: truncated file$"):
+        list(batches(data.train, 4))

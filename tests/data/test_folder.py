@@ -188,7 +188,8 @@ def test_wrong_layouts(tmp_path: Path) -> None:
     assert message().startswith(f"image-folder: {train / 'cat'} holds no picture (.jpg, .jpeg, .png)")
     picture(train / "cat" / "a.png")
     assert (
-        message() == f"image-folder: {tmp_path} has no folder test or val; put pictures to judge on under {test}/CLASS"
+        message()
+        == f"image-folder: {tmp_path} has no folder test or val; put pictures to evaluate on under {test}/CLASS"
     )
     picture(test / "cow" / "a.png")
     assert message().startswith(f"image-folder: {test / 'cow'} is a class that the training set lacks")

@@ -31,6 +31,10 @@ def test_wilson_bounds_are_where_the_score_test_turns(right: int, total: int) ->
             assert abs(right / total - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / total), rel=1e-9)
 
 
+def test_programs_that_ask_for_right_go_on() -> None:
+    assert Count(7, 10).right == Count(7, 10).correct == 7
+
+
 def test_counts_that_cannot_be() -> None:
     for right, total in ((3, 2), (-1, 2), (0, 0)):
         with pytest.raises(ConfigError, match=f"{right} correct out of {total} cannot be"):

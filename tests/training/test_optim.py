@@ -84,3 +84,19 @@ def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)},
+            r"^optimizer is a torch.optim.sgd.SGD; give settings .*, optimizer=layerwise.training.SGD\(lr=0.1\)$",
+        ),
+        ({"optimizer": torch.optim.SGD}, r"^optimizer is a builtins.type; give settings"),
+        ({"schedule": "cosine"}, r"^schedule is 'cosine'; give settings .*, schedule=layerwise.training.Cosine\(\)$"),
+    ],
+)
+def test_torchs_own_objects_are_told_from_settings(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Training(**given)

@@ -188,3 +188,22 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder_of_its_ow
             train(TinyMLP(), Scripted(hook=fail), cheap(), run=run)
     assert not (tmp_path / "new").exists()
     assert (mine / "notes.txt").read_text() == "keep me"
+
+
+def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(
+            CheckpointError, match=r"^cannot make the run folder .*: (Not a directory|File name too long)$"
+        ):
+            train(TinyMLP(), Standard(), cheap(max_steps=1), run=run)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    train(TinyMLP(), Standard(), cheap(max_steps=1), run="~/run")
+    assert read_config("~/run") == read_config(tmp_path / "run")
+    load_weights(TinyMLP(), "~/run")
+    load_weights(TinyMLP(), "~/run/model.safetensors")

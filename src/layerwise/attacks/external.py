@@ -32,7 +32,8 @@ LOGGER = logging.getLogger("layerwise.external")
 class Logits(nn.Module):
     """A network as the packages see it: float32 images in, float32 logits that depend on them out.
 
-    Where no gradient reaches the images (a step function in the network), it is zero and not an error: then Square does the work.
+    Where no gradient reaches the images (a step function in the network, quantised layers), it is zero and not an error: then Square
+    does the work.
 
     Args:
         network: the network.
@@ -47,9 +48,8 @@ class Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, C)."""
         logits: Tensor = self.network(x.to(self.dtype)).float()
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
-            logits = logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)
-        return logits
+        # Asked for always: the outputs of quantised layers say that they have a gradient and hand none on.
+        return logits + 0 * x.flatten(1).sum(dim=1, keepdim=True) if x.requires_grad else logits
 
 
 def package(name: str) -> Any:

@@ -194,6 +194,8 @@ def count_classes(network: nn.Module, example: Tensor) -> int:
         raise ConfigError(
             f"the network gives a {type(logits).__name__}, not logits (B, C); wrap it in a module that returns them"
         )
+    if not logits.is_floating_point():
+        raise ConfigError(f"the network gives {logits.dtype}, predictions perhaps, where its logits are needed")
     if logits.ndim != 2 or len(logits) != len(example) or logits.shape[1] < 2:
         raise ConfigError(
             f"the network gives {tuple(logits.shape)} for {len(example)} images; logits are (B, C), C >= 2"

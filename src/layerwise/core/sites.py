@@ -18,11 +18,13 @@ from layerwise.core.calling import Inputs, each_tensor, examples, rows, shape_of
 from layerwise.core.passes import Constraint, Hook, Pass, Replacement, Slot
 from layerwise.core.selection import Selection, select
 from layerwise.core.tracing import Layout, Side, Site, trace, two_rows
-from layerwise.errors import SiteError
+from layerwise.errors import ConfigError, SiteError
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers of torch.compile, DDP, DataParallel and Lightning Fabric."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the network is a {type(model).__name__}; give a torch.nn.Module that gives logits")
     while True:
         parts = model._modules  # not `hasattr`, which is slow where nothing is found, and this is asked for every batch
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):

@@ -7,15 +7,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from layerwise.data.checks import Range, check_images, check_labels
 from layerwise.data.holdout import part, pixel_statistics
-from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit, item_tensor
+from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit, item_tensor, read_item
 from layerwise.errors import DataError
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Statistics: TypeAlias = tuple[Sequence[float], Sequence[float]] | None
+
+BELIEVED = 5
+"""Items of a dataset that have to agree with its `targets`: reading all may take hours."""
 
 
 def from_tensors(
@@ -35,7 +38,7 @@ def from_tensors(
     Args:
         images: uint8 in 0..255, or any float in [0, 1] (kept as float32, not quantised), shape (N, C, H, W).
         labels: class numbers of any integer type, shape (N,).
-        test: (images, labels) that only judge; or how much of `images` is held out for it first, as for `validation`.
+        test: (images, labels) to evaluate on; or how much of `images` is held out for it first, as for `validation`.
         validation: held out of the training images for choosing anything: below 1 a fraction, from 1 on a count, 0 for none.
         classes: their names; without them 0 to the largest label of `images`.
         name: what reports call it.
@@ -52,22 +55,22 @@ def from_tensors(
     (10, 5, 5, ('0', '1'))
     """
     raw = _checked_labels("train", labels)
-    names = tuple(map(str, classes if classes is not None else range(max(int(raw.max()), 0) + 1)))
+    names = range_of(raw) if classes is None else tuple(map(str, classes))
     train: Split = tensor_split("train", images, raw, len(names), value_range)
-    judge: Split
+    last: Split
     if isinstance(test, tuple):
-        judge = tensor_split("test", *test, len(names), value_range)
-        if judge.images.shape[1:] != images.shape[1:]:
+        last = tensor_split("test", *test, len(names), value_range)
+        if last.images.shape[1:] != images.shape[1:]:
             raise DataError(
-                f"test: images of {tuple(judge.images.shape[1:])}, training ones of {tuple(images.shape[1:])}"
+                f"test: images of {tuple(last.images.shape[1:])}, training ones of {tuple(images.shape[1:])}"
             )
     else:
-        train, judge = part(train, test, key=f"{name}/test/{seed}", name="test")
+        train, last = part(train, test, key=f"{name}/test/{seed}", name="test")
     channels, height, width = images.shape[1:]
     return assemble(
         name,
         train,
-        judge,
+        last,
         classes=names,
         shape=(channels, height, width),
         validation=validation,
@@ -96,7 +99,7 @@ def from_dataset(
 
     Args:
         dataset: map-style, items (image, label): a uint8 or float tensor (C, H, W) or a PIL image, and a class number.
-        test: a dataset that only judges, or how much of `dataset` is held out for it first, as for `validation`.
+        test: a dataset to evaluate on, or how much of `dataset` is held out for it first, as for `validation`.
         validation: a dataset, or how much is held out for choosing anything: below 1 a fraction, from 1 on a count, 0 for none.
         classes: the names of the classes; without them `dataset.classes`.
         name: what reports call it.
@@ -121,15 +124,15 @@ def from_dataset(
     names = tuple(map(str, found))
     train: Split = _stream("train", dataset, len(names), value_range)
     if isinstance(test, Dataset):
-        judge: Split = _stream("test", test, len(names), value_range)
+        last: Split = _stream("test", test, len(names), value_range)
     else:
-        train, judge = part(train, test, key=f"{name}/test/{seed}", name="test")
+        train, last = part(train, test, key=f"{name}/test/{seed}", name="test")
     held = _stream("validation", validation, len(names), value_range) if isinstance(validation, Dataset) else validation
     assert isinstance(train, StreamSplit)
     return assemble(
         name,
         train,
-        judge,
+        last,
         classes=names,
         shape=train.shape,
         validation=held,
@@ -213,17 +216,91 @@ def _checked_labels(name: str, labels: Tensor) -> Tensor:
     return labels.to(torch.int64)
 
 
+def known_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """The labels that a dataset keeps as `targets`, where a few of its items say the same: a target_transform may change them."""
+    count = len(dataset)  # type: ignore[arg-type]
+    try:
+        labels = torch.as_tensor(getattr(dataset, "targets", None))
+    except (TypeError, ValueError, RuntimeError):  # nothing, text, boxes
+        return None
+    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return None
+    some = sorted({int(i) for i in torch.linspace(0, count - 1, BELIEVED).round()})
+    alike = all(item_tensor(read_item(dataset, i), i)[1] == int(labels[i]) for i in some)
+    return labels.to(torch.int64) if alike else None
+
+
+def as_image_data(data: Any, *, name: str = "custom") -> ImageData:
+    """What trains, of what people have: `ImageData`, a Dataset, a DataLoader (its dataset is taken), images and labels.
+
+    Raises:
+        DataError: it is something else, or a Dataset that does not tell its classes.
+    """
+    data = _unloaded(data)
+    if isinstance(data, ImageData):
+        return data
+    if isinstance(data, tuple):
+        return from_tensors(*data, name=name)
+    return from_dataset(data, classes=_classes_of(data), name=name)
+
+
+def whole_split(data: Any) -> Split | Pair:
+    """What is evaluated on, of what people have: as `as_image_data`, all in one split; images and labels are left to be checked.
+
+    Raises:
+        DataError: as `as_image_data`.
+    """
+    if isinstance(data, Split):
+        return data
+    data = _unloaded(data)
+    if isinstance(data, ImageData):
+        return data.test
+    return data if isinstance(data, tuple) else _stream("data", data, len(_classes_of(data)), (0.0, 1.0))
+
+
+def _unloaded(data: Any) -> ImageData | Pair | Dataset[Any]:
+    """The data out of a loader, and those in memory as tensors."""
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if not (isinstance(data, ImageData | Dataset) or (isinstance(data, tuple) and len(data) == 2)):
+        raise DataError(
+            f"a {type(data).__name__} is no data set; give layerwise.load_data(NAME), layerwise.from_tensors(images, labels), "
+            "layerwise.from_dataset(dataset), or a Dataset, a DataLoader or (images, labels)"
+        )
+    return data
+
+
+def _classes_of(dataset: Dataset[Any]) -> Sequence[str]:
+    """The names of a dataset's classes, numbers where it only knows its labels."""
+    found: Sequence[str] | None = getattr(dataset, "classes", None)
+    if found is not None:
+        return found
+    labels = known_labels(dataset) if getattr(dataset, "__len__", None) and len(dataset) else None  # type: ignore[arg-type]
+    if labels is None:
+        raise DataError(
+            f"a {type(dataset).__name__} does not tell its classes; type layerwise.from_dataset(dataset, classes=[...]), their names in "
+            "the order of their numbers"
+        )
+    return range_of(labels)
+
+
+def range_of(labels: Tensor) -> tuple[str, ...]:
+    """Names of classes that have none: 0 to the largest label."""
+    return tuple(map(str, range(max(int(labels.max()), 0) + 1)))
+
+
 def _stream(name: str, dataset: Dataset[Any], num_classes: int, value_range: Range) -> StreamSplit:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"{name}: a {type(dataset).__name__} has no length or no items; give a map-style Dataset")
     if len(dataset) == 0:
         raise DataError(f"{name}: the dataset is empty; give at least one image of each class")
-    image, _ = item_tensor(dataset[0], 0)
+    image, _ = item_tensor(read_item(dataset, 0), 0)
     if image.ndim != 3:
         raise DataError(f"{name}: image 0 has shape {tuple(image.shape)}; give (C, H, W)")
     channels, height, width = image.shape
-    targets = getattr(dataset, "targets", None)
-    labels = None if targets is None else _checked_labels(name, torch.as_tensor(targets))
+    labels = known_labels(dataset)
     if labels is not None:
         check_labels(name, labels, num_classes)
     split = StreamSplit(

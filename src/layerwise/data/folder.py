@@ -56,7 +56,7 @@ def read_image_folder(
 ) -> ImageData:
     """Your own pictures under ROOT/train/CLASS/, ROOT/val/CLASS/ and ROOT/test/CLASS/; JPEG or PNG, grey ones become RGB.
 
-    `test` judges; without it `val` does, as ImageNet is used, and the validation split is then held out of `train`. With both,
+    Evaluated on is `test`; without it `val`, as ImageNet is used, and the validation split is then held out of `train`. With both,
     `val` is the validation split. `size` brings the shorter side to `resize` (default: `size`) and takes the middle square of
     that side; without it all pictures must have one shape. Mean and deviation are estimated on 500 training pictures.
     """
@@ -68,7 +68,7 @@ def read_image_folder(
     others = [name for name in ("test", "val") if (root / name).is_dir()]
     if not others:
         raise DataError(
-            f"image-folder: {root} has no folder test or val; put pictures to judge on under {root / 'test'}/CLASS"
+            f"image-folder: {root} has no folder test or val; put pictures to evaluate on under {root / 'test'}/CLASS"
         )
     parts = [scan(root / name, resize=resize or size, crop=size, classes=train.classes) for name in others]
     return from_dataset(

@@ -154,7 +154,7 @@ class StreamSplit(Split):
 
     def item(self, index: int) -> tuple[Tensor, int]:
         """Image (uint8 or float32) and label of item `index` of the dataset, checked."""
-        image, label = item_tensor(self.dataset[index], index)
+        image, label = item_tensor(read_item(self.dataset, index), index)
         if tuple(image.shape) != tuple(self.shape):
             files = getattr(self.dataset, "files", None)
             raise DataError(
@@ -195,6 +195,20 @@ class _Checked(Dataset[tuple[Tensor, int] | DataError]):
             return self.split.item(index)
         except DataError as error:
             return error
+
+
+def read_item(dataset: Dataset[Any], index: int) -> Any:
+    """What a dataset gives as item `index`.
+
+    Raises:
+        DataError: it gives an error.
+    """
+    try:
+        return dataset[index]
+    except Exception as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"item {index} of the dataset cannot be read: {type(error).__name__}: {error}") from error
 
 
 def item_tensor(item: object, index: int) -> tuple[Tensor, int]:
@@ -238,7 +252,7 @@ class ImageData:
         name: what reports call it.
         train: the images to learn from.
         validation: held out from the training set; choose anything (epoch, step size, method) here. May be empty.
-        test: only judges; nothing is ever chosen on it.
+        test: to evaluate on; nothing is ever chosen on it.
         classes: the names of the classes, in the order of their numbers.
         shape: (C, H, W).
         mean: per channel, of the training pixels in [0, 1], before the validation split is taken from them.

@@ -1,4 +1,4 @@
-"""Tiny ImageNet's layout: class folders to learn from, and one folder with a table of labels to judge on."""
+"""Tiny ImageNet's layout: class folders to learn from, and one folder with a table of labels to evaluate on."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def read_tiny_imagenet(
     """Tiny ImageNet: 100,000 + 10,000 photographs of 200 classes, 64 x 64, colour; grey ones become RGB.
 
     Under ROOT/tiny-imagenet-200, or ROOT itself, are train/CLASS/images/*.JPEG, and val/images/*.JPEG with val/val_annotations.txt,
-    whose lines begin with a picture's name and its class. The labels of its `test` folder are not published: `val` judges, and the
-    validation split is held out of `train`. Pictures are decoded when a batch needs them. `size` brings the pictures to another
-    side, 224 for networks that ask for it. Nothing is downloaded.
+    whose lines begin with a picture's name and its class. The labels of its `test` folder are not published: evaluated on is
+    `val`, and the validation split is held out of `train`. Pictures are decoded when a batch needs them. `size` brings them to
+    another side, 224 for networks that ask for it. Nothing is downloaded.
     """
     del download
     if size is not None and size < 1:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from layerwise.attacks.base import Batch
 from layerwise.core.calling import count_classes
@@ -19,12 +20,13 @@ from layerwise.core.random import Stream
 from layerwise.core.sites import unwrap
 from layerwise.data.batching import batches, epoch_order, num_batches
 from layerwise.data.checks import check_images, check_labels
-from layerwise.data.custom import tensor_split
+from layerwise.data.custom import tensor_split, whole_split
 from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit
 from layerwise.errors import ConfigError, DataError
 
-Data: TypeAlias = ImageData | Split | tuple[Tensor, Tensor]
-"""What can be evaluated on: a data set (its test split), a split, or images (N, C, H, W) in [0, 1] or uint8 with labels (N,)."""
+Data: TypeAlias = ImageData | Split | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
+"""What can be evaluated on: a data set (its test split), a split, images (N, C, H, W) in [0, 1] or uint8 with labels (N,), or a
+torch Dataset or DataLoader (all of its dataset)."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def find_device(device: torch.device | str) -> torch.device:
 
 def checked_split(data: Data) -> tuple[Split, str]:
     """The split to evaluate on and what it is called; its pixels are in [0, 1] (streamed ones are checked as they are read)."""
-    name, split = (f"{data.name} test", data.test) if isinstance(data, ImageData) else ("data", data)
+    name, split = (f"{data.name} test", data.test) if isinstance(data, ImageData) else ("data", whole_split(data))
     if isinstance(split, tuple):
         images, labels = split
         classes = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 1

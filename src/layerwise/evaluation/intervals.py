@@ -36,6 +36,11 @@ class Count:
             )
 
     @property
+    def right(self) -> int:
+        """`correct`, by the name that it had first: programs of then go on."""
+        return self.correct
+
+    @property
     def accuracy(self) -> float:
         """The share that is correct, in [0, 1]."""
         return self.correct / self.total

@@ -21,6 +21,7 @@ from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
 from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, rank_rows
+from layerwise.data.custom import as_image_data
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.models.weights import pack_tensors
@@ -45,12 +46,13 @@ from layerwise.training.sync_norm import synchronised
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.utils.data import DataLoader, Dataset
 
 
 def fit(
     model: nn.Module,
     method: Method,
-    data: ImageData,
+    data: ImageData | Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
     *,
     threat: ThreatModel | None = None,
     training: Training | None = None,
@@ -69,7 +71,7 @@ def fit(
     Args:
         model: pixels in [0, 1], shape (B, C, H, W), to logits (B, classes).
         method: one instance serves one network.
-        data: what to train on.
+        data: what to train on: a data set, a torch Dataset or DataLoader (of which the dataset is taken), or images and labels.
         threat: what the network is trained against where the method names no radius, and looked at under on the validation images;
             None is what the method names, or the usual `ThreatModel()`.
         training: the settings; None is `Training()`.
@@ -94,7 +96,7 @@ def fit(
     >>> fit(net, methods.FGSM(eps=0.1), data.load("digits"), training=settings, progress=False).steps
     3
     """
-    settings, raw = training or Training(), unwrap(model)
+    settings, raw, data = training or Training(), unwrap(model), as_image_data(data)
     against = threat or _only(method.threats().values())
     if threat is not None:
         method, phases = (
@@ -110,7 +112,7 @@ def fit(
         data=data,
         settings=settings,
         threat=against,
-        run=None if run is None else Path(run),
+        run=None if run is None else Path(run).expanduser(),
         resume=resume,
         progress=progress,
         config=plain(asked if config is None else config),

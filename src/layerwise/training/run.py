@@ -153,7 +153,7 @@ class Run:
 @contextmanager
 def nothing_half_made(folder: Path | None) -> Iterator[None]:
     """Remove a new run folder if the run fails before its first checkpoint: there is nothing in it to go on with."""
-    new = folder is not None and (not folder.exists() or not any(folder.iterdir()))
+    new = folder is not None and _is_new(folder)
     try:
         yield
     except BaseException:
@@ -162,6 +162,13 @@ def nothing_half_made(folder: Path | None) -> Iterator[None]:
             with suppress(CheckpointError), held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_new(folder: Path) -> bool:
+    try:
+        return not folder.exists() or not any(folder.iterdir())
+    except OSError as error:  # a file, a name that is too long
+        raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
 
 
 def to_go_on(folder: Path | None) -> str:
@@ -183,7 +190,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    file = Path(path) / CONFIG
+    file = Path(path).expanduser() / CONFIG
     try:
         config = parse_yaml(file.read_text(encoding="utf-8"), "it")
     except FileNotFoundError:
@@ -208,9 +215,10 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], which: Weights 
     """
     if which not in WEIGHTS:
         raise CheckpointError(f"there are no weights {which!r}; {did_you_mean(which, WEIGHTS)}")
-    file = Path(path) / WEIGHTS[which] if Path(path).is_dir() else Path(path)
+    path = Path(path).expanduser()
+    file = path / WEIGHTS[which] if path.is_dir() else path
     if not file.is_file():
-        there = [name for name, found in WEIGHTS.items() if (Path(path) / found).is_file()]
+        there = [name for name, found in WEIGHTS.items() if (path / found).is_file()]
         raise CheckpointError(f"{file} does not exist; {path} has {', '.join(there) or 'no weights yet'}")
     put_weights(model, unpack_tensors(file), where=file)
 

@@ -113,6 +113,7 @@ class Training:
             )
         if not self.checkpoint_every > 0:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
+        self._check_parts()
         one_of("precision", self.precision, PRECISIONS)
         one_of("capture", self.capture, (True, False, "auto"))
         one_of("channels_last", self.channels_last, (True, False, "auto"))
@@ -125,3 +126,16 @@ class Training:
             raise ConfigError("steps are not captured with strategy=fsdp2; type capture=auto")
         at_least("eval_step", self.eval_step, 0)
         self.schedule.over(self.epochs)
+
+    def _check_parts(self) -> None:
+        """Torch's own optimisers and schedulers belong to one network already."""
+        for name, kind, example in (
+            ("optimizer", Optimizer, "layerwise.training.SGD(lr=0.1)"),
+            ("schedule", Schedule, "layerwise.training.Cosine()"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                given = repr(value) if isinstance(value, str) else f"a {type(value).__module__}.{type(value).__name__}"
+                raise ConfigError(
+                    f"{name} is {given}; give settings of which it is made for the network, {name}={example}"
+                )
