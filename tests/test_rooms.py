@@ -32,6 +32,10 @@ def imports(file: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("layerwise."))
 
 
+def files_of(room: str) -> list[Path]:
+    return [HERE / f"{room}.py"] if room in ROOMS[:4] else list((HERE / room).rglob("*.py"))
+
+
 def upwards(file: Path) -> list[str]:
     room = file.relative_to(HERE).parts[0].removesuffix(".py")
     below = set(ROOMS[ROOMS.index(room) + 1 :])
@@ -44,9 +48,17 @@ def test_the_rooms_are_these() -> None:
 
 
 def test_nothing_is_imported_from_a_room_below() -> None:
-    files = [f for room in ROOMS for f in ([HERE / f"{room}.py"] if room in ROOMS[:4] else (HERE / room).rglob("*.py"))]
+    files = [file for room in ROOMS for file in files_of(room)]
     assert len(files) > 150
     assert [text for file in files for text in upwards(file)] == []
+
+
+def test_the_longest_chain_of_rooms() -> None:
+    depth: dict[str, int] = {}
+    for room in ROOMS:
+        below = {other for file in files_of(room) for other in imports(file)} - {room}
+        depth[room] = 1 + max((depth[other] for other in below if other in depth), default=0)
+    assert max(depth.values()) <= 9, depth
 
 
 def test_an_import_upwards_is_found(tmp_path: Path) -> None:

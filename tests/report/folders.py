@@ -163,7 +163,7 @@ def metrics(
         lines += [
             {"kind": "sites", "epoch": epoch, "step": step - 9, "sites": {words.site: size}},
             {"kind": "train", "epoch": epoch, "step": step, **train},
-            {"kind": "epoch", "epoch": epoch, "step": step, "clean": 0.9, "robust": value, "seconds": 2.0 * epoch,
+            {"kind": "epoch", "epoch": epoch, "step": step, "clean": 0.9, "robust": value, "seconds": 2.0 * epoch, "passes": 5,
              "flags": list(flags) if epoch == len(robust) else []},
         ]  # fmt: skip
     return lines

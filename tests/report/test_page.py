@@ -176,7 +176,7 @@ def test_mce_is_against_the_standard_run(two: Report) -> None:
 def test_sizes_cost_and_settings_are_told(two: Report) -> None:
     markdown = two.to_markdown()
     assert "| conv1 | 0.5 | 1 | 1 | 25 % | 12.5 % | 75 % |" in markdown
-    assert "| plain | Standard | 3 | 4.0 s | 1,000 | 0.3 s | cpu |" in markdown
+    assert "| plain | Standard | 5 | 4.0 s | 1,000 | 0.3 s | cpu |" in markdown
     assert "| slat | SLAT | 5 | 4.0 s | 1,000 | 0.3 s | cpu |" in markdown
     assert "| method.name | Standard | SLAT |" in markdown
     assert "layerwise train " in markdown

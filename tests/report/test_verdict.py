@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_weak_attacks_are_named_with_what_to_type(tmp_path: Path) -> None:
     found = verdict(tmp_path, record(clean=90, fgsm=60, pgd_20=50))
     assert found.tone == "weak"
     assert found.text.endswith("No self-check spoke up. Only FGSM and PGD-20 were run, so this is an upper bound; type")
-    assert found.command == f"layerwise evaluate {tmp_path}/a-seed0 --suite standard"
+    assert found.command == f"layerwise evaluate {shlex.quote(f'{tmp_path}/a-seed0')} --suite standard"
     assert "Only FGSM was run, so" in verdict(tmp_path / "one", record(clean=90, fgsm=60)).text
 
 

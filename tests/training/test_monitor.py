@@ -304,7 +304,7 @@ def test_a_log_file_gets_a_sentence_now_and_then(
     from layerwise.training import fit, metrics
     from tests.training.fakes import pictures
 
-    sentence = r"batch \d+ of 10, about \d+ s left, epoch [12]/2, loss \d\.\d+, accuracy "
+    sentence = r"batch \d+ of 10, about \d+(?:\.\d)? s left, epoch [12]/2, loss \d\.\d+, accuracy "
     for pause, progress, count in ((0.0, True, range(10, 21)), (0.0, False, [0]), (3600.0, True, [0])):
         caplog.clear()
         monkeypatch.setattr(metrics, "PAUSE", pause)

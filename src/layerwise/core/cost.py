@@ -46,3 +46,14 @@ DESCENT = Passes(1, 1, 1, 1)
 """Trains."""
 AGAIN = Passes(1, 1, 1, 0)
 """A second pass of the same descent, over other inputs or at other weights: no step of its own."""
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(0.31), duration(42), duration(750), duration(90_000)
+    ('0.3 s', '42 s', '12.5 min', '25 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.{int(seconds < 10)}f} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -10,6 +10,7 @@ from itertools import accumulate, chain, islice
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.cost import duration
 from layerwise.core.driving import Part, drive
 from layerwise.core.random import Stream
 from layerwise.data import ImageData, batches, num_batches
@@ -56,7 +57,7 @@ def plan(experiment: Experiment) -> str:
         text, seconds = _phase(method, model, pairs)
         lines += ["", f"{title}{text}"]
         total += seconds * count
-    lines += ["", f"time      about {_duration(total)} in all"]
+    lines += ["", f"time      about {duration(total)} in all"]
     return "\n".join(lines)
 
 
@@ -148,9 +149,3 @@ class _Kept:
 
     def __del__(self) -> None:
         self.freed()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

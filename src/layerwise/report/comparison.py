@@ -17,7 +17,7 @@ SEED = re.compile(r"-seed\d+$")
 
 
 @dataclass(frozen=True)
-class Row:
+class Standing:
     """One recipe.
 
     Args:
@@ -51,7 +51,7 @@ class Comparison:
 
     data: str
     threat: str
-    rows: tuple[Row, ...]
+    rows: tuple[Standing, ...]
 
     def table(self) -> Table:
         """The table; the best of a column is marked only where its interval overlaps no other's."""
@@ -143,14 +143,14 @@ def _told(evaluation: Evaluation) -> str:
     return f"{evaluation.threat} on {chosen} (seed {data.seed}, the first ones' digest {data.fingerprint})"
 
 
-def _row(name: str, evaluations: list[Evaluation], folders: Iterable[Path]) -> Row:
+def _row(name: str, evaluations: list[Evaluation], folders: Iterable[Path]) -> Standing:
     attacks = [r.attack for r in evaluations[0].results]
     for evaluation in evaluations:
         if [r.attack for r in evaluation.results] != attacks:
             raise CheckpointError(f"the seeds of {name} were evaluated under different attacks; evaluate them alike")
     histories = (read_history(folder / METRICS) for folder in folders)
     seconds = [s for history in histories if (s := history.seconds) is not None]
-    return Row(
+    return Standing(
         name=name,
         seeds=len(evaluations),
         images=evaluations[0].worst.total,

@@ -20,7 +20,7 @@ from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.style import COLOURS, canvas, describe, legend_below, styled
 from layerwise.report.document import Block, Table, Text
 from layerwise.report.figures import labels, picture
-from layerwise.report.runs import Entry
+from layerwise.report.runs import Group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ M = TypeVar("M", CorruptionErrors, FlipProbabilities)
 S = TypeVar("S", CorruptionScores, FlipRates)
 
 
-def corruptions(entries: Sequence[Entry]) -> Iterator[Block]:
+def corruptions(entries: Sequence[Group]) -> Iterator[Block]:
     """Bars, and mCE, relative mCE and mFR where there is a base model to compare with."""
     measured = [entry for entry in entries if entry.first.evaluation.found(CorruptionErrors)]
     if measured:
@@ -41,12 +41,12 @@ def corruptions(entries: Sequence[Entry]) -> Iterator[Block]:
     yield from _rates(entries, base)
 
 
-def base_of(entries: Sequence[Entry]) -> Entry:
+def base_of(entries: Sequence[Group]) -> Group:
     """Whose errors count as 100 %: the first recipe of standard training, else the first."""
     return next((entry for entry in entries if entry.first.method == "Standard"), entries[0])
 
 
-def _errors(entry: Entry) -> dict[str, list[float]]:
+def _errors(entry: Group) -> dict[str, list[float]]:
     """{corruption: each seed's error in %}; "clean" is none."""
     found: dict[str, list[float]] = {}
     for run in entry.runs:
@@ -57,7 +57,7 @@ def _errors(entry: Entry) -> dict[str, list[float]]:
     return found
 
 
-def _bars(entries: Sequence[Entry]) -> Figure:
+def _bars(entries: Sequence[Group]) -> Figure:
     errors = [_errors(entry) for entry in entries]
     names = list(dict.fromkeys(name for each in errors for name in each))
     thick = 0.8 / len(entries)
@@ -81,7 +81,7 @@ def _bars(entries: Sequence[Entry]) -> Figure:
     return describe(figure, f"Errors under corruptions. {'; '.join(said)}.")
 
 
-def _scores(entries: Sequence[Entry], base: Entry) -> Iterator[Block]:
+def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
     found, problems = _against(entries, base, CorruptionErrors, CorruptionScores)
     yield from (Text(f"No mCE: {problem}") for problem in problems)
     if not found:
@@ -106,7 +106,7 @@ def _means(scores: CorruptionScores) -> tuple[Percent | None, ...]:
     return scores.mce, scores.relative_mce, scores.extra_mce, scores.extra_relative_mce
 
 
-def _rates(entries: Sequence[Entry], base: Entry) -> Iterator[Block]:
+def _rates(entries: Sequence[Group], base: Group) -> Iterator[Block]:
     measured = {e.name: [s for run in e.runs for s in run.evaluation.found(FlipProbabilities)[:1]] for e in entries}
     measured = {name: group for name, group in measured.items() if group}
     if not measured:
@@ -129,7 +129,7 @@ def _rates(entries: Sequence[Entry], base: Entry) -> Iterator[Block]:
     )
 
 
-def _base(scores: CorruptionScores | FlipRates, base: Entry) -> str:
+def _base(scores: CorruptionScores | FlipRates, base: Group) -> str:
     """What to call the base model: the page's name for it where it is on the page."""
     on_page = {
         measured.model.fingerprint
@@ -144,7 +144,7 @@ def _spaced(kind: str) -> str:
 
 
 def _against(
-    entries: Sequence[Entry], base: Entry, measured: type[M], scored: type[S]
+    entries: Sequence[Group], base: Group, measured: type[M], scored: type[S]
 ) -> tuple[dict[str, list[S]], list[str]]:
     """Each recipe's scores, one a seed: those in the records, where a base was named then, else against the page's base model."""
     found: dict[str, list[S]] = {}

@@ -55,7 +55,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A figure.
 
     Args:
@@ -116,7 +116,7 @@ class Folded:
     text: str
 
 
-Block: TypeAlias = Text | Table | Picture | Gallery | Folded
+Block: TypeAlias = Text | Table | Plot | Gallery | Folded
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _markdown(block: Block) -> str:
         return escape(block.text) + (f" {code(block.command)}" if block.command else "")
     if isinstance(block, Table):
         return f"{escape(block.caption)}\n\n{table(block)}"
-    if isinstance(block, Picture):
+    if isinstance(block, Plot):
         return f"{escape(block.alt)} {escape(block.caption)}"
     if isinstance(block, Gallery):
         rows = "\n".join(f"- {'fooled' if item.wrong else 'held'}: {escape(item.text)}" for item in block.items)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerwise.report.document import Picture, Text, shorten
+from layerwise.report.document import Plot, Text, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def drawable(value: T) -> T:
     return result
 
 
-def picture(draw: Callable[[], Figure], *, title: str, caption: str) -> Picture | Text:
+def picture(draw: Callable[[], Figure], *, title: str, caption: str) -> Plot | Text:
     """Draw a figure and put it into a data URI; one that cannot be drawn becomes a sentence.
 
     Args:
@@ -91,7 +91,7 @@ def picture(draw: Callable[[], Figure], *, title: str, caption: str) -> Picture 
         Exception
     ) as error:  # numbers from a file can be impossible in more ways than can be listed, and the page has other parts
         return Text(f"{title} cannot be drawn from what the record holds ({type(error).__name__}: {error}).")
-    return Picture(source, unescaped(str(getattr(figure, "alt", title))), caption, size)
+    return Plot(source, unescaped(str(getattr(figure, "alt", title))), caption, size)
 
 
 def _encoded(figure: Figure) -> tuple[str, tuple[int, int]]:

@@ -56,6 +56,12 @@ class History:
         return None
 
     @property
+    def passes(self) -> str:
+        """Passes a batch of the method that trained last; empty where nothing says so, as in older runs."""
+        found = [n for epoch in self.of("epoch") if math.isfinite(n := number(epoch.get("passes")))]
+        return f"{found[-1]:g}" if found else ""
+
+    @property
     def images_per_second(self) -> float | None:
         """The median of what was logged."""
         rates = [y for _, y in self.curve("train", "images_per_second") if y > 0]

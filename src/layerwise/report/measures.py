@@ -14,7 +14,7 @@ from layerwise.evaluation.style import pixels
 from layerwise.report.corruptions import corruptions
 from layerwise.report.document import Block, Gallery, Table, Triple, shorten
 from layerwise.report.figures import drawable, labels, picture, thumbnail, unescaped
-from layerwise.report.runs import Entry
+from layerwise.report.runs import Group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def part_of(kind: type[Measurement]) -> str:
     return kind.section or kind.title
 
 
-def parts(entries: Sequence[Entry]) -> list[tuple[str, list[Block]]]:
+def parts(entries: Sequence[Group]) -> list[tuple[str, list[Block]]]:
     """(title, what it holds) of every part for which something was measured, in order."""
     kinds = {type(found) for entry in entries for run in entry.runs for found in run.measurements}
     ranks = sorted({(kind.rank, part_of(kind)) for kind in kinds if part_of(kind) != COMPARISON})
@@ -39,7 +39,7 @@ def parts(entries: Sequence[Entry]) -> list[tuple[str, list[Block]]]:
     return [(title, blocks) for title, blocks in made if blocks]
 
 
-def missing(entries: Sequence[Entry]) -> dict[str, list[str]]:
+def missing(entries: Sequence[Group]) -> dict[str, list[str]]:
     """{part of the page: measures that would make it}, of those that none of the runs has."""
     there = {part_of(type(found)) for entry in entries for run in entry.runs for found in run.measurements}
     found: dict[str, list[str]] = {}
@@ -50,15 +50,15 @@ def missing(entries: Sequence[Entry]) -> dict[str, list[str]]:
     return found
 
 
-def _blocks(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
-    special: Mapping[str, Callable[[Sequence[Entry]], Iterator[Block]]] = {
+def _blocks(title: str, entries: Sequence[Group]) -> Iterator[Block]:
+    special: Mapping[str, Callable[[Sequence[Group]], Iterator[Block]]] = {
         "Corruptions": corruptions,
         part_of(Examples): galleries,
     }
     yield from special[title](entries) if title in special else (*figures(title, entries), *tables(title, entries))
 
 
-def figures(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
+def figures(title: str, entries: Sequence[Group]) -> Iterator[Block]:
     """The figures of a part, of each recipe's first seed, in one figure where it can hold several networks."""
     several = any(len(entry.runs) > 1 for entry in entries)
     found: dict[Any, dict[str, Measurement]] = {}
@@ -85,7 +85,7 @@ def _draw(one: Any, name: str, others: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def tables(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
+def tables(title: str, entries: Sequence[Group]) -> Iterator[Block]:
     """The measurements of a part that are numbers only, a table a kind."""
     found: dict[type[Measurement], list[tuple[str, Mapping[str, str]]]] = {}
     for entry in entries:
@@ -99,7 +99,7 @@ def tables(title: str, entries: Sequence[Entry]) -> Iterator[Block]:
         yield Table(("run", *columns), body, caption).without_empty_columns()
 
 
-def galleries(entries: Sequence[Entry]) -> Iterator[Block]:
+def galleries(entries: Sequence[Group]) -> Iterator[Block]:
     """Adversarial examples of each recipe's first seed."""
     for entry in entries:
         for examples in entry.first.evaluation.found(Examples):

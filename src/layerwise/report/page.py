@@ -15,7 +15,7 @@ from layerwise.files import write_text
 from layerwise.report.comparison import Comparison
 from layerwise.report.document import LONGEST, Block, Section, Table, Text, clean, code, escape, shorten, to_markdown
 from layerwise.report.measures import COMPARISON, missing, parts, tables
-from layerwise.report.runs import Entry, RunRead, gather
+from layerwise.report.runs import Group, RunRead, gather
 from layerwise.report.tables import cost, evaluated_again, perturbations, provenance, settings
 from layerwise.report.training import curves
 from layerwise.report.verdict import Verdict, verdict
@@ -40,7 +40,7 @@ class Report:
     """
 
     comparison: Comparison
-    entries: tuple[Entry, ...]
+    entries: tuple[Group, ...]
     record: str = "evaluation"
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any
 from layerwise.errors import CheckpointError, LayerwiseError
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.record import Evaluation
-from layerwise.report.comparison import Comparison, Row, compared, grouped
+from layerwise.report.comparison import Comparison, Standing, compared, grouped
 from layerwise.report.document import clean
 from layerwise.report.history import History, read_history
 from layerwise.training.run import METRICS, VERSIONS, read_config
@@ -50,7 +50,7 @@ class RunRead:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Group:
     """The runs of one recipe.
 
     Args:
@@ -58,7 +58,7 @@ class Entry:
         runs: one a seed.
     """
 
-    row: Row
+    row: Standing
     runs: tuple[RunRead, ...]
 
     @property
@@ -74,7 +74,7 @@ class Entry:
 
 def gather(
     folders: Sequence[Path], *, record: str = "evaluation", trust: bool = False
-) -> tuple[Comparison, list[Entry]]:
+) -> tuple[Comparison, list[Group]]:
     """Read everything that a report shows.
 
     Args:
@@ -89,7 +89,7 @@ def gather(
     read = {f: clean(Evaluation.read(f, record, trust=trust)) for members in groups.values() for f in members}
     comparison = clean(compared(groups, read))
     entries = [
-        Entry(row, tuple(_run(folder, read[folder]) for folder in group))
+        Group(row, tuple(_run(folder, read[folder]) for folder in group))
         for row, group in zip(comparison.rows, groups.values(), strict=True)
     ]
     return comparison, entries

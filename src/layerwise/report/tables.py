@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerwise.core.checks import format_radius
-from layerwise.errors import LayerwiseError
-from layerwise.experiments.settings import SCHEMA
+from layerwise.core.cost import duration
 from layerwise.report.document import Block, Folded, Table, Text, shorten
 from layerwise.report.history import Line, number
-from layerwise.report.runs import Entry, RunRead
+from layerwise.report.runs import Group, RunRead
 from layerwise.trees import dump_yaml
 
 
-def perturbations(entries: Sequence[Entry]) -> Iterator[Block]:
+def perturbations(entries: Sequence[Group]) -> Iterator[Block]:
     """Sizes of the perturbations at each site, at the training's beginning and end."""
     for entry in entries:
         rows = tuple((site, *_sizes(lines)) for site, lines in entry.first.history.sites().items())
@@ -49,7 +48,7 @@ def _sizes(lines: Sequence[Line]) -> Iterator[str]:
     yield _percent(min(survival, default=math.nan))
 
 
-def cost(entries: Sequence[Entry]) -> Iterator[Block]:
+def cost(entries: Sequence[Group]) -> Iterator[Block]:
     """Passes, seconds, images a second, memory."""
     rows = []
     for entry in entries:
@@ -60,10 +59,10 @@ def cost(entries: Sequence[Entry]) -> Iterator[Block]:
             (
                 entry.name,
                 entry.first.method,
-                passes(entry.first),
-                "" if seconds is None else _duration(seconds),
+                entry.first.history.passes,
+                "" if seconds is None else duration(seconds),
                 f"{sum(rates) / len(rates):,.0f}" if rates else "",
-                _duration(sum(attacking) / len(attacking)),
+                duration(sum(attacking) / len(attacking)),
                 _device(entry.first),
             )
         )
@@ -76,21 +75,13 @@ def cost(entries: Sequence[Entry]) -> Iterator[Block]:
     yield Text("Training records no memory; an estimate comes from:", estimate)
 
 
-def passes(run: RunRead) -> str:
-    """Passes a batch of the run's method; empty where its settings do not tell."""
-    try:
-        return str(SCHEMA.read(run.config)[0].method.passes.total)
-    except (LayerwiseError, LookupError, TypeError, ValueError, AttributeError):
-        return ""
-
-
 def _device(run: RunRead) -> str:
     gpus = run.versions.get("gpus")
     names = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
     return names or str(run.versions.get("device", ""))
 
 
-def settings(entries: Sequence[Entry]) -> Iterator[Block]:
+def settings(entries: Sequence[Group]) -> Iterator[Block]:
     """What differs between the recipes, and every setting of each."""
     known = [entry for entry in entries if entry.first.config]
     leaves = [dict(_leaves(entry.first.config)) for entry in known]
@@ -105,7 +96,7 @@ def settings(entries: Sequence[Entry]) -> Iterator[Block]:
         yield Folded(f"Every setting of {entry.name}", text.rstrip())
 
 
-def provenance(entries: Sequence[Entry], record: str) -> Iterator[Block]:
+def provenance(entries: Sequence[Group], record: str) -> Iterator[Block]:
     """What the figures were measured on and with, and how to repeat them."""
     rows = []
     for entry in entries:
@@ -208,9 +199,3 @@ def _percent(value: float) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.1f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -10,7 +10,7 @@ from typing import Literal
 from layerwise.evaluation import Estimate, Result
 from layerwise.report.comparison import cell
 from layerwise.report.document import shorten
-from layerwise.report.runs import Entry
+from layerwise.report.runs import Group
 
 ENSEMBLE = frozenset({"apgd-ce", "apgd-t", "fab-t", "square"})
 """The members of AutoAttack's standard version."""
@@ -62,7 +62,7 @@ class Verdict:
         return f"{self.figure} {self.text}"
 
 
-def verdict(entry: Entry) -> Verdict:
+def verdict(entry: Group) -> Verdict:
     """What the evaluations of a recipe's runs amount to."""
     evaluations = [run.evaluation for run in entry.runs]
     first = evaluations[0]
@@ -118,7 +118,7 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def _alarms(entry: Entry) -> Iterable[str]:
+def _alarms(entry: Group) -> Iterable[str]:
     yield from (shorten(finding, LONGEST_FINDING) for finding in entry.row.findings)
     for run in entry.runs:
         if (epoch := run.history.overfitted) is not None:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise import models
 from layerwise.attacks import AutoAttack, parse_attack
+from layerwise.core.cost import duration
 from layerwise.errors import LayerwiseError
 from layerwise.experiments.experiment import SCHEMA, make_phases
 from layerwise.reproduce.definitions import Column, Item
@@ -214,15 +215,4 @@ def plan(chosen: Iterable[Item], scale: Scale, place: Path) -> Rows:
     return ("system", unit, "first needed by"), [*body, (f"{len(rows)} in all", f"{total / 3600:.1f}", "")]
 
 
-def duration(seconds: float) -> str:
-    """A rough time.
-
-    >>> duration(40), duration(600), duration(90_000)
-    ('40 s', '10 min', '25.0 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-__all__ = ["ASSUMED", "Cost", "cost", "duration", "listing", "plan"]
+__all__ = ["ASSUMED", "Cost", "cost", "listing", "plan"]

@@ -6,11 +6,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from layerwise.report.document import Block, Picture, Section, Table, Text, clean
+from layerwise.report.document import Block, Plot, Section, Table, Text, clean
 from layerwise.report.figures import uri
 from layerwise.report.page import html
-from layerwise.reproduce.record import Picture as Drawn
-from layerwise.reproduce.record import Record, failures, findings
+from layerwise.reproduce.record import Picture, Record, failures, findings
 from layerwise.reproduce.render import points_of, printed_of, shown, written
 
 FOOTER = "Made from the records beside it; every verdict is computed from their numbers."
@@ -49,7 +48,7 @@ def _numbers(record: Record) -> Table:
     )
 
 
-def _picture(picture: Drawn, file: Path) -> Picture:
+def _picture(picture: Picture, file: Path) -> Plot:
     data = file.read_bytes()
     width, height = struct.unpack(">II", data[16:24])  # of a PNG
-    return Picture(uri("image/png", data), picture.alt, "", (width, height))
+    return Plot(uri("image/png", data), picture.alt, "", (width, height))

@@ -23,7 +23,8 @@ def end_epoch(session: Session, method: Method) -> None:
     if every and (session.done or (session.epoch + 1) % every == 0):
         values |= _evaluate(session)
     _diagnose(session, method)
-    values |= {"method": type(method).__name__, "flags": list(session.flags), "seconds": session.clock.seconds}
+    values |= {"method": type(method).__name__, "passes": method.passes.total, "flags": list(session.flags)}
+    values |= {"seconds": session.clock.seconds, "planned": session.settings.epochs * session.per_epoch}
     session.history.append(session.record("epoch", values))
     if session.batch == session.per_epoch:
         session.epoch, session.batch, session.sums = session.epoch + 1, 0, [0.0, 0.0, 0.0]

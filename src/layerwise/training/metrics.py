@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from layerwise.core.cost import duration
 from layerwise.files import append, open_in_place, writing
 from layerwise.training.events import EventFile
 from layerwise.training.ranks import smallest, total
@@ -232,19 +233,6 @@ class Bar:
         """Leave the last state standing."""
         if self._live is not None:
             self._live.stop()
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> duration(42), duration(750), duration(9000)
-    ('42 s', '12 min 30 s', '2 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @final

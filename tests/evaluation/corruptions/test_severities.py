@@ -5,7 +5,7 @@ import pytest
 
 from layerwise.errors import ConfigError
 from layerwise.evaluation.corruptions import EXTRA, SEVERITIES, STANDARD, table_for
-from layerwise.evaluation.corruptions.severities import CIFAR, IMAGENET, Table
+from layerwise.evaluation.corruptions.severities import CIFAR, IMAGENET, SeverityTable
 
 # Typed from make_cifar_c.py and make_imagenet_c.py independently of the tables under test.
 CIFAR_TWICE = {
@@ -97,7 +97,7 @@ def _twice(name: str, entry: object, zoom: float) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize(("table", "twice", "zoom"), [(CIFAR, CIFAR_TWICE, 0.2), (IMAGENET, IMAGENET_TWICE, 1.0)])
-def test_the_tables_are_the_benchmark_s(table: Table, twice: dict[str, list[object]], zoom: float) -> None:
+def test_the_tables_are_the_benchmark_s(table: SeverityTable, twice: dict[str, list[object]], zoom: float) -> None:
     assert set(table.constants) == set(twice) == {*STANDARD, *EXTRA}
     for name, entries in twice.items():
         assert len(table.constants[name]) == len(SEVERITIES)

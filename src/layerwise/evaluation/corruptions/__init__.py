@@ -13,7 +13,7 @@ from layerwise.evaluation.corruptions.frost import Frost, generate_frost, load_f
 from layerwise.evaluation.corruptions.metrics import CorruptionErrors, CorruptionScores, corruption_errors, mce
 from layerwise.evaluation.corruptions.percent import Percent
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, SEQUENCES, STANDARD_SEQUENCES, perturb
-from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD, TABLES, Table, table_for
+from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD, TABLES, SeverityTable, table_for
 
 __all__ = [
     "CORRUPTIONS",
@@ -31,7 +31,7 @@ __all__ = [
     "Flips",
     "Frost",
     "Percent",
-    "Table",
+    "SeverityTable",
     "corrupt",
     "corruption_errors",
     "flip_probabilities",

@@ -41,7 +41,7 @@ Constants: TypeAlias = tuple[float, ...]
 
 @final
 @dataclass(frozen=True)
-class Table:
+class SeverityTable:
     """The constants for images of one size.
 
     Args:
@@ -73,7 +73,7 @@ class Table:
 #   pixelate  share of the side                            jpeg_compression  quality               gaussian_blur  sigma px
 #   spatter  mean and deviation of the liquid's noise, sigma px, threshold, strength (water) or sigma px (mud), 1 for mud
 #   saturate  factor and summand of S
-CIFAR = Table(
+CIFAR = SeverityTable(
     "cifar",
     32,
     {
@@ -117,7 +117,7 @@ CIFAR = Table(
     },
 )
 
-IMAGENET = Table(
+IMAGENET = SeverityTable(
     "imagenet",
     224,
     {
@@ -165,7 +165,7 @@ IMAGENET = Table(
 TABLES = {table.name: table for table in (CIFAR, IMAGENET)}
 
 
-def table_for(height: int, width: int, choice: str = "auto") -> Table:
+def table_for(height: int, width: int, choice: str = "auto") -> SeverityTable:
     """The constants for images of a size.
 
     Args:
