@@ -145,6 +145,17 @@ IN_PLACE: dict[str, tuple[str, Callable[[Path], None]]] = {
 """What is written in place in a folder that may come from a stranger."""
 
 
+def test_a_link_that_comes_between_the_look_and_the_opening_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outside := tmp_path / "outside").write_text("mine")
+    (tmp_path / "log").symlink_to(outside)
+    looks = iter([False])
+    monkeypatch.setattr(Path, "is_symlink", lambda self: next(looks, True))
+    with pytest.raises(CheckpointError, match="is a link to"):
+        open_in_place(tmp_path / "log", "ab")
+
+
 @pytest.mark.parametrize("what", IN_PLACE)
 def test_a_link_in_a_strangers_folder_changes_nothing_outside(tmp_path: Path, what: str) -> None:
     name, act = IN_PLACE[what]
