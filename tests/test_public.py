@@ -30,6 +30,7 @@ NAMES = [
     "InputMethod",
     "LAD",
     "LAT",
+    "LatentPGD",
     "LayerMethod",
     "LayerwiseError",
     "MART",

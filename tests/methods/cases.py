@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SLAT": {"sites": ("conv1", "blocks.block2")},
     "ANP": {"k": 2},
     "LAD": {"base": PGD(steps=2)},
+    "LatentPGD": {"eps": 0.5, "steps": 2},
     "DeepDefense": {"num_steps": 2, "weight": 0.1, "d": 0.1},
 }
 """Only what the small networks ask for; a method that is not named here has its defaults."""
@@ -40,6 +41,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ANP": {"after probes": {"update": "after-probes"}, "shifted": {"descend_at": "shifted"}},
     "LAD": {"SM on TRADES": {"base": TRADES(attack=PGD(steps=1)), "splitting": "strang-marchuk"}},
     "LAT": {"joint": {"joint": True}},
+    "LatentPGD": {"relative on PGD": {"eps": 0.1, "relative": True, "base": PGD(steps=1)}},
     "YOPO": {"twice": {"adjoint_update": True}},
     "GradAlign": {"on a base": {"base": FGSMRS()}},
 }

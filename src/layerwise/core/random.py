@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ def uniform(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:
 def normal(like: Tensor, source: Source = None, *, key: str = "") -> Tensor:
     """Independent N(0, 1) entries of the shape, type and device of `like` (B, ...)."""
     return _draw(like, source, key, torch.randn)
+
+
+def between(like: Tensor, reach: float, source: Source = None, *, key: str = "") -> Tensor:
+    """Independent U(-reach, reach) entries of the shape, type and device of `like`, with the bits of `Tensor.uniform_`."""
+
+    def fill(shape: tuple[int, ...], *, generator: torch.Generator | None, **options: Any) -> Tensor:
+        return torch.empty(shape, **options).uniform_(-reach, reach, generator=generator)
+
+    return _draw(like, source, key, fill)
 
 
 def for_the_batch(count: int, source: Source = None, *, key: str = "") -> Tensor:

@@ -13,6 +13,7 @@ from layerwise.methods.free import FreeAT
 from layerwise.methods.grad_align import GradAlign
 from layerwise.methods.lad import LAD
 from layerwise.methods.lat import LAT, FGSInter, GaussianNoise
+from layerwise.methods.latent_pgd import LatentPGD
 from layerwise.methods.mart import MART
 from layerwise.methods.mixed import EAT, NAT, PAT, FGSOrig
 from layerwise.methods.parseval import Parseval
@@ -46,6 +47,7 @@ __all__ = [
     "GaussianNoise",
     "GradAlign",
     "InputMethod",
+    "LatentPGD",
     "LayerMethod",
     "Losses",
     "Method",

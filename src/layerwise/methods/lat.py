@@ -74,7 +74,7 @@ class LAT(LayerSigns):
         base: what perturbs the input and gives the loss.
 
     Reference: Sankaranarayanan et al. 2018, Regularizing deep networks using efficient layerwise
-    adversarial training, algorithm 1. Not the latent adversarial training of language models.
+    adversarial training, algorithm 1. The latent adversarial training of language models is `LatentPGD`.
     """
 
     joint: bool = False
