@@ -20,7 +20,7 @@ from layerwise.core.random import Stream
 from layerwise.errors import ConfigError
 from layerwise.methods import LatentPGD
 from tests.methods.cases import backward, unchecked
-from tests.methods.test_references import BATCHES, EPS, PROBES, SGD, Case, train
+from tests.methods.test_references import BATCHES, PROBES, SGD, Case, train
 from tests.networks import TinyConv, TinyMLP, TinyResNet, TokenClassifier, tokens
 from tests.reference.latent_pgd import latent_pgd
 from tests.reference.nets import Net

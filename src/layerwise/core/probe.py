@@ -14,7 +14,7 @@ from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, PLAIN, Backward, Exact, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
 from layerwise.core.norms import safe_divide
-from layerwise.core.passes import Constraint, Gradients, Pass
+from layerwise.core.passes import Constraint, Gradients, Pass, Replacement
 from layerwise.core.sites import Sites
 from layerwise.core.tape import remembered
 from layerwise.core.tracing import Site
@@ -46,7 +46,7 @@ class Probe:
         *,
         criterion: Criterion,
         sites: Sites | None = None,
-        noise: Mapping[Site, Tensor] | None = None,
+        noise: Mapping[Site, Tensor | Replacement] | None = None,
         constraint: Constraint | None = None,
         wrt_input: bool = False,
         step: Step = PLAIN,
@@ -59,7 +59,7 @@ class Probe:
             y: what the criterion takes beside the logits, usually labels (B,).
             criterion: each example's loss, unless the probe has its own.
             sites: where to record; None records nowhere.
-            noise: perturbations of the pass, {site: r}.
+            noise: perturbations of the pass, {site: r}, or what replaces z.
             constraint: see `layerwise.core.sites.Constraint`.
             wrt_input: also give dL/dx, of the tensor that holds the examples.
             step: whose engine back-propagates.

@@ -15,14 +15,14 @@ from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.core.latent import Per, as_tensors, at_real, drawn, each, in_ball, stream_sites, units
+from layerwise.core.latent import as_tensors, at_real, drawn, each, in_ball, stream_sites, units
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.passes import Constraint, Noise, Replacement
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tape import remembered
-from layerwise.core.tracing import INPUT, Site
+from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
 from layerwise.methods.standard import Standard
