@@ -32,6 +32,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ANP": {"k": 2},
     "LAD": {"base": PGD(steps=2)},
     "LatentPGD": {"eps": 0.5, "steps": 2},
+    "FreeLB": {"sites": ["conv1", "bn"]},
+    "NEFTune": {"sites": ["conv1", "bn"]},
+    "SMART": {"sites": ["conv1", "bn"], "size": 0.1},
+    "VAT": {"sites": ["conv1", "bn"], "eps": 0.5},
+    "R3F": {"sites": ["conv1", "bn"], "eps": 0.1},
     "DeepDefense": {"num_steps": 2, "weight": 0.1, "d": 0.1},
 }
 """Only what the small networks ask for; a method that is not named here has its defaults."""
@@ -40,6 +45,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "SLAT": {"from a noisy start": {"base": NFGSM()}, "with two probes": {"num_probes": 2}},
     "ANP": {"after probes": {"update": "after-probes"}, "shifted": {"descend_at": "shifted"}},
     "LAD": {"SM on TRADES": {"base": TRADES(attack=PGD(steps=1)), "splitting": "strang-marchuk"}},
+    "FreeLB": {"in a ball on FGSM": {"steps": 3, "eps": 0.15, "base": FGSMRS()}},
     "LAT": {"joint": {"joint": True}},
     "LatentPGD": {"relative on PGD": {"eps": 0.1, "relative": True, "base": PGD(steps=1)}},
     "YOPO": {"twice": {"adjoint_update": True}},

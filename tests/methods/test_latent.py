@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -14,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.core.driving import Step
+from layerwise.core.driving import Partial, Step
 from layerwise.core.latent import in_ball
-from layerwise.core.random import Stream
+from layerwise.core.random import Stream, normal, uniform
 from layerwise.errors import ConfigError
-from layerwise.methods import LatentPGD
+from layerwise.methods import R3F, SMART, VAT, FreeLB, LatentPGD, Method, NEFTune
 from tests.methods.cases import backward, unchecked
 from tests.methods.test_references import BATCHES, PROBES, SGD, Case, train
 from tests.networks import TinyConv, TinyMLP, TinyResNet, TokenClassifier, tokens
+from tests.reference.freelb import freelb
 from tests.reference.latent_pgd import latent_pgd
+from tests.reference.neftune import neftune
 from tests.reference.nets import Net
+from tests.reference.smoothness import r3f, smart, vat
 
 CONV: dict[str, tuple[int, ...]] = {"conv1": (6, 8, 8), "bn2": (8, 8, 8)}
 MLP: dict[str, tuple[int, ...]] = {"fc1": (16,), "fc2": (12,)}
@@ -61,7 +64,37 @@ def latent_pgds() -> Iterator[Case]:
     yield Case(LatentPGD(eps=1.0, random_start=False), partial(latent_pgd, eps=blocks, steps=6), (TinyResNet,))
 
 
-@pytest.mark.parametrize("case", [*latent_pgds()], ids=str)
+def numbers(
+    draw: Callable[..., Tensor], shapes: dict[str, tuple[int, ...]], key: str = "start/"
+) -> list[dict[str, Tensor]]:
+    """Random numbers of each site, as a run with seed 0 draws them."""
+    return [
+        {site: draw(x.new_empty(len(x), *shape), Stream(0, step), key=key + site) for site, shape in shapes.items()}
+        for step, (x, _) in enumerate(BATCHES)
+    ]
+
+
+def others() -> Iterator[Case]:
+    sites, u, n = list(CONV), numbers(uniform, CONV), numbers(normal, CONV)
+    free: dict[str, Any] = {"start": 0.6, "step": 0.3, "steps": 3}
+    yield Case(FreeLB(sites=sites, **free), partial(freelb, uniform=u, **free))
+    yield Case(FreeLB(sites=sites, eps=0.4, **free), partial(freelb, uniform=u, eps=0.4, **free))
+    yield Case(
+        FreeLB(sites=list(MLP)),
+        partial(freelb, uniform=numbers(uniform, MLP), start=0.6, step=0.1, steps=2),
+        (TinyMLP,),
+    )
+    yield Case(NEFTune(sites=sites), partial(neftune, uniform=numbers(uniform, CONV, ""), alpha=5.0))
+    for steps in (1, 2):
+        found: dict[str, Any] = {"std": 0.1, "step": 0.05, "steps": steps, "size": 0.3, "weight": 2.0}
+        yield Case(SMART(sites=sites, **found), partial(smart, normal=n, **found))
+        found = {"xi": 0.1, "eps": 0.7, "steps": steps, "weight": 0.5}
+        yield Case(VAT(sites=sites, **found), partial(vat, normal=n, **found))
+    yield Case(R3F(sites=sites, eps=0.2, weight=2.0), partial(r3f, numbers=n, eps=0.2, weight=2.0))
+    yield Case(R3F(sites=sites, eps=0.2, noise="uniform"), partial(r3f, numbers=u, eps=0.2, weight=1.0))
+
+
+@pytest.mark.parametrize("case", [*latent_pgds(), *others()], ids=str)
 def test_the_weights_are_those_of_the_algorithm_written_out(case: Case) -> None:
     for network in case.networks:
         model = network().double().train(case.training)
@@ -153,3 +186,95 @@ def test_a_site_without_radius_is_named() -> None:
     method = LatentPGD(sites=["conv1", "bn2"], eps={"conv1": 1.0})
     with pytest.raises(ConfigError, match=r"^eps names no radius for site 'bn2'; known: conv1\.$"):
         method.attach(TinyConv().double(), BATCHES[0][0])
+
+
+def test_neftune_draws_the_numbers_that_trl_draws() -> None:
+    """trl and transformers: `alpha / sqrt(L d)` in float32, then `zeros_like(embeddings).uniform_(-size, size)`."""
+    model, (x, y) = TokenClassifier(), tokens()
+    size = 5.0 / torch.sqrt(torch.tensor(x["input_ids"].shape[1] * 8))
+    embeddings = model.embed(x["input_ids"])
+    torch.manual_seed(3)
+    theirs = embeddings + torch.zeros_like(embeddings).uniform_(-float(size), float(size))
+    expected = model(inputs_embeds=theirs, attention_mask=x["attention_mask"]).logits
+    torch.manual_seed(3)
+    (loss,) = unchecked(NEFTune(sites=["embed"])).losses(model, x, y)
+    assert torch.equal(loss, F.cross_entropy(expected, y))
+    assert not torch.equal(loss, F.cross_entropy(model(**x).logits, y))
+
+
+def at_embeddings(name: str, model: TokenClassifier, x: Any, y: Tensor) -> Tensor:
+    """The loss of FreeLB's, SMART's and latent PGD's first batch, written out over `inputs_embeds`."""
+    mask, z = x["attention_mask"], model.embed(x["input_ids"]).detach()
+    real, total = mask[:, :, None].double(), torch.zeros((), dtype=torch.float64)
+
+    def logits(delta: Tensor) -> Tensor:
+        out: Tensor = model(inputs_embeds=z + delta, attention_mask=mask).logits
+        return out
+
+    def gradient(delta: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = delta.clone().requires_grad_()
+        return torch.autograd.grad(loss(logits(leaf)), leaf)[0] * real
+
+    def entropy(out: Tensor) -> Tensor:
+        return F.cross_entropy(out, y, reduction="sum")
+
+    def apart(p: Tensor, q: Tensor) -> Tensor:
+        p, q = p.log_softmax(1), q.log_softmax(1)
+        return (p.exp() * (p - q)).sum(1) + (q.exp() * (q - p)).sum(1)
+
+    if name == "FreeLB":
+        delta = 0.6 * uniform(z, Stream(0), key="start/embed") * real / (real.sum((1, 2), keepdim=True) * 8).sqrt()
+        for _ in range(2):
+            total = total + entropy(logits(delta)) / len(y) / 2
+            g = gradient(delta, entropy)
+            delta = delta + 0.1 * g / g.flatten(1).norm(dim=1)[:, None, None]
+        return total
+    if name == "SMART":
+        clean = logits(torch.zeros_like(z))
+        delta = 0.1 * normal(z, Stream(0), key="start/embed") * real
+        delta = delta + 0.01 * gradient(delta, lambda out: apart(clean.detach(), out).sum())
+        largest = delta.abs().amax(2, keepdim=True)
+        delta = delta / torch.where(largest == 0, 1.0, largest)
+        return (entropy(clean) + apart(clean, logits(delta)).sum()) / len(y)
+    delta = in_ball(z, 0.3, "l2", "token", Stream(0), key="start/embed") * real
+    for _ in range(2):
+        g = gradient(delta, entropy)
+        delta = delta + 0.15 * F.normalize(g, dim=2)
+        delta = delta * (0.3 / delta.norm(dim=2, keepdim=True).clamp(min=0.3))
+    return entropy(logits(delta)) / len(y)
+
+
+TOKENS: list[Method] = [
+    FreeLB(sites=["embed"]),
+    SMART(sites=["embed"], std=0.1, step=0.01),
+    LatentPGD(sites=["embed"], eps=0.3, per="token", steps=2),
+]
+
+
+@pytest.mark.parametrize("method", TOKENS, ids=lambda m: type(m).__name__)
+def test_at_embeddings_the_losses_are_those_over_inputs_embeds(method: Method) -> None:
+    model, (x, y) = TokenClassifier().double(), tokens()
+    expected = at_embeddings(type(method).__name__, model, x, y)
+    losses = []
+    for loss in method.losses(model, x, y, generator=Stream(0)):
+        backward(loss)
+        losses.append((loss.loss if isinstance(loss, Partial) else loss).detach())
+    method.detach()
+    assert abs(sum(losses) - expected).item() < 1e-10
+    assert abs(expected - F.cross_entropy(model(**x).logits, y)).item() > 1e-3
+
+
+def test_freelb_may_keep_the_dropout_of_its_first_pass() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Dropout(0.5), nn.Linear(8, 5)).double()
+    x, y = BATCHES[0]
+    for same in (True, False):
+        seen = list[Tensor]()
+        handle = model[2].register_forward_hook(lambda m, a, out, seen=seen: seen.append(out == 0))
+        method = FreeLB(sites=["1"], steps=3, same_dropout=same)
+        method.attach(model, x)
+        method.check_inputs = False
+        seen.clear()
+        for loss in method.losses(model, x, y, generator=Stream(0)):
+            backward(loss)
+        handle.remove()
+        assert torch.equal(seen[0], seen[1]) is torch.equal(seen[1], seen[2]) is same

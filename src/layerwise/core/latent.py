@@ -51,14 +51,15 @@ def drawn(
     make: Callable[[Site, Tensor], Tensor],
     *,
     constraint: Constraint | None = None,
+    masked: bool = True,
 ) -> dict[Site, Tensor | Replacement]:
-    """Noise `make(site, z)` at every site, made when the pass comes there; zero at positions that are not real.
+    """Noise `make(site, z)` at every site, made when the pass comes there; zero at positions that are not real if `masked`.
 
     At the network's input it is made at once, and the pixels of x + r stay in [0, 1].
     """
 
     def maker(site: Site) -> Callable[[Tensor], Tensor]:
-        return lambda z: at_real(make(site, z), x)
+        return lambda z: at_real(make(site, z), x) if masked else make(site, z)
 
     noise: dict[Site, Tensor | Replacement] = {}
     for site in sites:

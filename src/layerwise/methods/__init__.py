@@ -10,15 +10,18 @@ from layerwise.methods.ckpt import FGSMCKPT
 from layerwise.methods.deep_defense import DeepDefense
 from layerwise.methods.fgsm import FGSM, FGSMRS, NFGSM
 from layerwise.methods.free import FreeAT
+from layerwise.methods.freelb import FreeLB
 from layerwise.methods.grad_align import GradAlign
 from layerwise.methods.lad import LAD
 from layerwise.methods.lat import LAT, FGSInter, GaussianNoise
 from layerwise.methods.latent_pgd import LatentPGD
 from layerwise.methods.mart import MART
 from layerwise.methods.mixed import EAT, NAT, PAT, FGSOrig
+from layerwise.methods.neftune import NEFTune
 from layerwise.methods.parseval import Parseval
 from layerwise.methods.pgd import PGD, TRADES
 from layerwise.methods.slat import SLAT
+from layerwise.methods.smoothness import R3F, SMART, VAT
 from layerwise.methods.standard import Standard
 from layerwise.methods.yopo import YOPO
 
@@ -36,14 +39,18 @@ __all__ = [
     "NFGSM",
     "PAT",
     "PGD",
+    "R3F",
     "SLAT",
+    "SMART",
     "TRADES",
+    "VAT",
     "YOPO",
     "AdvTrainI",
     "DeepDefense",
     "FGSInter",
     "FGSOrig",
     "FreeAT",
+    "FreeLB",
     "GaussianNoise",
     "GradAlign",
     "InputMethod",
@@ -51,6 +58,7 @@ __all__ = [
     "LayerMethod",
     "Losses",
     "Method",
+    "NEFTune",
     "Parseval",
     "Partial",
     "Passes",

@@ -1,0 +1,45 @@
+"""FreeLB (Zhu et al. 2020), algorithm 1: K passes at a growing delta, whose weight gradients add up to one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tests.reference.common import SGD, Batches, each_loss, gradient_of
+from tests.reference.latent_pgd import length
+from tests.reference.nets import Net
+
+
+def freelb(
+    net: Net,
+    batches: Batches,
+    *,
+    uniform: Sequence[Mapping[str, Tensor]],
+    start: float,
+    step: float,
+    steps: int,
+    eps: float | None = None,
+    **sgd: float,
+) -> Net:
+    """delta_0 = start u / sqrt(n); K times: add the gradient of loss / K, and move delta along its own unit gradient."""
+    net = net.clone()
+    optimiser = SGD(net, **sgd)
+    for (x, y), units in zip(batches, uniform, strict=True):
+        delta = {k: start * u / u[0].numel() ** 0.5 for k, u in units.items()}
+        total = {name: torch.zeros_like(w) for name, w in net.weights.items()}
+        for _ in range(steps):
+            logits, z = net.passes(x, delta, bn="train")
+            losses = each_loss(logits, y)
+            g = dict(
+                zip(delta, torch.autograd.grad(losses.sum(), [z[k] for k in delta], retain_graph=True), strict=True)
+            )
+            for name, gradient in gradient_of(losses.mean() / steps, net).items():
+                total[name] = total[name] + gradient
+            for k in delta:
+                delta[k] = delta[k] + step * g[k] / length(g[k])
+                if eps is not None:
+                    delta[k] = delta[k] * (eps / length(delta[k])).clamp(max=1)
+        optimiser.apply(total)
+    return net
