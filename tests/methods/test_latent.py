@@ -198,6 +198,7 @@ def test_neftune_draws_the_numbers_that_trl_draws() -> None:
     expected = model(inputs_embeds=theirs, attention_mask=x["attention_mask"]).logits
     torch.manual_seed(3)
     (loss,) = unchecked(NEFTune(sites=["embed"])).losses(model, x, y)
+    assert isinstance(loss, Tensor)
     assert torch.equal(loss, F.cross_entropy(expected, y))
     assert not torch.equal(loss, F.cross_entropy(model(**x).logits, y))
 
@@ -213,7 +214,8 @@ def at_embeddings(name: str, model: TokenClassifier, x: Any, y: Tensor) -> Tenso
 
     def gradient(delta: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = delta.clone().requires_grad_()
-        return torch.autograd.grad(loss(logits(leaf)), leaf)[0] * real
+        (g,) = torch.autograd.grad(loss(logits(leaf)), leaf)
+        return g * real
 
     def entropy(out: Tensor) -> Tensor:
         return F.cross_entropy(out, y, reduction="sum")
