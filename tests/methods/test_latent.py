@@ -206,7 +206,8 @@ def test_neftune_draws_the_numbers_that_trl_draws() -> None:
 def at_embeddings(name: str, model: TokenClassifier, x: Any, y: Tensor) -> Tensor:
     """The loss of FreeLB's, SMART's and latent PGD's first batch, written out over `inputs_embeds`."""
     mask, z = x["attention_mask"], model.embed(x["input_ids"]).detach()
-    real, total = mask[:, :, None].double(), torch.zeros((), dtype=torch.float64)
+    real: Tensor = mask[:, :, None].double()
+    total = torch.zeros((), dtype=torch.float64)
 
     def logits(delta: Tensor) -> Tensor:
         out: Tensor = model(inputs_embeds=z + delta, attention_mask=mask).logits
@@ -214,7 +215,7 @@ def at_embeddings(name: str, model: TokenClassifier, x: Any, y: Tensor) -> Tenso
 
     def gradient(delta: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = delta.clone().requires_grad_()
-        (g,) = torch.autograd.grad(loss(logits(leaf)), leaf)
+        g: Tensor = torch.autograd.grad(loss(logits(leaf)), leaf)[0]
         return g * real
 
     def entropy(out: Tensor) -> Tensor:
