@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.selection import Selection, is_residual_block, select
+from layerwise.core.phrases import is_residual_block
+from layerwise.core.selection import Selection, select
 from layerwise.core.tracing import INPUT, Site, trace
 from layerwise.errors import SiteError
 from tests.networks import (
@@ -146,11 +147,12 @@ class Odd(nn.Module):
         (TupleOutput, ["split"], {}, "site 'split' is ambiguous: 2 tensors pass there; name one: split:output[0], split:output[1]"),
         (DictOutput, ["enc"], {}, "site 'enc' is ambiguous: 2 tensors pass there; name one: enc:output[\"a\"], enc:output[\"b\"]"),
         (DeadBranch, ["unused"], {}, "site 'unused' is registered in the network but never called in a forward pass"),
-        (TinyMLP, "batch-norm outputs", {}, "the network has no batch-norm outputs; list its sites with `layerwise sites MODEL`"),
-        (TinyMLP, "residual-block outputs", {}, "no module calls itself a residual block; name the blocks, for example "
-         "sites=['layer1.0', 'layer1.1']"),
-        (TinyMLP, "residual-block states", {}, "no module calls itself a residual block; name the blocks, for example "
-         "sites=['layer1.0', 'layer1.1']"),
+        (TinyMLP, "batch-norm outputs", {}, "the network has no batch-norm outputs; name some, for example sites=['fc1', 'fc2']; "
+         "`layerwise sites MODEL` lists all"),
+        (TinyMLP, "residual-block outputs", {}, "the network has no residual-block outputs; name some, for example "
+         "sites=['fc1', 'fc2']; `layerwise sites MODEL` lists all"),
+        (TinyMLP, "residual-block states", {}, "the network has no residual-block states; name some, for example "
+         "sites=['fc1', 'fc2']; `layerwise sites MODEL` lists all"),
         (TinyMLP, ["fc1"], {"exclude": "fc.*"}, "exclude='fc.*' leaves none of the 1 sites that ['fc1'] chose"),
         (TinyMLP, ["fc1", "fc2"], {"exclude": ["fc9"]}, "no site matches 'fc9'; did you mean 'fc3' or 'fc2' or 'fc1'? "
          "(`layerwise sites MODEL` lists all)"),

@@ -370,9 +370,9 @@ def test_a_setting_that_cannot_be_meant_is_an_error(make_it: Callable[[], Method
         (SLAT(sites=["conv1"], eta={"conv1": 0.1, "conv9": 0.1}), TinyConv, SiteError,
          "no site matches 'conv9'; did you mean 'conv2' or 'conv1' or 'conv2:input'? "
          "(`layerwise sites MODEL` lists all)"),
-        (SLAT(), TinyMLP, SiteError, "no site matches 'conv1'; did you mean 'fc1'? (`layerwise sites MODEL` lists all)"),
-        (LAD(), TinyMLP, SiteError, "no module calls itself a residual block; name the blocks, for example "
-         "sites=['layer1.0', 'layer1.1']"),
+        (SLAT(sites=["conv1"]), TinyMLP, SiteError, "no site matches 'conv1'; did you mean 'fc1'? (`layerwise sites MODEL` lists all)"),
+        (LAD(), TinyMLP, SiteError, "the network has no block outputs; name some, for example sites=['fc1', 'fc2']; "
+         "`layerwise sites MODEL` lists all"),
         (ANP(), TinyMLP, SiteError, "first=4 of 'affine outputs' is not possible: type a number from 1 to 3"),
         (DeepDefense(layer="fc9"), TinyMLP, ConfigError, "layer='fc9' is no module of the network; did you mean 'fc3' or 'fc2' or 'fc1'?"),
     ],

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-
+from layerwise.core.phrases import PHRASES, counted, meaning
 from layerwise.core.tracing import Candidate, Site, Trace
 from layerwise.errors import SiteError, did_you_mean
 
@@ -20,8 +17,6 @@ Selection: TypeAlias = str | Sequence[str]
 SHORTCUTS = r"(.*\.)?(shortcut|downsample)(\..*)?"
 """Matches the modules on the skip path of a residual block, under the names that networks give them."""
 
-_BLOCK_CLASSES = ("BasicBlock", "Bottleneck", "PreActBlock", "PreActBottleneck", "ResidualBlock")
-
 
 def select(found: Trace, selection: Selection, *, first: int | None = None, exclude: Selection = ()) -> list[Candidate]:
     """Choose sites.
@@ -30,11 +25,14 @@ def select(found: Trace, selection: Selection, *, first: int | None = None, excl
         found: what one forward pass reached.
         selection: a string is a phrase or a regular expression that has to match a site's whole name; a list holds
             phrases, exact names, and dotted suffixes of names (used only where no name is exactly that). Phrases:
-            `"input"` (of several arguments the one that holds the examples), `"affine outputs"` (convolutions and
-            linear layers), `"convolution outputs"`, `"batch-norm outputs"`, `"residual-block outputs"`,
-            `"residual-block states"` (the first block's input x_0 and the outputs x_1..x_N), and `"first(m)"`: the
-            first m affine outputs counted from the input, shortcuts left out.
-        first: keep only the first so many, in the order of the calls (the network's input is not counted).
+            `"input"` (of several arguments the one that holds the examples), `"embeddings"` (the output of the first
+            layer), `"affine outputs"` (convolutions and linear layers), `"convolution outputs"`,
+            `"batch-norm outputs"`, `"block outputs"` and `"block states"` (the first block's input x_0 and the outputs
+            x_1..x_N; also written `residual-block`), `"attention outputs"`, `"mlp outputs"` (what the last layer
+            beside attention gives, in each block), and `"first(m)"`: the first m affine outputs counted from the
+            input, shortcuts left out; `"first(m) block outputs"` and so on. See `layerwise.core.phrases`.
+        first: keep only the first so many layers, in the order of the calls. The network's input and the gates in
+            its blocks are not counted, and what comes before the first block counts once.
         exclude: the same grammar; what it matches is left out. A string may match nothing, a list may not.
 
     Raises:
@@ -50,7 +48,7 @@ def select(found: Trace, selection: Selection, *, first: int | None = None, excl
         chosen = kept
     if first is not None:
         inputs = [c for c in chosen if c.site.module == ""]
-        layers = [c for c in chosen if c.site.module != ""]
+        layers = counted(found, [c for c in chosen if c.site.module != ""])
         if not 1 <= first <= len(layers):
             raise SiteError(f"first={first} of {selection!r} is not possible: type a number from 1 to {len(layers)}")
         chosen = inputs + layers[:first]
@@ -75,29 +73,10 @@ def _match(found: Trace, selection: Selection, *, optional: bool = False) -> lis
 
 def _phrase(found: Trace, entry: str) -> list[Candidate] | None:
     """What a phrase stands for; None where `entry` is none."""
-    outputs = [c for c in found if c.site.side == "output" and c.site.key is None]
-    if entry == "input":
-        inputs = [c for c in found if c.site.module == "" and c.site.side == "input"]
-        return [c for c in inputs if len(inputs) == 1 or c.site.key == found.input_key]
-    if entry == "affine outputs":
-        return [c for c in outputs if isinstance(c.module, _ConvNd | nn.Linear)]
-    if entry == "convolution outputs":
-        return [c for c in outputs if isinstance(c.module, _ConvNd)]
-    if entry == "batch-norm outputs":
-        return [c for c in outputs if isinstance(c.module, _NormBase)]
-    if entry == "residual-block outputs":
-        return [c for c in outputs if is_residual_block(c.module)]
-    if entry == "residual-block states":
-        blocks = [c for c in found if is_residual_block(c.module)]
-        return [c for c in blocks if c.site.side == "output" and c.site.key is None] + blocks[:1]
-    if counted := re.fullmatch(r"first\((\d+)\)", entry):
-        return select(found, "affine outputs", first=int(counted[1]), exclude=SHORTCUTS)
-    return None
-
-
-def is_residual_block(module: nn.Module) -> bool:
-    """Whether a module says so (`is_residual_block = True`) or has one of the usual class names."""
-    return bool(getattr(module, "is_residual_block", False)) or type(module).__name__ in _BLOCK_CLASSES
+    if by_count := re.fullmatch(r"first\((\d+)\)( .+)?", entry):
+        of = (by_count[2] or "affine outputs").strip()
+        return select(found, of, first=int(by_count[1]), exclude=SHORTCUTS) if of in PHRASES else None
+    return meaning(found, entry)
 
 
 def _aliases(candidate: Candidate) -> set[str]:
@@ -129,20 +108,15 @@ def _named(found: Trace, name: str) -> list[Candidate]:
 def _nothing(found: Trace, entry: str) -> str:
     if found.calls.get(entry) == 0:
         return f"site {entry!r} is registered in the network but never called in a forward pass"
-    if entry.startswith("residual-block"):
-        return "no module calls itself a residual block; name the blocks, for example sites=['layer1.0', 'layer1.1']"
-    if entry.endswith("outputs"):
-        return f"the network has no {entry}; list its sites with `layerwise sites MODEL`"
+    if entry in PHRASES:
+        known = [repr(str(c.site)) for c in meaning(found, "affine outputs") or ()][:2]
+        hint = f"name some, for example sites=[{', '.join(known)}]; " if known else ""
+        return f"the network has no {entry}; {hint}`layerwise sites MODEL` lists all"
     names = [str(c.site) for c in found]
     return f"no site matches {entry!r}; {did_you_mean(entry, names)} (`layerwise sites MODEL` lists all)"
 
 
 def _checked(candidate: Candidate, batch: int) -> Candidate:
-    site, shape = candidate.site, tuple(candidate.shape)
-    if not candidate.dtype.is_floating_point:
-        raise SiteError(
-            f"site '{site}' carries {candidate.dtype} of shape {shape}; only floating-point values can be perturbed"
-        )
-    if not shape or shape[0] != batch:
-        raise SiteError(f"site '{site}' has shape {shape} for a batch of {batch}: its first dimension is not the batch")
+    if reason := candidate.refusal(batch):
+        raise SiteError(f"site '{candidate.site}' {reason}")
     return candidate

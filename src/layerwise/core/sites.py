@@ -278,15 +278,20 @@ class Sites:
 
 
 def choose_sites(model: nn.Module, example: Inputs, *selections: Selection) -> Sites:
-    """Sites of the first selection that this network has."""
-    for selection in selections[:-1]:
+    """Sites of the first selection that finds two or more in this network, or else of the first that finds any."""
+    found = trace(unwrap(model), example)
+    some: list[Selection] = []
+    for selection in selections:
         with suppress(SiteError):
-            return Sites(model, selection, example=example)
-    return Sites(model, selections[-1], example=example)
+            if len(select(found, selection)) > 1:
+                return Sites(model, selection, example=example)
+            some.append(selection)
+    return Sites(model, (some or selections)[0], example=example)
 
 
 def block_sites(model: nn.Module, example: Inputs, sites: Selection | None) -> Sites:
-    """Batch-norm outputs, or convolution outputs where there is no batch norm, or affine outputs where there is no convolution."""
+    """Batch-norm outputs, or where there are no two of them convolutions' outputs, then blocks', then those of affine layers."""
     if sites is not None:
         return Sites(model, sites, example=example)
-    return choose_sites(model, example, "batch-norm outputs", "convolution outputs", "affine outputs")
+    kinds = ("batch-norm", "convolution", "block", "affine")
+    return choose_sites(model, example, *(f"{kind} outputs" for kind in kinds))

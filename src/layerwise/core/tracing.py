@@ -94,6 +94,15 @@ class Candidate:
         """How its values lie."""
         return Layout(self.shape[1:], torch.promote_types(self.dtype, torch.float32), self.memory_format)
 
+    def refusal(self, batch: int) -> str | None:
+        """Why it cannot be perturbed, if so, in a pass of so many rows."""
+        shape = tuple(self.shape)
+        if not self.dtype.is_floating_point:
+            return f"carries {self.dtype} of shape {shape}; only floating-point values can be perturbed"
+        if not shape or shape[0] != batch:
+            return f"has shape {shape} for a batch of {batch}: its first dimension is not the batch"
+        return None
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -114,6 +123,12 @@ class Trace:
     def __iter__(self) -> Iterator[Candidate]:
         """Go through the candidates in the order of the calls, inputs before outputs."""
         return iter(self.candidates)
+
+    @property
+    def inputs(self) -> list[Candidate]:
+        """The network's input; of several arguments the one that holds the examples."""
+        inputs = [c for c in self if c.site.module == "" and c.site.side == "input"]
+        return [c for c in inputs if len(inputs) == 1 or c.site.key == self.input_key]
 
 
 def tensors_of(value: Any) -> dict[int | str | None, Tensor]:

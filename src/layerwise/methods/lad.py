@@ -27,7 +27,7 @@ from layerwise.methods.pgd import PGD, TRADES
 @final
 @dataclass(kw_only=True)
 class LAD(LayerMethod):
-    """Layer-wise adversarial defence: every residual block's output x_n is moved along its own gradient g_n, recorded at x'.
+    """Layer-wise adversarial defence: every block's output x_n is moved along its own gradient g_n, recorded at x'.
 
     Lie-Trotter (eq. 5): x_n gets eta g_n, n = 1..N. Strang-Marchuk (eq. 8, LAD-SM): block n gets (eta / 2) g_n at its input and
     (eta / 4)(g_n + g_n+1) at its output; where the two shapes differ, (eta / 2) g_n+1 at the output. Raw gradients: no sign, no norm,
@@ -42,7 +42,7 @@ class LAD(LayerMethod):
         gamma: with TRADES, gamma L(x) + (1 - gamma) L_LAD(x') + beta KL, the KL term without hidden noise.
         num_inner_steps: M of eq. 3: gradients are taken again at the perturbed states and the noise adds up; Lie-Trotter only.
         noise_std: deviation of Gaussian noise on the block outputs in training (the stochastic variant; see `NoisyAverage`).
-        sites: None takes the residual blocks; or the names of x_1..x_N (Lie-Trotter) or x_0..x_N (Strang-Marchuk).
+        sites: None takes the network's blocks; or the names of x_1..x_N (Lie-Trotter) or x_0..x_N (Strang-Marchuk).
         probe: how gradients are taken.
 
     Reference: Layer-wise adversarial defense: an ODE perspective (Yang et al. 2021), eqs. 3-5 and 8, appendix B.2.
@@ -71,7 +71,7 @@ class LAD(LayerMethod):
             )
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        states = "residual-block outputs" if self.splitting == "lie-trotter" else "residual-block states"
+        states = "block outputs" if self.splitting == "lie-trotter" else "block states"
         return Sites(model, states if self.sites is None else self.sites, example=example)
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
@@ -125,7 +125,7 @@ class LAD(LayerMethod):
         """
         if self.sites is not None and self.splitting == "lie-trotter":
             return {}
-        with Sites(model, "residual-block states" if self.sites is None else self.sites, example=x) as states:
+        with Sites(model, "block states" if self.sites is None else self.sites, example=x) as states:
             first: list[Tensor] = []
             block = states.model.get_submodule(list(states)[1].module)
             handle = block.register_forward_hook(lambda module, args, output: first.append(output.detach()))

@@ -32,7 +32,8 @@ class LayerSigns(LayerMethod):
     """What LAT and FGS-inter share: r = (eps / reference_batch) (max g - min g) sign(g) at every site.
 
     Args:
-        sites: None takes the batch-norm outputs, and the convolution outputs where there is no batch norm.
+        sites: None takes the batch-norm outputs; where there are no two of them the convolutions' outputs, then the blocks', then
+            those of affine layers.
         eps: 10, 20 or 30 with the range (for a mean loss at `reference_batch`); in the activation's unit without.
         reference_batch: batch size that eps is stated for; the paper does not state it.
         relative: multiply by the range of the site's gradients; False is eq. 6 as printed.

@@ -18,7 +18,7 @@ from layerwise.core.passes import Noise
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
 from layerwise.core.selection import Selection
-from layerwise.core.sites import Sites
+from layerwise.core.sites import Sites, choose_sites
 from layerwise.core.threat import EPS, ThreatModel, radius
 from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
@@ -33,8 +33,10 @@ class SLAT(LayerMethod):
     """Single-step latent adversarial training: delta_k = eta_k sign(dL/dh_k), all from one probe, then one descent.
 
     Args:
-        sites: the hidden layers of K; the input belongs to K always. The paper's "conv1" and "conv2" of a wide ResNet are the stem
-            convolution and the first group, `conv1` and `layer1` here. Without hidden sites this is FGSM training, bitwise.
+        sites: the hidden layers of K; the input belongs to K always. None takes the paper's "conv1" and "conv2" of a wide ResNet,
+            which are the stem convolution and the first group, `conv1` and `layer1` here; in a network without them the outputs of
+            the first layer and of the first block, or of the first two layers. Without hidden sites (`"input"`) this is FGSM
+            training, bitwise.
         eta: eta_k, in the unit of the pixels at the input and of the activation elsewhere: one number,
             which the threat model's radius is if it is None, as the paper has 8/255 everywhere; or
             {site: number} that names every hidden site, and `input` unless that is the threat model's.
@@ -52,7 +54,7 @@ class SLAT(LayerMethod):
     corrected.
     """
 
-    sites: str | list[str] | tuple[str, ...] = ("conv1", "layer1")
+    sites: str | list[str] | tuple[str, ...] | None = None
     eta: Radius | dict[str, Radius] | None = field(default=None, metadata=EPS)
     input_step: float = 1.0
     clamp_to_activation_range: bool = False
@@ -71,11 +73,14 @@ class SLAT(LayerMethod):
             )
 
     @property
-    def hidden(self) -> Selection:
-        """The sites of K other than the input."""
+    def hidden(self) -> list[Selection]:
+        """The sites of K other than the input: what to look for, one after the other; nothing if there are none."""
+        if self.sites is None:
+            return [["conv1", "layer1"], ["embeddings", "first(1) block outputs"], "first(2)"]
         if isinstance(self.sites, str):
-            return "" if self.sites == "input" else self.sites
-        return [s for s in self.sites if s != "input"]
+            return [] if self.sites in ("", "input") else [self.sites]
+        named = [s for s in self.sites if s != "input"]
+        return [named] if named else []
 
     def start(self) -> InputMethod:
         """What perturbs the input."""
@@ -113,7 +118,7 @@ class SLAT(LayerMethod):
             super().attach(model, example)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
-        sites = Sites(model, self.hidden, example=example)
+        sites = choose_sites(model, example, *self.hidden)
         if self.clamp_to_activation_range and (flat := [s for s in sites if len(sites.shape(s)) < 2]):
             raise ConfigError(
                 f"clamp_to_activation_range: site '{flat[0]}' has shape {tuple(sites.shape(flat[0]))}, no space to take the range "
