@@ -194,6 +194,13 @@ def test_reentrant_checkpoints_are_told() -> None:
         losses(FGSM(), Checkpointed(use_reentrant=True).double(), X, Y)
 
 
+def test_rounding_may_leave_the_range_and_nothing_else_may() -> None:
+    bright = X / X.max()
+    losses(FGSM(), resnet(), bright * 1.00001, Y)
+    with pytest.raises(ConfigError, match=r"^the inputs lie between 0.* and 1.01,"):
+        losses(FGSM(), resnet(), bright * 1.01, Y)
+
+
 def test_what_finds_the_input_is_checked_like_what_trains() -> None:
     with pytest.raises(ConfigError, match=r"^the inputs lie between"):
         PGD().perturb(resnet(), X * 4, Y)
