@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import GRADIENT, JUDGED, InputAttack, is_correct
+from layerwise.attacks.base import EVALUATED, GRADIENT, InputAttack, is_correct
 from layerwise.attacks.external import LOGGER, ExternalAttack, Logits, at_least_one, package, seed_of
 from layerwise.core.random import Source, Stream
 from layerwise.core.registry import register
@@ -57,7 +57,7 @@ class APGDCE(_Member):
 
     def passes(self, classes: int = 10) -> int:
         """A gradient a step."""
-        return self.restarts * (GRADIENT * self.steps + JUDGED)
+        return self.restarts * (GRADIENT * self.steps + EVALUATED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
         attack = package("pyautoattack.autopgd_base").APGDAttack(
@@ -89,7 +89,7 @@ class APGDT(_Member):
 
     def passes(self, classes: int = 10) -> int:
         """A gradient a step and class."""
-        return self.restarts * (GRADIENT * self.steps * min(self.targets, classes - 1) + JUDGED)
+        return self.restarts * (GRADIENT * self.steps * min(self.targets, classes - 1) + EVALUATED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
         attack = package("pyautoattack.autopgd_base").APGDAttack_targeted(
@@ -131,7 +131,7 @@ class FABT(_Member):
 
     def passes(self, classes: int = 10) -> int:
         """About three passes a step and class."""
-        return self.restarts * (3 * self.steps * min(self.targets, classes - 1) + JUDGED)
+        return self.restarts * (3 * self.steps * min(self.targets, classes - 1) + EVALUATED)
 
     def run(self, network: Logits, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, classes: int) -> Tensor:
         attack = package("pyautoattack.fab_pt").FABAttack_PT(

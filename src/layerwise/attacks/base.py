@@ -23,7 +23,7 @@ from layerwise.core.threat import ThreatModel
 Batch: TypeAlias = tuple[Tensor, Tensor, Source]
 """Images (B, C, H, W) in [0, 1], labels (B,), and the source of these rows' random numbers."""
 
-GRADIENT, JUDGED = 2, 1
+GRADIENT, EVALUATED = 2, 1
 """Passes of a gradient, one forward and one backward, and of looking at what the network says to the images that were made."""
 
 BLOCK = 128
@@ -58,7 +58,7 @@ class Attack(ABC):
             classes: of the data set.
         """
         del classes
-        return GRADIENT + JUDGED
+        return GRADIENT + EVALUATED
 
     @abstractmethod
     def outcomes(self, model: nn.Module, batches: Iterable[Batch], threat: ThreatModel) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from layerwise.attacks.base import JUDGED
+from layerwise.attacks.base import EVALUATED
 from layerwise.attacks.external import ExternalAttack, Logits, at_least_one, package
 from layerwise.core import norms
 from layerwise.core.checks import at_least
@@ -23,7 +23,7 @@ from layerwise.errors import ConfigError
 class CW(ExternalAttack):
     """Carlini and Wagner's l2 attack: min ||x' - x||^2 + c max(z_y - max_k!=y z_k + confidence, 0), x' = (tanh w + 1) / 2.
 
-    The nearest adversarial image that it meets is judged. ANP's tables: `cw binary_search_steps=1 initial_const=0.2 bounded=False`.
+    The nearest adversarial image that it meets is evaluated. ANP's tables: `cw binary_search_steps=1 initial_const=0.2 bounded=False`.
 
     Args:
         steps: of Adam, for each c.
@@ -31,7 +31,7 @@ class CW(ExternalAttack):
         initial_const: the first c.
         stepsize: Adam's rate.
         confidence: by how much another logit has to lead.
-        bounded: the image is cut to the ball of the threat model, which has to be l2; False judges it at whatever size it has, as the
+        bounded: the image is cut to the ball of the threat model, which has to be l2; False evaluates it at whatever size it has, as the
             papers' tables do: then it is outside every threat model, and does not count for the worst case.
 
     Reference: Carlini and Wagner 2017, section VI.A.
@@ -60,13 +60,13 @@ class CW(ExternalAttack):
 
     def passes(self, classes: int = 10) -> int:
         """About three passes a step and constant."""
-        return 3 * self.steps * self.binary_search_steps + JUDGED
+        return 3 * self.steps * self.binary_search_steps + EVALUATED
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
         super().check(x, threat)
         if self.bounded and threat.norm != "l2":
             raise ConfigError(
-                f"cw makes small l2 changes, the threat model is {threat}; type norm='l2', or `{self} bounded=False` to judge its "
+                f"cw makes small l2 changes, the threat model is {threat}; type norm='l2', or `{self} bounded=False` to evaluate its "
                 "images at their own size"
             )
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import (
+    EVALUATED,
     GRADIENT,
-    JUDGED,
     InputAttack,
     ascend,
     is_correct,
@@ -41,7 +41,7 @@ class Clean(InputAttack):
 
     def passes(self, classes: int = 10) -> int:
         """The image is looked at."""
-        return JUDGED
+        return EVALUATED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
@@ -107,7 +107,7 @@ class Iterated(InputAttack):
 
     def passes(self, classes: int = 10) -> int:
         """A gradient a step."""
-        return GRADIENT * self.steps + JUDGED
+        return GRADIENT * self.steps + EVALUATED
 
     def ascend(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, start: Tensor, rule: Ascent | None = None
@@ -126,7 +126,7 @@ class BIM(Iterated):
     Args:
         steps: how many; LAD's M = 20.
         alpha: step size, pixel units; None is eps / 4 (eps / steps for fewer than four). LAD: 2/255 (robust), 0.5/255 (natural).
-        stop_when_fooled: an image stays at its first iterate that fools the network; False judges the last iterate, as the papers
+        stop_when_fooled: an image stays at its first iterate that fools the network; False evaluates the last iterate, as the papers
             do: weaker and dearer, but right for a network that draws random numbers (under `eot` it is so in any case).
 
     Reference: Kurakin et al. 2017, eq. 2 (of "Adversarial examples in the physical world").
@@ -158,7 +158,7 @@ class PGDAttack(Iterated):
         restarts: how many; SLAT's PGD-50-10 has 50 steps and 10 restarts.
         alpha: step size, pixel units; None is eps / 4 (SLAT: 2/255 at 8/255), or eps / steps for fewer than four steps.
         random_start: start uniformly in the ball (and the pixel range) instead of at x.
-        stop_when_fooled: an image stays at its first iterate that fools the network; False judges the last iterate, as the papers
+        stop_when_fooled: an image stays at its first iterate that fools the network; False evaluates the last iterate, as the papers
             do: weaker and dearer, but right for a network that draws random numbers (under `eot` it is so in any case).
 
     Reference: Madry et al. 2018, section 2.1.
@@ -221,7 +221,7 @@ class MIFGSM(Iterated):
         steps: how many.
         mu: decay of the momentum.
         alpha: step size, pixel units; None is eps / steps, as in the paper.
-        stop_when_fooled: an image stays at its first iterate that fools the network; False judges the last iterate, as the papers
+        stop_when_fooled: an image stays at its first iterate that fools the network; False evaluates the last iterate, as the papers
             do: weaker and dearer, but right for a network that draws random numbers (under `eot` it is so in any case).
 
     Reference: Dong et al. 2018, algorithm 1; iterates are projected on the ball, which eps / steps never needs.
@@ -269,7 +269,7 @@ class StepLL(InputAttack):
 
     def passes(self, classes: int = 10) -> int:
         """A look at the classes, and a gradient."""
-        return 1 + GRADIENT + JUDGED
+        return 1 + GRADIENT + EVALUATED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
@@ -316,7 +316,7 @@ class DeepFoolAttack(InputAttack):
 
     def passes(self, classes: int = 10) -> int:
         """A forward pass a step, and a backward pass for each class that is looked at."""
-        return self.num_steps * (1 + max(2, min(classes, self.num_classes))) + JUDGED
+        return self.num_steps * (1 + max(2, min(classes, self.num_classes))) + EVALUATED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None

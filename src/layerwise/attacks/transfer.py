@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import JUDGED, Around, Attack, InputAttack
+from layerwise.attacks.base import EVALUATED, Around, Attack, InputAttack
 from layerwise.attacks.gradient import verdict
 from layerwise.core import norms
 from layerwise.core.calling import count_classes
@@ -25,7 +25,7 @@ from layerwise.errors import ConfigError
 @register("attack", "transfer")
 @dataclass(frozen=True)
 class Transfer(Around):
-    """Images made against hold-out networks by another attack, the worst of each image judged on the target.
+    """Images made against hold-out networks by another attack, the worst of each image evaluated on the target.
 
     Of several sources that one counts, for each image, whose image fools the target (else the one of the highest loss there): a
     bound for every choice among them. ANP's and LAD's figure, the lowest of the accuracies that the sources give, is
@@ -68,7 +68,7 @@ class Transfer(Around):
 
     def passes(self, classes: int = 10) -> int:
         """Those of the attack inside on each source, and a look at what the target says."""
-        return len(self.sources) * self.attack.passes(classes) + JUDGED
+        return len(self.sources) * self.attack.passes(classes) + EVALUATED
 
     def check(self, x: Tensor, threat: ThreatModel) -> None:
         """Also whether the sources are there."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, final
 
 from torch import Tensor, nn
 
-from layerwise.attacks.base import JUDGED, Around, Averaged, InputAttack
+from layerwise.attacks.base import EVALUATED, Around, Averaged, InputAttack
 from layerwise.core.checks import at_least
 from layerwise.core.random import Source
 from layerwise.core.registry import register
@@ -87,7 +87,7 @@ class EOT(Around):
     """Expectation over transformations: an attack whose every gradient is the mean over several passes.
 
     Logits (for decisions inside the attack, and DeepFool's boundaries) are means over as many passes. For networks that draw random
-    numbers in evaluation mode; the images are then judged by the network as it is, in one pass.
+    numbers in evaluation mode; the images are then classified by the network as it is, in one pass.
 
     Args:
         attack: the inner attack.
@@ -115,8 +115,8 @@ class EOT(Around):
         return cls(attack, *numbers)
 
     def passes(self, classes: int = 10) -> int:
-        """So many times those of the attack inside; its images are judged once."""
-        return self.count * (self.attack.passes(classes) - JUDGED) + JUDGED
+        """So many times those of the attack inside; its images are evaluated once."""
+        return self.count * (self.attack.passes(classes) - EVALUATED) + EVALUATED
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -115,12 +114,12 @@ def evaluate(
             attack.check(first, threat)
         classes = count_classes(conditions.network, first)
         costs = _costs(chosen, wanted, len(conditions.batches.split), classes)
-        board = Board(costs) if progress and sys.stderr.isatty() else False
+        board = Board(costs, visible=progress and sys.stderr.isatty())
         names = data.classes if isinstance(data, ImageData) else ()
         name = model_name or type(conditions.network).__name__
         target = Target(conditions, threat, name, tuple(chosen), tuple(names), dict(others or {}), board)
         work = _Work(target, store, eot)
-        with store.open(), store.under(work.circumstances, tell=journal is not None), _shown(board):
+        with store.open(), store.under(work.circumstances, tell=journal is not None), board.shown():
             findings = work.examine()
             outcomes = [work.attack(attack) for attack in chosen]
             measured = [m for m in map(work.measure, wanted) if m is not None]
@@ -188,10 +187,6 @@ def _costs(attacks: Sequence[Attack], measures: Sequence[Measure], images: int, 
     return costs
 
 
-def _shown(board: Board | bool) -> Any:
-    return board.shown() if isinstance(board, Board) else nullcontext()
-
-
 @final
 @dataclass(frozen=True)
 class _Work:
@@ -247,16 +242,14 @@ class _Work:
         done = of_the_first(_first(self.store.found(item), total))
         if not attack.resumable and len(done) < total:
             done = []
-        board = self.target.board
-        if isinstance(board, Board):
-            board.skip(name, len(done) / total)
+        self.target.board.skip(name, len(done) / total)
         if len(done) < total:
             first, (rank, world) = len(done), rank_and_world()
             # Batches that follow one another are every process's own.
             mine = rank_rows(total - first, (rank, world) if attack.resumable else (0, 1))
             steps = self._outcomes(attack, range(first + mine.start, first + mine.stop))
             fresh = []
-            for value in tracked(steps, mine.stop - mine.start, name, board if rank == 0 else False):
+            for value in tracked(steps, mine.stop - mine.start, name, self.target.board if rank == 0 else False):
                 fresh.append(value)
                 if attack.resumable and world == 1:
                     self.store.put(item, value, first + len(fresh) - 1)
@@ -288,11 +281,10 @@ class _Work:
         item = " ".join(["measure", name, *with_others])
         known = self.store.found(item)
         if 0 in known:
-            if isinstance(board, Board):
-                board.skip(name)
+            board.skip(name)
             return Measured(name, Measurement.from_dict(known[0], source=str(self.store.path)))
         try:
-            with board.working(name) if isinstance(board, Board) else nullcontext():
+            with board.working(name):
                 found = measure(replace(self.target, bar=name))
         except LayerwiseError as error:
             logger.warning("%s is left out: %s", name, error)

@@ -15,6 +15,7 @@ sizes, `total` images of the evaluation and `classes`), `other` (it needs the ne
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,8 @@ from layerwise.evaluation.conditions import Conditions
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board
 from layerwise.reading import read_items
+
+logger = logging.getLogger(__name__)
 
 ALL = "all"
 """Stands for every measure that needs no other network, or for those too where there is one."""
@@ -61,7 +64,7 @@ class Target:
     attacks: tuple[Attack, ...] = ()
     classes: tuple[str, ...] = ()
     others: Mapping[str, nn.Module] = field(default_factory=dict)
-    board: Board | bool = False
+    board: Board = field(default_factory=lambda: Board({}, visible=False))
     bar: str = ""
 
     @property
@@ -230,7 +233,7 @@ def choose_measures(texts: Iterable[Measure | str], *, other: bool = True, trust
 
     Args:
         texts: measures, or how they are written.
-        other: whether there is a network to compare with.
+        other: whether there is a network to compare with; measures that need one are left out else, and said so.
         trust: see `parse_measure`.
 
     Raises:
@@ -238,10 +241,15 @@ def choose_measures(texts: Iterable[Measure | str], *, other: bool = True, trust
     """
     listed = list(texts)
     chosen = [parse_measure(t, trust=trust) if isinstance(t, str) else t for t in listed if t != ALL]
+    named = {measure.entry.name for measure in chosen}
+    for measure in () if other else [measure for measure in chosen if measure.needs_other]:
+        logger.warning(
+            "%s is left out: it needs another network, type --evaluation.baseline RUN, or give others={name: network}",
+            measure,
+        )
     if ALL in listed:
-        named = {measure.entry.name for measure in chosen}
-        rest = (parse_measure(name) for name in entries("measure") if name not in named)
-        chosen += [measure for measure in rest if other or not measure.needs_other]
+        chosen += [parse_measure(name) for name in entries("measure") if name not in named]
+    chosen = [measure for measure in chosen if other or not measure.needs_other]
     names = [str(measure) for measure in chosen]
     if double := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"measure {double[0]!r} is given {names.count(double[0])} times; give it once")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -39,6 +39,12 @@ def _numbers(value: Any) -> Tensor:
 
 READERS = ((float, _number), (Tensor, _numbers))
 """How the fields of a measurement are read from JSON."""
+
+
+Panels: TypeAlias = "Sequence[Axes]"
+"""What a figure is drawn on; text, so that matplotlib is imported where something is drawn."""
+Look: TypeAlias = Mapping[str, Any]
+"""Label, colour, marker and dashes of one network's curves."""
 
 
 class Measurement(ABC):
@@ -174,11 +180,11 @@ class Curves(Measurement):
     legend: ClassVar[bool] = True
 
     @abstractmethod
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """Draw one network's curves; `look` has its label, colour, marker and dashes."""
 
     @abstractmethod
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes, with units."""
 
     def figure(self, *, name: str = "network", others: Mapping[str, Self] | None = None) -> Figure:
@@ -217,11 +223,11 @@ class PerSite(Curves):
     def quantity(self) -> str:
         """What the numbers are, with their unit; may be two lines."""
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """A marker a site."""
         panels[0].plot(self.values, self.sites, **look)
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Sites from top to bottom."""
         panels[0].set(xlabel=self.quantity, ylabel="site")
         finish_sites(panels[0], logarithmic=self.logarithmic)

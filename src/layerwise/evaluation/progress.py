@@ -18,9 +18,10 @@ class Board:
 
     Args:
         costs: {thing to do: how much it is, in any one unit}.
+        visible: False shows nothing.
     """
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
+    def __init__(self, costs: Mapping[str, float], *, visible: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -31,6 +32,7 @@ class Board:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            disable=not visible,
             speed_estimate_period=_PATIENCE,
         )
         self._costs = dict(costs)
@@ -89,9 +91,7 @@ def tracked(values: Iterable[_T], total: int, name: str, board: Board | bool) ->
     """
     if isinstance(board, Board):
         yield from board.track(values, name, total)
-    elif board:
-        own = Board({name: float(total)})
+    else:
+        own = Board({name: float(total)}, visible=board)
         with own.shown():
             yield from own.track(values, name, total)
-    else:
-        yield from values

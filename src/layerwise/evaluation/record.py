@@ -241,7 +241,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, folder: Path, record: str = "evaluation", *, trust: bool = False) -> Evaluation:
-        """Read what `write` wrote, also by an older version.
+        """Read what `write` wrote.
 
         Args:
             folder: the run's.
@@ -251,20 +251,16 @@ class Evaluation:
         Raises:
             CheckpointError: there is no such record, or it is cut off, corrupt or something else.
         """
-        from layerwise.evaluation.older import newer
-
         file = folder / f"{record}.json"
         try:
-            text: str | bytes = file.read_bytes()
+            text = file.read_bytes()
         except FileNotFoundError:
             there = ", ".join(records(folder))
             hint = (
                 f"--record takes {there}" if there else f"make it with: layerwise evaluate {shlex.quote(str(folder))}"
             )
             raise CheckpointError(f"{folder} holds no {file.name}; {hint}") from None
-        return cls.from_json(
-            newer(text, folder / f"{record}.measures.json", source=str(file)), source=str(file), trust=trust
-        )
+        return cls.from_json(text, source=str(file), trust=trust)
 
     def to_markdown(self) -> str:
         """A heading, the findings, a table with a row for each attack, and a sentence or a table for each measure."""
@@ -288,8 +284,7 @@ class Evaluation:
 
 def records(folder: Path) -> list[str]:
     """Names of the records in a run's folder."""
-    found = sorted(f.stem for f in folder.glob("evaluation*.json"))
-    return [name for name in found if not name.endswith(".measures")]
+    return sorted(f.stem for f in folder.glob("evaluation*.json"))
 
 
 def unpack(text: str | bytes, *, format: str, version: int, what: str, source: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ def evaluate_run(
             data if is_test else replace(data, test=data.validation),
             threat=threat,
             attacks=_with_sources(settings, network),
-            measures=list(_possible(wanted, settings)),
+            measures=wanted,
             others=_others(wanted, settings, network),
             num_examples=settings.num_examples,
             seed=settings.seed,
@@ -127,15 +127,6 @@ def _with_sources(settings: EvaluationSettings, network: Load) -> list[Attack]:
             logger.warning("%s is left out: it needs other networks, type --evaluation.sources '[RUN, RUN]'", text)
         texts += [text.replace(EACH, f"transfer:{s}:") for s in settings.sources] if EACH in text else [text]
     return resolve_sources(choose(texts), network)
-
-
-def _possible(wanted: Sequence[Measure], settings: EvaluationSettings) -> Iterator[Measure]:
-    """The measures that have what they need."""
-    for measure in wanted:
-        if measure.needs_other and settings.baseline is None:
-            logger.warning("%s is left out: it needs another network, type --evaluation.baseline RUN", measure)
-        else:
-            yield measure
 
 
 def _others(wanted: Sequence[Measure], settings: EvaluationSettings, network: Load) -> dict[str, nn.Module]:

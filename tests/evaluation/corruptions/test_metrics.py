@@ -164,7 +164,7 @@ def test_the_interval_of_a_mean_knows_that_corruptions_share_images(tmp_path: Pa
 def test_a_single_image_has_no_interval() -> None:
     data = torch.rand(1, 1, 8, 8), torch.tensor([1])
     errors = corruption_errors(Reads(0), data, names=["contrast"])
-    assert errors.sums.percent({"contrast": 1.0}, errors.wrong, errors.images).half_width is None
+    assert errors.sums.percent({"contrast": 1.0}, errors.counted, errors.images).half_width is None
 
 
 def test_generated_images_need_no_files_and_stored_ones_give_the_same(tmp_path: Path) -> None:

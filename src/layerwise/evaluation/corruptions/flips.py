@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import ConfigError
 from layerwise.evaluation.conditions import Data
-from layerwise.evaluation.corruptions.percent import Percent, Sums, Weights, mean_weights, means_against, require_same
+from layerwise.evaluation.corruptions.percent import Percent, Sums, Tally, Weights, means_against
 from layerwise.evaluation.corruptions.predictions import predict
 from layerwise.evaluation.corruptions.sequences import EXTRA_SEQUENCES, STANDARD_SEQUENCES, is_noise
 from layerwise.evaluation.corruptions.views import Maker
@@ -51,7 +51,7 @@ class Flips:
 
 @final
 @dataclass(frozen=True)
-class FlipProbabilities(Measurement):
+class FlipProbabilities(Tally):
     """How stable a network's predictions are within sequences.
 
     Args:
@@ -65,9 +65,6 @@ class FlipProbabilities(Measurement):
     """
 
     title: ClassVar[str] = "Flips within sequences"
-    section: ClassVar[str] = "Corruptions"
-    rank: ClassVar[int] = 20
-    drawn: ClassVar[bool] = False
 
     model: ModelRecord
     data: DataRecord
@@ -79,7 +76,17 @@ class FlipProbabilities(Measurement):
 
     def __post_init__(self) -> None:
         """Check that the numbers belong together."""
-        self.sums.check(self.images, {name: flips.flips for name, flips in self.flips.items()})
+        self.sums.check(self.images, self.counted)
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """{sequence: how often the prediction flipped}."""
+        return {name: flips.flips for name, flips in self.flips.items()}
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The sequences, and what was compared."""
+        return {"sequences": sorted(self.flips), "rule": self.rule}
 
     def sentence(self) -> str:
         """The mean, and the worst."""
@@ -101,8 +108,7 @@ class FlipProbabilities(Measurement):
 
     def probability(self, name: str) -> Percent:
         """FP in percent, with its interval."""
-        weights = {name: 100 / self.flips[name].comparisons}
-        return self.sums.percent(weights, self.flips, self.images)
+        return self.percent({name: 100 / self.flips[name].comparisons})
 
 
 def flip_probabilities(
@@ -202,33 +208,16 @@ def flip_rates(flips: FlipProbabilities, base: FlipProbabilities) -> FlipRates:
 
     Reference: Hendrycks and Dietterich 2019, section 3.2; Liu et al. 2021 (ANP), section 5.1.3.
     """
-    require_same(
-        (flips.model, base.model),
-        {
-            "sequences": (sorted(flips.flips), sorted(base.flips)),
-            "images": ((flips.images, flips.data.fingerprint), (base.images, base.data.fingerprint)),
-            "seed": (flips.data.seed, base.data.seed),
-            "rule": (flips.rule, base.rule),
-            "sources of the images": (flips.sources, base.sources),
-        },
-    )
+    flips.check_alike(base)
     weights: dict[str, Weights] = {}
     for name, found in base.flips.items():
         if not found.flips:
             raise ConfigError(f"the base model never flips under {name}, FR has no meaning; choose another base model")
         weights[name] = {name: 100 / found.flips}
-
-    def percent(weights: Weights) -> Percent:
-        return flips.sums.percent(weights, flips.flips, flips.images)
-
-    def mean(names: Iterable[str]) -> Percent | None:
-        merged = mean_weights(weights, list(names))
-        return None if merged is None else percent(merged)
-
     return FlipRates(
         base=base.model,
         rule=flips.rule,
-        fr={name: percent(weights[name]) for name in flips.flips},
-        mfr=mean(STANDARD_SEQUENCES),
-        extra_mfr=mean(EXTRA_SEQUENCES),
+        fr={name: flips.percent(weights[name]) for name in flips.flips},
+        mfr=flips.mean(weights, STANDARD_SEQUENCES),
+        extra_mfr=flips.mean(weights, EXTRA_SEQUENCES),
     )

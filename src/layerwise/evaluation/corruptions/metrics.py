@@ -12,15 +12,7 @@ from torch import nn
 from layerwise.errors import ConfigError
 from layerwise.evaluation.conditions import Data
 from layerwise.evaluation.corruptions.frost import Frost
-from layerwise.evaluation.corruptions.percent import (
-    Percent,
-    Sums,
-    Weights,
-    count,
-    mean_weights,
-    means_against,
-    require_same,
-)
+from layerwise.evaluation.corruptions.percent import Percent, Sums, Tally, Weights, count, means_against
 from layerwise.evaluation.corruptions.predictions import predict
 from layerwise.evaluation.corruptions.severities import EXTRA, SEVERITIES, STANDARD
 from layerwise.evaluation.corruptions.views import Maker
@@ -34,7 +26,7 @@ Relative: TypeAlias = Literal["differences", "as-printed"]
 
 @final
 @dataclass(frozen=True)
-class CorruptionErrors(Measurement):
+class CorruptionErrors(Tally):
     """Where a network errs on corrupted images.
 
     Args:
@@ -48,9 +40,6 @@ class CorruptionErrors(Measurement):
     """
 
     title: ClassVar[str] = "Errors under corruptions"
-    section: ClassVar[str] = "Corruptions"
-    rank: ClassVar[int] = 20
-    drawn: ClassVar[bool] = False
 
     model: ModelRecord
     data: DataRecord
@@ -67,7 +56,7 @@ class CorruptionErrors(Measurement):
             raise ConfigError(f"each corruption has {len(SEVERITIES)} severities; measure again")
         if len({count.total for count in everything}) > 1:
             raise ConfigError("the corruptions were measured on different numbers of images; measure again")
-        self.sums.check(self.images, self.wrong)
+        self.sums.check(self.images, self.counted)
 
     @property
     def images(self) -> int:
@@ -75,10 +64,15 @@ class CorruptionErrors(Measurement):
         return self.clean.total
 
     @property
-    def wrong(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
         """{"clean", corruption: how often wrong, over images and severities}."""
         wrong = {name: sum(c.total - c.correct for c in counts) for name, counts in self.counts.items()}
         return {"clean": self.clean.total - self.clean.correct, **wrong}
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The corruptions, and how strong they are."""
+        return {"corruptions": sorted(self.counts), "table of severities": self.table}
 
     def sentence(self) -> str:
         """The mean error, and the worst."""
@@ -101,7 +95,7 @@ class CorruptionErrors(Measurement):
 
     def error(self, name: str) -> float:
         """The mean error over severities, in [0, 1]."""
-        return self.wrong[name] / (len(SEVERITIES) * self.images)
+        return self.counted[name] / (len(SEVERITIES) * self.images)
 
 
 def corruption_errors(
@@ -210,42 +204,26 @@ def mce(errors: CorruptionErrors, base: CorruptionErrors, *, relative: Relative 
     """
     if relative not in ("differences", "as-printed"):
         raise ConfigError(f"relative={relative!r} is unknown; type 'differences' or 'as-printed'")
-    require_same(
-        (errors.model, base.model),
-        {
-            "corruptions": (sorted(errors.counts), sorted(base.counts)),
-            "images": ((errors.images, errors.data.fingerprint), (base.images, base.data.fingerprint)),
-            "seed": (errors.data.seed, base.data.seed),
-            "table of severities": (errors.table, base.table),
-            "sources of the images": (errors.sources, base.sources),
-        },
-    )
+    errors.check_alike(base)
+    wrong = base.counted
     clean = len(SEVERITIES) if relative == "differences" else 1
     ce: dict[str, Weights] = {}
     relative_ce: dict[str, Weights | None] = {}
     for name in errors.counts:
-        if not base.wrong[name]:
+        if not wrong[name]:
             raise ConfigError(
                 f"the base model makes no errors under {name}, CE has no meaning; choose another base model"
             )
-        ce[name] = {name: 100 / base.wrong[name]}
-        rise = base.wrong[name] - clean * base.wrong["clean"]
+        ce[name] = {name: 100 / wrong[name]}
+        rise = wrong[name] - clean * wrong["clean"]
         relative_ce[name] = {name: 100 / rise, "clean": -100 * clean / rise} if rise > 0 else None
-
-    def percent(weights: Weights) -> Percent:
-        return errors.sums.percent(weights, errors.wrong, errors.images)
-
-    def mean(weights: Mapping[str, Weights | None], names: Sequence[str]) -> Percent | None:
-        merged = mean_weights(weights, names)
-        return None if merged is None else percent(merged)
-
     return CorruptionScores(
         base=base.model,
         relative=relative,
-        ce={name: percent(weights) for name, weights in ce.items()},
-        relative_ce={n: None if weights is None else percent(weights) for n, weights in relative_ce.items()},
-        mce=mean(ce, STANDARD),
-        relative_mce=mean(relative_ce, STANDARD),
-        extra_mce=mean(ce, EXTRA),
-        extra_relative_mce=mean(relative_ce, EXTRA),
+        ce={name: errors.percent(weights) for name, weights in ce.items()},
+        relative_ce={n: None if weights is None else errors.percent(weights) for n, weights in relative_ce.items()},
+        mce=errors.mean(ce, STANDARD),
+        relative_mce=errors.mean(relative_ce, STANDARD),
+        extra_mce=errors.mean(ce, EXTRA),
+        extra_relative_mce=errors.mean(relative_ce, EXTRA),
     )

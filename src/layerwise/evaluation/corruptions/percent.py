@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Self, TypeAlias, final
+from typing import Any, ClassVar, Self, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from layerwise.errors import ConfigError
 from layerwise.evaluation.intervals import Count
-from layerwise.evaluation.record import ModelRecord
+from layerwise.evaluation.measurement import Measurement
+from layerwise.evaluation.record import DataRecord, ModelRecord
 
 Weights: TypeAlias = Mapping[str, float]
 """What each column's sum counts for."""
@@ -88,40 +90,70 @@ class Sums:
         return Percent(value, _Z * math.sqrt(spread))
 
 
-def mean_weights(weights: Mapping[str, Weights | None], names: Sequence[str]) -> Weights | None:
-    """The mean of the weighted sums `names`; None unless each is there."""
-    total: dict[str, float] = {}
-    for name in names:
-        own = weights.get(name)
-        if own is None:
-            return None
-        for column, weight in own.items():
-            total[column] = total.get(column, 0.0) + weight / len(names)
-    return total
+class Tally(Measurement):
+    """What was counted in every view of some images, which a base model's is compared with."""
+
+    section: ClassVar[str] = "Corruptions"
+    rank: ClassVar[int] = 20
+    drawn: ClassVar[bool] = False
+
+    model: ModelRecord
+    data: DataRecord
+    sums: Sums
+    sources: dict[str, str]
+
+    @property
+    @abstractmethod
+    def counted(self) -> dict[str, int]:
+        """{column of the sums: its sum}."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> dict[str, Any]:
+        """What else has to be equal for a comparison, by name."""
+
+    def percent(self, weights: Weights) -> Percent:
+        """The weighted sum of columns."""
+        return self.sums.percent(weights, self.counted, self.total)
+
+    def mean(self, weights: Mapping[str, Weights | None], names: Collection[str]) -> Percent | None:
+        """The mean of the weighted sums `names`; None unless each is there."""
+        merged: dict[str, float] = {}
+        for name in names:
+            own = weights.get(name)
+            if own is None:
+                return None
+            for column, weight in own.items():
+                merged[column] = merged.get(column, 0.0) + weight / len(names)
+        return self.percent(merged)
+
+    def check_alike(self, base: Self) -> None:
+        """Accept a base model that was measured alike.
+
+        Raises:
+            ConfigError: the first thing that is not.
+        """
+        own, other = (
+            each.conditions
+            | {
+                "images": (each.total, each.data.fingerprint),
+                "seed": each.data.seed,
+                "sources of the images": each.sources,
+            }
+            for each in (self, base)
+        )
+        if differ := [what for what in own if own[what] != other[what]]:
+            what = differ[0]
+            raise ConfigError(
+                f"{self.model.name} and its base {base.model.name} were not measured with the same {what}: "
+                f"{str(own[what])[:80]} and {str(other[what])[:80]}; measure both alike"
+            )
 
 
 def means_against(base: ModelRecord, named: Mapping[str, Percent | None]) -> str:
     """The means that there are, in a sentence."""
     told = ", ".join(f"{name} {value} %" for name, value in named.items() if value is not None)
     return f"{told or 'no mean, which needs every corruption of its kind,'} against {base.name}."
-
-
-def require_same(models: tuple[ModelRecord, ModelRecord], pairs: Mapping[str, tuple[Any, Any]]) -> None:
-    """Accept a network and a base model that were measured alike.
-
-    Args:
-        models: the two.
-        pairs: what must be equal, by name.
-
-    Raises:
-        ConfigError: the first thing that is not.
-    """
-    for what, (own, base) in pairs.items():
-        if own != base:
-            raise ConfigError(
-                f"{models[0].name} and its base {models[1].name} were not measured with the same {what}: {str(own)[:80]} and "
-                f"{str(base)[:80]}; measure both alike"
-            )
 
 
 def count(correct: Tensor) -> Count:

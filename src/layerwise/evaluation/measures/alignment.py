@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,9 @@ from layerwise.core.checks import Radius
 from layerwise.core.random import uniform
 from layerwise.core.registry import register
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measurement import Curves, Look, Panels
 from layerwise.evaluation.measures.base import batches, examining
 from layerwise.evaluation.style import pixels
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
@@ -52,13 +48,13 @@ class Alignment(Curves):
         """Also the images without a direction."""
         return len(self.cosines) + self.dropped
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """The share of images up to each cosine."""
         values = sorted(self.cosines)
         share = [100 * (k + 1) / len(values) for k in range(len(values))]
         panels[0].step([*values, 1.0], [*share, 100.0], where="post", **{**look, "marker": None})
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         where = f"cosine of the gradients at x and x + U(-eps, eps), {pixels(self.eps)}"
         panels[0].set(xlabel=where, ylabel="images up to this cosine (%)")

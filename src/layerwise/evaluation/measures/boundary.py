@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,11 @@ from layerwise.core.random import Stream, normal
 from layerwise.core.registry import register
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves, Measurement
+from layerwise.evaluation.measurement import Curves, Look, Measurement, Panels
 from layerwise.evaluation.measures.base import batches, examining, place
 from layerwise.evaluation.style import COLOURS, canvas, describe, scatter, styled
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DOUBLINGS = 10
@@ -65,12 +63,12 @@ class BoundaryDistance(Curves):
         """The images."""
         return len(self.minima)
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """Distances sorted, over directions and over images."""
         for axes, values in zip(panels, (self.per_direction, self.minima), strict=True):
             axes.plot(range(1, len(values) + 1), sorted(values), **{**look, "marker": None})
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         panels[0].set(xlabel="direction, sorted by its mean over the images", ylabel="mean distance (l2, pixel units)")
         panels[1].set(

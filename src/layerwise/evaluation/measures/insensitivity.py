@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves, PerSite
+from layerwise.evaluation.measurement import Curves, Look, Panels, PerSite
 from layerwise.evaluation.measures.base import (
     LAYERS,
     NOISES,
@@ -30,9 +30,6 @@ from layerwise.evaluation.measures.base import (
     losses,
     uniform_noise,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
@@ -59,11 +56,11 @@ class NoiseInsensitivity(Curves):
     images: int
     copies: int
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """I_f over eps."""
         panels[0].plot(self.radii, self.values, **look)
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         panels[0].set(xlabel="eps (l-infinity, pixels in [0, 1])", ylabel="I_f (nats per unit of pixel)")
         panels[0].set_ylim(bottom=0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,8 @@ from layerwise.core.registry import register
 from layerwise.core.tracing import trace
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measurement import Curves, Look, Panels
 from layerwise.evaluation.measures.base import activations, attached, batches, examining, place
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
@@ -46,12 +42,12 @@ class Spectrum(Curves):
     shape: tuple[int, int]
     images: int
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """The spectrum."""
         every = max(1, len(self.values) // 12)
         panels[0].plot(range(1, len(self.values) + 1), self.values, markevery=every, **look)
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         panels[0].set(
             xlabel=f"index of the singular value of dz/dx, z at '{self.encoder}'",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,8 @@ from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measurement import Curves, Look, Panels
 from layerwise.evaluation.measures.base import Pollute, batches, examining
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
@@ -50,13 +47,13 @@ class RadiusCurve(Curves):
         """The images."""
         return self.counts[0].total if self.counts else 0
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """The curve and its 95 % band."""
         low, high = ([100 * count.interval[side] for count in self.counts] for side in (0, 1))
         panels[0].plot(self.radii, [100 * count.accuracy for count in self.counts], **look)
         panels[0].fill_between(self.radii, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         panels[0].set(xlabel=f"radius ({self.unit})", ylabel="accuracy (%), band: 95 % interval")
         panels[0].set_ylim(0, 102)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
 from layerwise.core.registry import register
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import Curves
+from layerwise.evaluation.measurement import Curves, Look, Panels
 from layerwise.evaluation.measures.base import batches, examining
 from layerwise.methods.lad import LAD
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @final
@@ -38,12 +34,12 @@ class StateRatio(Curves):
     ratios: tuple[float, ...]
     reference_batch: int
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """Every batch, and the mean."""
         panels[0].plot([look["label"]] * len(self.ratios), self.ratios, "_", color=look["color"])
         panels[0].plot([look["label"]], [self.ratio], **look)
 
-    def finish(self, panels: Sequence[Axes]) -> None:
+    def finish(self, panels: Panels) -> None:
         """Label the axes."""
         panels[0].set(
             xlabel="network or epoch", ylabel="||x_1|| / ||dL/dx_0||\n(units of x_0 squared per nat)", yscale="log"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, final
+from typing import ClassVar, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,8 @@ from layerwise.core.sites import unwrap
 from layerwise.core.tracing import trace
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.measure import Target
-from layerwise.evaluation.measurement import PerSite
+from layerwise.evaluation.measurement import Look, Panels, PerSite
 from layerwise.evaluation.measures.base import batches, examining, place
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Measure: TypeAlias = Callable[[nn.Module, Tensor, Tensor], float]
 """`measure(network, x, y)` gives the accuracy to be compared, in [0, 1]: clean, under an attack, under a corruption."""
@@ -58,7 +55,7 @@ class Reassignment(PerSite):
     def quantity(self) -> str:
         return "accuracy (%) with this layer replaced\n(thin line: none replaced)"
 
-    def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
+    def draw(self, panels: Panels, look: Look) -> None:
         """A value a layer, and the accuracy without replacement."""
         super().draw(panels, look)
         panels[0].axvline(100 * self.original, color=look["color"], linestyle=look["linestyle"], linewidth=0.8)
