@@ -382,15 +382,15 @@ def test_a_data_set_of_ones_own_is_found_by_import_path(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_sets", raising=False)
     with pytest.raises(ConfigError, match=r"'own_sets:noise', which would be executed; add --trust to allow it"):
-        load("own_sets:noise", trust=False)
-    assert load("own_sets:noise", root="here", size=30).name == "here-0"
+        load("own_sets:noise")
+    assert load("own_sets:noise", trust=True, root="here", size=30).name == "here-0"
     with pytest.raises(ConfigError, match=r"^data set 'own_sets:noise' has no option 'sise'; did you mean 'size'"):
-        load("own_sets:noise", sise=3)
+        load("own_sets:noise", trust=True, sise=3)
     with pytest.raises(
         ConfigError, match=r"'own_sets:number' is a function that does not say that it makes a data set; wr"
     ):
-        load("own_sets:number")
+        load("own_sets:number", trust=True)
     with pytest.raises(
         ConfigError, match=r"data set 'own_sets:lies' gave a int; it has to give a layerwise.data.ImageDa"
     ):
-        load("own_sets:lies")
+        load("own_sets:lies", trust=True)

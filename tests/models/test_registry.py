@@ -101,10 +101,10 @@ def test_pattern_is_the_wide_resnet() -> None:
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("path", ["own_nets:Net", "own_nets.Net"])
 def test_own_network_by_import_path(path: str) -> None:
-    plain = build(path, num_classes=4, width=5)
+    plain = build(path, trust=True, num_classes=4, width=5)
     assert plain(torch.rand(2, 3, 8, 8)).shape == (2, 4)
     assert not isinstance(plain, Normalized)
-    wrapped = build(path, num_classes=4, width=5, mean=MEAN, std=STD)
+    wrapped = build(path, trust=True, num_classes=4, width=5, mean=MEAN, std=STD)
     assert isinstance(wrapped, Normalized)
     assert isinstance(wrapped.get_submodule("model.conv1"), nn.Conv2d)
     wrapped.model.load_state_dict(plain.state_dict())
@@ -115,15 +115,15 @@ def test_own_network_by_import_path(path: str) -> None:
 
 @pytest.mark.usefixtures("own")
 def test_own_network_gets_what_its_signature_has() -> None:
-    assert build("own_nets:by_shape", shape=(5, 4, 4)).in_channels == 5
-    assert build("own_nets:anything", inputs=7).in_features == 7
+    assert build("own_nets:by_shape", trust=True, shape=(5, 4, 4)).in_channels == 5
+    assert build("own_nets:anything", trust=True, inputs=7).in_features == 7
 
 
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("path", ["own_nets:registered", "own_nets:own-registered"])
 def test_own_network_that_is_registered_is_found_by_import_path_too(path: str) -> None:
     """It takes `normalize`, as those of the package do."""
-    network = build(path, num_classes=4, shape=(1, 2, 2), mean=0.5)
+    network = build(path, trust=True, num_classes=4, shape=(1, 2, 2), mean=0.5)
     assert isinstance(network.get_submodule("0"), Normalize)
     assert network(torch.rand(2, 1, 2, 2)).shape == (2, 4)
     assert build("own-registered", shape=(1, 2, 2))(torch.rand(2, 1, 2, 2)).shape == (2, 10)
@@ -132,7 +132,7 @@ def test_own_network_that_is_registered_is_found_by_import_path_too(path: str) -
 @pytest.mark.usefixtures("own")
 def test_own_network_is_imported_only_where_it_is_trusted() -> None:
     with pytest.raises(ConfigError, match="'own_nets:Net', which would be executed; add --trust to allow it"):
-        build("own_nets:Net", trust=False)
+        build("own_nets:Net")
     assert "own_nets" not in sys.modules
 
 
@@ -278,7 +278,7 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "options", "message"), ERRORS, ids=[f"{n}-{list(o)}" for n, o, _ in ERRORS])
 def test_messages(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(name, **options)
+        build(name, trust=True, **options)
     assert str(caught.value).startswith(message)
 
 

@@ -37,10 +37,10 @@ def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     }
     assert names == wanted
     config = read_config(tmp_path / "run")
-    assert config["method"]["class"] == "SLAT"
+    assert config["method"]["name"] == "SLAT"
     assert config["method"]["eta"] == 0.1
     assert config["training"]["optimizer"] == {
-        "class": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False, "decay_norms": True,
+        "name": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False, "decay_norms": True,
     }  # fmt: skip
     found = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert found["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
@@ -80,8 +80,8 @@ def test_nothing_differs_from_itself(value: Any) -> None:
 
 
 def test_differences_are_named() -> None:
-    old = {"method": {"class": "SLAT", "eta": 0.03}, "training": {"epochs": 3, "log_every": 5}}
-    new = {"method": {"class": "SLAT", "eta": 0.05, "k": 1}, "training": {"epochs": 3, "log_every": 7}}
+    old = {"method": {"name": "SLAT", "eta": 0.03}, "training": {"epochs": 3, "log_every": 5}}
+    new = {"method": {"name": "SLAT", "eta": 0.05, "k": 1}, "training": {"epochs": 3, "log_every": 7}}
     assert difference(old, new) == [
         "method.eta: 0.03 before, 0.05 now",
         "method.k: absent before, 1 now",

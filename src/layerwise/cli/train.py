@@ -69,8 +69,10 @@ def _train(arguments: Any, settings: list[str]) -> None:
     from layerwise.evaluation.ranks import rank_and_world
     from layerwise.experiments import experiment
 
-    folder, source = _run_folder(arguments)
-    chosen, tree = experiment.read(source, settings, trust=True)
+    folder, is_run = _run_folder(arguments)
+    chosen, tree = (
+        experiment.read_run(folder, settings) if is_run else experiment.read(arguments.recipe, settings, trust=True)
+    )
     if arguments.dry_run:
         from layerwise.experiments.plan import plan
 
@@ -95,8 +97,8 @@ def _train(arguments: Any, settings: list[str]) -> None:
     say(f"\nrun folder: {folder}")
 
 
-def _run_folder(arguments: Any) -> tuple[Path, str]:
-    """The run's folder, and the recipe or, for `--resume FOLDER`, the run's own configuration."""
+def _run_folder(arguments: Any) -> tuple[Path, bool]:
+    """The run's folder, and whether a run is there that names itself what to do, `--resume FOLDER`."""
     from layerwise.experiments import experiment
 
     given = Path(arguments.recipe)
@@ -108,10 +110,10 @@ def _run_folder(arguments: Any) -> tuple[Path, str]:
     if is_run:
         if arguments.seeds is not None or arguments.name is not None:
             raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")
-        return given, str(given / "config.yaml")
+        return given, True
     if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
         experiment.check_run(given)
-    return arguments.runs / (arguments.name or given.stem), arguments.recipe
+    return arguments.runs / (arguments.name or given.stem), False
 
 
 def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
@@ -126,9 +128,10 @@ def show_help(arguments: Any, source: str | None, settings: list[str]) -> None:
     from layerwise.reading import written
     from layerwise.trees import at
 
-    config = Path(source) / "config.yaml"
+    folder = Path(source)
     with trusting(arguments.trust):
-        _, tree = experiment.read(str(config) if config.is_file() else source, settings, trust=True)
+        is_run = (folder / "config.yaml").is_file()
+        _, tree = experiment.read_run(folder, settings) if is_run else experiment.read(source, settings, trust=True)
     say(f"settings of {source}, each with its value; the class of a .name decides which follow:\n")
     for leaf in experiment.SCHEMA.leaves(tree):
         if arguments.command == "train" or leaf.key.startswith(("evaluation.", "threat.")):

@@ -178,6 +178,13 @@ def name_of(kind: str, thing: object) -> str:
     return ":".join(_origin(thing))
 
 
+def known_as(cls: type) -> str:
+    """What settings call a class: its name in the registry, its own name, or the import path of a user's."""
+    named = [entry.name for entries in _ENTRIES.values() for entry in entries.values() if entry.thing is cls]
+    module, name = _origin(cls)
+    return named[0] if named else name if module.startswith("layerwise.") else f"{module}:{name}"
+
+
 def find(kind: str, name: str, *, trust: bool = False) -> Entry:
     """A thing by its name, in any case, or by `my_module:Name`.
 
@@ -197,7 +204,7 @@ def find(kind: str, name: str, *, trust: bool = False) -> Entry:
     if ":" in name:
         if not trust:
             raise ConfigError(
-                f"the run names code of its own, {name!r}, which would be executed; add --trust to allow it"
+                f"the run names code of its own, {name!r}, which would be executed; add --trust to allow it (in Python: trust=True)"
             )
         entry = _imported(kind, name)
         _IMPORTED[kind, name] = _IMPORTED[kind, name_of(kind, entry.thing)] = entry

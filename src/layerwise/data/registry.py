@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from layerwise.core import registry
@@ -49,7 +50,7 @@ def load(
     validation: float | None = None,
     download: bool = False,
     seed: int = 0,
-    trust: bool = True,
+    trust: bool = False,
     **options: object,
 ) -> ImageData:
     """A data set by name.
@@ -62,7 +63,7 @@ def load(
             number of images, 0 for none; None for what `describe(name)` says.
         download: fetch what is missing; nothing is fetched otherwise.
         seed: of the validation split (and of generated data).
-        trust: importing runs code, so give False where the name comes from elsewhere.
+        trust: import the code that an import path names, which runs it; one that was imported so stays known.
         options: those of the set, see `describe(name)`.
 
     Raises:
@@ -85,7 +86,9 @@ def load(
     data = entry.thing(**{key: value for key, value in common.items() if key in parameters}, **options)
     if not isinstance(data, ImageData):
         raise ConfigError(f"data set {name!r} gave a {type(data).__name__}; it has to give a layerwise.data.ImageData")
-    return data
+    # Other splits than the usual ones are nothing that a recipe can say.
+    origin = {"name": name, "root": None if root is None else os.fspath(root), "validation": validation}
+    return replace(data, origin=None if seed else {**origin, "download": download, "options": options})
 
 
 def _options(entry: Entry) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, final
 
@@ -258,6 +258,7 @@ class ImageData:
         mean: per channel, of the training pixels in [0, 1], before the validation split is taken from them.
         std: likewise; what `Normalized` layers divide by.
         value_range: the interval that pixels lie in, to which attacks clip; None for data without one.
+        origin: how `load` was asked for it, by which a run folder can say where it comes from; None for data of your own.
     """
 
     name: str
@@ -269,6 +270,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: Range = (0.0, 1.0)
+    origin: Mapping[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:

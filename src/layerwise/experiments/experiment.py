@@ -37,9 +37,10 @@ from layerwise.methods import Method
 from layerwise.methods.sources import with_networks
 from layerwise.reading import read_record
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
+from layerwise.training.asked import OWN
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.training.run import CHECKPOINTS, CONFIG, Run, Weights
-from layerwise.trees import Tree
+from layerwise.trees import Tree, at, load_yaml
 
 __all__ = [
     "SCHEMA",
@@ -58,6 +59,7 @@ __all__ = [
     "make_phases",
     "open_run",
     "read",
+    "read_run",
     "run_of",
     "train",
     "train_seeds",
@@ -314,18 +316,25 @@ def open_run(
     return experiment, _network(folder, experiment, data, which=which).to(best_device()), data
 
 
-def load(folder: str | Path, *, which: Weights = "last", trust: bool = False) -> nn.Module:
+def load(
+    folder: str | Path, *, model: nn.Module | None = None, which: Weights = "last", trust: bool = False
+) -> nn.Module:
     """The trained network of a run, in evaluation mode; the data need not be there.
 
     Args:
         folder: the run's folder.
+        model: a network of your own that the weights go into; None makes the one that the run names.
         which: see `open_run`.
         trust: allow the run to name code outside layerwise.
 
     Raises:
         CheckpointError: see `open_run`.
     """
-    run = Path(folder)
+    run = Path(folder).expanduser()
+    if model is not None:
+        check_run(run)
+        load_weights(model, run, which)
+        return model.eval()
     with trusting(trust):
         experiment = _read_run(run, which=which)
     facts = _read_facts(run / FACTS) if (run / FACTS).is_file() else load_data(experiment.data)
@@ -344,6 +353,40 @@ def check_run(folder: Path) -> None:
         raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
 
 
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
+    """The experiment of a run, as `read` gives it.
+
+    Raises:
+        ConfigError: what does not fit; of a run that `fit` made in Python of what has no name, the call that loads it.
+    """
+    file = folder / CONFIG
+    stored = load_yaml(file)
+    own = [f"the {noun} {name!r}" for noun, key in _OWN.items() if (name := at(stored, f"{key}.{OWN}")) is not None]
+    problem = f"{' and '.join(own)} cannot be made again by name"
+    if not own:
+        try:
+            return read(str(file), overrides)
+        except ConfigError as error:
+            if "evaluation" in stored or _readable(file):
+                raise
+            problem = str(error)
+    raise ConfigError(
+        f"{folder} was trained in Python: {problem}; type there layerwise.load({str(folder)!r}, model=network), or "
+        f"layerwise.fit(..., run={str(folder)!r}, resume=True) to go on"
+    )
+
+
+_OWN = {"network": "model", "data": "data"}
+
+
+def _readable(file: Path) -> bool:
+    try:
+        read(str(file))
+    except ConfigError:
+        return False
+    return True
+
+
 def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) -> Experiment:
     """The experiment of a run that has the weights asked for."""
     check_run(folder)
@@ -352,7 +395,7 @@ def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) ->
             raise ConfigError(
                 f"the run is trained already, so --{section} has no effect; type settings of evaluation, threat, data or model"
             )
-    experiment, _ = read(str(folder / CONFIG), overrides)
+    experiment, _ = read_run(folder, overrides)
     if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
         raise CheckpointError(
             f"the training of {folder} has not finished; go on with: layerwise train --resume {shlex.quote(str(folder))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -82,7 +83,7 @@ def build(
     shape: Iterable[int] = (3, 32, 32),
     mean: Statistics | None = None,
     std: Statistics | None = None,
-    trust: bool = True,
+    trust: bool = False,
     **options: Any,
 ) -> nn.Module:
     """A new network, in training mode, that takes pixels in [0, 1] and returns logits.
@@ -94,7 +95,7 @@ def build(
         shape: (channels, height, width) of the images, or (dimensions,) of points.
         mean: each channel's mean, or one for all, of pixels in [0, 1]; None means 0.
         std: each channel's standard deviation, or one for all; None means 1. Without both the first layer is an identity.
-        trust: importing runs code, so give False where the name comes from elsewhere.
+        trust: import the code that an import path names, which runs it; one that was imported so stays known.
         options: the network's own, such as `width`.
 
     Returns:
@@ -120,10 +121,32 @@ def build(
         offered["normalize"] = nn.Identity() if statistics is None else Normalize(*statistics)
     given = {key: value for key, value in offered.items() if key in parameters} | dict(entry.facts)
     _check_options(name, parameters, given=given, options=options)
-    network = entry.thing(**given, **options)
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"{name!r} made a {type(network).__name__}; it has to return a torch.nn.Module.")
-    return network if "normalize" in given or statistics is None else Normalized(network, *statistics)
+    made = entry.thing(**given, **options)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{name!r} made a {type(made).__name__}; it has to return a torch.nn.Module.")
+    network = made if "normalize" in given or statistics is None else Normalized(made, *statistics)
+    how = Built(name, options, integer("num_classes", num_classes), size, statistics)
+    network.__dict__[BUILT] = how
+    return network
+
+
+BUILT = "_layerwise_built"
+
+
+@dataclass(frozen=True)
+class Built:
+    """How `build` has made a network, so that a run folder can say it: its arguments."""
+
+    name: str
+    options: Mapping[str, Any]
+    num_classes: int
+    shape: tuple[int, ...]
+    statistics: tuple[list[float], list[float]] | None
+
+
+def built(network: nn.Module) -> Built | None:
+    """How `build` has made a network; None if it did not."""
+    return network.__dict__.get(BUILT)
 
 
 def find(name: str, *, trust: bool = False) -> Entry:

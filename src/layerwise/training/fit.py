@@ -26,6 +26,7 @@ from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 from layerwise.models.weights import pack_tensors
 from layerwise.training import fsdp
+from layerwise.training.asked import asked
 from layerwise.training.bare import Bare, suffices
 from layerwise.training.canary import ENOUGH, check_hooks, compiling, eagerly
 from layerwise.training.capture import Captured, capturing
@@ -79,7 +80,8 @@ def fit(
         phases: changes of the method over the epochs; their epochs add up to the run's.
         resume: go on with the run in `run`, or begin it.
         progress: a bar where a person watches (True), everywhere (`"force"`), or nowhere (False).
-        config: what the run folder stores as its configuration, plain data; None describes the arguments.
+        config: what the run folder stores as its configuration, plain data; None describes the arguments, by which commands can
+            evaluate and resume the run where `build_model` made the network and `load_data` the data.
 
     Returns:
         What happened; the weights are in `model` and in the run folder, see `load_weights`.
@@ -105,7 +107,6 @@ def fit(
         )
     if resume and run is None:
         raise ConfigError("resume=True needs the folder of the run; give run=...")
-    asked = {"model": type(raw).__name__, "data": data.name, "method": method, "training": settings, "phases": phases}
     job = Job(
         raw=raw,
         phases=Phases(method, phases, settings.epochs),
@@ -115,7 +116,9 @@ def fit(
         run=None if run is None else Path(run).expanduser(),
         resume=resume,
         progress=progress,
-        config=plain(asked if config is None else config),
+        config=asked(raw, data, method=method, threat=against, training=settings, phases=phases)
+        if config is None
+        else plain(config),
         process=os.getpid(),
     )
     with nothing_half_made(job.run), survived(partial(to_go_on, job.run)), quiet():

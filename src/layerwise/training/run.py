@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.registry import known_as
 from layerwise.core.shards import divided
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
@@ -48,11 +49,12 @@ WEIGHTS: dict[str, str] = {
 }
 
 _FREE = "accelerator devices num_nodes strategy num_workers log_every tensorboard checkpoint_every keep"
-FREE = tuple(f"training.{name}" for name in _FREE.split())
-"""Settings that do not change the result (beyond the order of sums) and may differ when a run is resumed."""
+FREE = (*(f"training.{name}" for name in _FREE.split()), "data.download", "evaluation")
+"""Settings that do not change the result (beyond the order of sums) and may differ when a run is resumed; what `fit` was called for in
+Python has no evaluation, and may get one."""
 
-ADDED = {"batch_norm": "per-rank"}
-"""Training settings that older runs have not written down, and what they had."""
+ADDED = {"batch_norm": "per-rank", "augment.name": "Augment"}
+"""Training settings that older runs, or runs begun in Python, have not written down, and what they had."""
 
 PACKAGES = ("layerwise", "torch", "numpy", "lightning-fabric", "safetensors", "pydantic", "scikit-learn")
 
@@ -258,7 +260,8 @@ def plain(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"class": type(value).__name__, **named}
+        # Settings without a base class are those of a fixed class, which recipes do not name.
+        return named if type(value).__bases__ == (object,) else {"name": known_as(type(value)), **named}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, str | bool | int | None):
