@@ -25,10 +25,11 @@ format: $(READY)  ## mend lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-stored: $(READY)  ## write anew what the package stores of itself: the schema of recipes, the costs of the papers' tables, the page of measures
+stored: $(READY)  ## write anew what the package stores of itself: the schema of recipes, the costs of the papers' tables, the pages of measures and of settings
 	$(BIN)/python -m layerwise.experiments.schema
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.measures
+	$(BIN)/python -m benchmarks.papers
 
 coverage: $(READY)  ## every test, with coverage of the package
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered

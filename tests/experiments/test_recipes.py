@@ -33,6 +33,7 @@ SHAPES = {
     "tiny-imagenet": ((3, 64, 64), 200),
     "cifar10 grey": ((1, 32, 32), 10),
     "tiny-imagenet 224": ((3, 224, 224), 200),
+    "image-folder 224": ((3, 224, 224), 1000),
 }
 NAMES = recipe.names()
 
@@ -128,7 +129,8 @@ def test_the_parts_fit_each_other() -> None:
         Phases(chosen.method, experiment.make_phases(chosen), chosen.training.epochs)
         attacks = chosen.evaluation.attacks
         spelled = [str(parse_attack(a)) for a in attacks] == attacks and attacks[0] == "clean"
-        return spelled and f"-{chosen.data.name}-" in f"-{name}-"
+        data = {"image-folder": "imagenet"}.get(chosen.data.name, chosen.data.name)
+        return spelled and f"-{data}-" in f"-{name}-"
 
     assert failing(fit) == []
 
