@@ -63,6 +63,7 @@ NAMES = [
     "Training",
     "YOPO",
     "__version__",
+    "audit",
     "build_model",
     "evaluate",
     "export",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerwise.data import load as load_data
     from layerwise.errors import LayerwiseError
     from layerwise.evaluation import evaluate
+    from layerwise.evaluation.measures import audit
     from layerwise.experiments.experiment import load
     from layerwise.methods import (
         ANP,
@@ -123,6 +124,7 @@ __all__ = [
     "TokenCrossEntropy",
     "Training",
     "__version__",
+    "audit",
     "build_model",
     "evaluate",
     "export",
@@ -144,6 +146,7 @@ _PLACES = {
     "data": ("from_dataset", "from_tensors", "load as load_data"),
     "errors": ("LayerwiseError",),
     "evaluation": ("evaluate",),
+    "evaluation.measures": ("audit",),
     "experiments.experiment": ("load",),
     "methods": (
         *("ANP", "AWP", "EAT", "FGSM", "FGSMCKPT", "FGSMRS", "LAD", "LAT", "MART", "NAT", "NEFTune", "NFGSM", "PAT"),

@@ -285,7 +285,7 @@ class _Work:
             return Measured(name, Measurement.from_dict(known[0], source=str(self.store.path)))
         try:
             with board.working(name):
-                found = measure(replace(self.target, bar=name))
+                found = measure(replace(self.target, bar=name, store=self.store))
         except LayerwiseError as error:
             logger.warning("%s is left out: %s", name, error)
             return None

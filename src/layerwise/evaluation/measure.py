@@ -34,6 +34,7 @@ from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation.conditions import Conditions
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board
+from layerwise.evaluation.store import Store
 from layerwise.reading import read_items
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Target:
         others: {name: network} to compare with.
         board: where progress is shown.
         bar: what the measure's bar is called.
+        store: where a measure that takes long may keep what it has done.
     """
 
     conditions: Conditions
@@ -66,6 +68,7 @@ class Target:
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     board: Board = field(default_factory=lambda: Board({}, visible=False))
     bar: str = ""
+    store: Store = field(default_factory=lambda: Store(None), compare=False)
 
     @property
     def model(self) -> nn.Module:

@@ -35,6 +35,8 @@ from layerwise.evaluation.measures.jacobian import Spectrum as Spectrum
 from layerwise.evaluation.measures.jacobian import jacobian_spectrum as jacobian_spectrum
 from layerwise.evaluation.measures.landscape import Landscape as Landscape
 from layerwise.evaluation.measures.landscape import loss_landscape as loss_landscape
+from layerwise.evaluation.measures.latent_audit import LatentAudit as LatentAudit
+from layerwise.evaluation.measures.latent_audit import audit as audit
 from layerwise.evaluation.measures.linearity import Linearity as Linearity
 from layerwise.evaluation.measures.linearity import linear_approximation_error as linear_approximation_error
 from layerwise.evaluation.measures.pictures import Example as Example
