@@ -23,7 +23,7 @@ from layerwise.cli.main import commands
 from layerwise.core import registry
 from layerwise.evaluation import Evaluation
 from layerwise.evaluation.corruptions import CORRUPTIONS, SEQUENCES, CorruptionErrors
-from layerwise.evaluation.measures import Alignment, Examples
+from layerwise.evaluation.measures import Alignment, Examples, LatentAudit
 from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment, recipe
 from layerwise.experiments.suites import SUITES
@@ -292,6 +292,19 @@ def test_a_suite_has_a_record_of_its_own_and_gives_way_to_what_is_typed(layerwis
     assert said.err.startswith("state-ratio is left out: ")
     assert layerwise("evaluate", "runs/done", "--num-examples", "9").out.endswith("evaluation-custom.json\n")
     assert (done / "evaluation.json").read_text() == before
+
+
+def test_an_audit_is_bounded_recorded_and_reported(layerwise: Command, done: Path) -> None:
+    bounds = ["--sites", "conv1", "layer1", "--radii", "0.1,0.4", "--steps", "1"]
+    said = layerwise("evaluate", "runs/done", "--audit", *bounds)
+    assert said.code == 0, said.err
+    assert re.search(r"the audit of 2 sites at 2 radii makes 29 passes over 100 examples\n", said.err)
+    assert "Latent audit: the weakest of 2 layers is " in said.out
+    assert said.out.endswith("record: runs/done/evaluation-audit.json\n")
+    (found,) = Evaluation.read(done, "evaluation-audit").found(LatentAudit)
+    assert ([layer.site for layer in found.layers], found.radii) == (["conv1", "layer1"], (0.1, 0.4))
+    assert layerwise("report", "runs/done", "--record", "evaluation-audit").code == 0
+    told(layerwise("evaluate", "runs/done", *bounds), r"^error: --sites is the audit's; type --audit too")
 
 
 def test_measures_are_typed_like_attacks(layerwise: Command, done: Path) -> None:

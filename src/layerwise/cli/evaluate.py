@@ -26,6 +26,8 @@ Evaluate a finished run, as its recipe says, by a suite, or otherwise.
   layerwise evaluate runs/a --evaluation.measures corruptions \\
       --evaluation.baseline runs/standard --record evaluation-c
                                        mCE against a run with the same record
+  layerwise evaluate runs/a --audit --sites layer1 layer2 --radii 0.1,0.3
+                                       what noise each layer stands, too
   layerwise list suites                what is in each; also: list attacks,
                                        list measures, list corruptions
 
@@ -34,8 +36,8 @@ whatever else stopped it, the same command goes on; --fresh begins anew.
 
 The record goes into the run's folder (or --output): evaluation.json where nothing differs
 from the run's own settings, evaluation-SUITE.json, evaluation-best.json for
-other weights, evaluation-custom.json for other settings, or where --record
-says. `layerwise evaluate RUN --help` lists every setting.
+other weights, evaluation-audit.json with --audit, evaluation-custom.json for
+other settings, or where --record says. `layerwise evaluate RUN --help` lists every setting.
 """
 
 
@@ -49,6 +51,12 @@ def add_arguments(parser: Any) -> None:
         "--num-examples", type=int, help="a random subset of so many images, the same for the same seed"
     )
     parser.add_argument("--seed", type=int, help="of the subset and of all random numbers (default: 0)")
+    parser.add_argument(
+        "--audit", action="store_true", help="also the latent audit: noise at each layer, over its relative size"
+    )
+    parser.add_argument("--sites", nargs="+", help="of the audit: which layers (default: some of the blocks)")
+    parser.add_argument("--radii", help="of the audit: sizes relative to the activation, such as 0.05,0.1,0.3")
+    parser.add_argument("--steps", type=int, help="of the audit: PGD's steps at each radius (default: 10)")
     parser.add_argument("--weights", default="last", help="last, best, ema or best-ema (default: last)")
     parser.add_argument("--record", help="name of the record in the run's folder, without .json")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
@@ -88,14 +96,15 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
     # Where the data are changes nothing in the record.
     differs = any(s.startswith("--") and not s.startswith(("--data.root", "--data.download")) for s in settings)
     differs |= arguments.num_examples is not None or arguments.seed is not None
-    kind = arguments.suite or ("custom" if differs else None)
+    audit = _audit(arguments)
+    kind = arguments.suite or ("custom" if differs else "audit" if audit else None)
     record = arguments.record or "-".join(filter(None, ["evaluation", None if which == "last" else which, kind]))
     name = folder.resolve().name if which == "last" else f"{folder.resolve().name} ({which} weights)"
     try:
         evaluation = experiment.evaluate_run(
             model,
             data,
-            _beside(chosen.evaluation, folder, output),
+            _beside(replace(chosen.evaluation, measures=[*chosen.evaluation.measures, *audit]), folder, output),
             threat=chosen.threat,
             name=name,
             folder=output,
@@ -117,6 +126,21 @@ def _beside(settings: Any, folder: Path, output: Path) -> Any:
     base = settings.baseline
     same = base and Path(base).resolve() == folder.resolve()
     return replace(settings, baseline=str(output)) if same else settings
+
+
+def _audit(arguments: Any) -> list[str]:
+    """The measure that `--audit` and what bounds it stand for.
+
+    Raises:
+        ConfigError: a bound without `--audit`.
+    """
+    bounds = {"radii": arguments.radii, "steps": arguments.steps}
+    given = [f"{name}={value}" for name, value in bounds.items() if value is not None]
+    if not arguments.audit:
+        if named := [name for name in ("sites", "radii", "steps") if getattr(arguments, name) is not None]:
+            raise ConfigError(f"--{named[0]} is the audit's; type --audit too")
+        return []
+    return [" ".join(["audit", *(arguments.sites or ()), *given])]
 
 
 def _again(arguments: Any) -> str:

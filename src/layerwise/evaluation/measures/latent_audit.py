@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerwise.core.calling import Inputs, move, rows
 from layerwise.core.checks import at_least
-from layerwise.core.criteria import Criterion, CrossEntropy, as_criterion
+from layerwise.core.criteria import CrossEntropy, as_criterion
 from layerwise.core.latent import Per
 from layerwise.core.modes import evaluation_mode, exact_arithmetic, frozen
 from layerwise.core.registry import register
@@ -187,7 +187,7 @@ def audit(
     steps: int = 10,
     norm: Literal["l2", "linf"] = "l2",
     per: Per = "example",
-    criterion: Criterion | None = None,
+    criterion: object = None,
     num_examples: int | None = 100,
     batch_size: int = 250,
     seed: int = 0,
@@ -209,7 +209,7 @@ def audit(
         steps: of PGD at each radius, 2.5 radius / steps each.
         norm: `"l2"` or `"linf"`.
         per: what a norm is of: the `"example"`'s activation, or each `"token"`'s where it is (B, L, d).
-        criterion: each example's loss; `TokenCrossEntropy` and `NextToken` audit every labelled position.
+        criterion: each example's loss, any that methods take; `TokenCrossEntropy` and `NextToken` audit every labelled position.
         num_examples: the first so many images or, of batches, as many as hold them; None is all.
         batch_size: images a batch; the result does not depend on it.
         seed: of the images, the noise and the targets.
