@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test torture check format stored coverage clean
+.PHONY: demo test torture check format stored docs coverage clean
 
 demo: $(READY)  ## train and compare standard, FGSM-RS and SLAT on the embedded digits; prints where the report is
 	$(BIN)/layerwise demo
@@ -30,6 +30,9 @@ stored: $(READY)  ## write anew what the package stores of itself: the schema of
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.measures
 	$(BIN)/python -m benchmarks.papers
+
+docs: $(READY)  ## the documentation site, in build/site; a broken link is an error
+	$(BIN)/sphinx-build -q -W --keep-going -j 2 -b html docs build/site
 
 coverage: $(READY)  ## every test, with coverage of the package
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered

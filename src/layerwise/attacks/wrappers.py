@@ -98,6 +98,7 @@ class EOT(Around):
 
     form: ClassVar[str] = "eot-16:ATTACK"
     prefixed: ClassVar[bool] = False
+    """A number stands there instead."""
     numbers: ClassVar[tuple[str, ...]] = ("count",)
 
     attack: InputAttack
