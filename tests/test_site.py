@@ -49,3 +49,9 @@ def test_each_method_has_a_page_that_says_what_it_costs(tmp_path: Path) -> None:
     pages = {page.stem for page in (tmp_path / "methods").glob("*.md")} - {"index"}
     assert pages == set(registry.names("method"))
     assert "layerwise train" in (tmp_path / "commands.md").read_text()
+
+
+def test_every_page_is_led_to() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8").splitlines()
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index", "roadmap"}
+    assert pages - set(index) == set()
