@@ -1,8 +1,12 @@
-"""Radii: a fraction such as 8/255 is accepted wherever a radius is."""
+"""What a number may be: types of fields that say it, such as `Count` and `Share`, and the radius, also written 8/255."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cache, partial
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from layerwise.errors import ConfigError
 
@@ -106,3 +110,53 @@ def check_share(name: str, value: float) -> None:
 def _no_text(name: str, value: object) -> None:
     if isinstance(value, str):
         raise ConfigError(f"{name}={value!r} is not a number; type for example {name}=8/255, without quotation marks")
+
+
+Check: TypeAlias = Callable[[str, Any], None]
+"""Complains about a value, given its name."""
+
+Count: TypeAlias = Annotated[int, partial(at_least, smallest=1)]
+NonNegative: TypeAlias = Annotated[float, partial(at_least, smallest=0)]
+Positive: TypeAlias = Annotated[float, partial(at_least, smallest=1e-9)]
+Share: TypeAlias = Annotated[float, check_share]
+"""Types of fields that `check_fields` holds to their ranges: from 1, from 0, above 0, and from 0 to 1."""
+
+
+def check_fields(thing: Any) -> None:
+    """Complain about a field of a dataclass whose value its type does not allow: a range, a radius, or one of a `Literal`.
+
+    Raises:
+        ConfigError: naming the field, and what to type.
+    """
+    for name, optional, check in _checks(type(thing)):
+        value = getattr(thing, name)
+        # A radius in l2 adds up over the pixels, and may be larger than a single one can be.
+        if (value is None and optional) or (check is check_radius and getattr(thing, "norm", None) == "l2"):
+            continue
+        for key, each in value.items() if isinstance(value, Mapping) else [(name, value)]:
+            check(key, each)
+
+
+@cache
+def _checks(kind: Any) -> list[tuple[str, bool, Check]]:
+    """Each check of a dataclass's fields: the field, whether it may be None, and what complains."""
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError:  # a class inside a function, of types that only the function knows
+        return []
+    found: list[tuple[str, bool, Check]] = []
+    for f in fields(kind):
+        hint = hints[f.name]
+        parts = (hint,) if get_origin(hint) in (Annotated, Literal) else (hint, *get_args(hint))
+        ranges = [check for part in parts if get_origin(part) is Annotated for check in part.__metadata__]
+        choices = [v for part in parts for v in (get_args(part) if get_origin(part) is Literal else ALSO.get(part, ()))]
+        if any(get_origin(part) is Literal for part in parts):
+            ranges.append(partial(one_of, allowed=tuple(choices)))
+        if Radius in parts:
+            ranges.append(check_radius)
+        found += [(f.name, NoneType in parts, check) for check in ranges]
+    return found
+
+
+ALSO: dict[Any, tuple[object, ...]] = {bool: (True, False), NoneType: (None,)}
+"""What stands for a type beside a `Literal`."""

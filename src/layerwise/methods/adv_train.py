@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import logits
-from layerwise.core.checks import at_least, check_share
+from layerwise.core.checks import Count, Share
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
@@ -47,16 +47,15 @@ class AdvTrainI(InputMethod):
     """
 
     network: Any = field(default=None, metadata=NETWORKS)
-    alpha: float = 0.5
-    num_steps: int = 5
+    alpha: Share = 0.5
+    num_steps: Count = 5
     num_classes: int | None = None
     overshoot: float = 0.02
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        check_share("alpha", self.alpha)
-        at_least("num_steps", self.num_steps, 1)
+        super().__post_init__()
         self._networks = Sources([self.network], where="AdvTrainI.network")
 
     def batch_perturb(

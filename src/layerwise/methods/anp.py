@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale, sign
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -58,8 +58,8 @@ class ANP(LayerMethod):
     """
 
     eta: float = 0.3
-    eps: float = 0.3
-    k: int = 5
+    eps: NonNegative = 0.3
+    k: Count = 5
     layers: int | None = 4
     sites: str | list[str] | tuple[str, ...] = "affine outputs"
     include_input: bool = False
@@ -68,21 +68,15 @@ class ANP(LayerMethod):
     apply: Literal["raw", "sign"] = "raw"
     update: Literal["every-step", "last-step", "after-probes"] = "every-step"
     descend_at: Literal["printed", "shifted"] = "printed"
-    noise_std: float = 0.0
+    noise_std: NonNegative = 0.0
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        one_of("norm", self.norm, ("l2", "l2-batch", "sign"))
-        one_of("apply", self.apply, ("raw", "sign"))
-        one_of("update", self.update, ("every-step", "last-step", "after-probes"))
-        one_of("descend_at", self.descend_at, ("printed", "shifted"))
+        super().__post_init__()
         if self.descend_at == "shifted" and self.update != "every-step":
             raise ConfigError(f"descend_at='shifted' has no effect with update={self.update!r}; type update=every-step")
-        at_least("k", self.k, 1)
-        at_least("eps", self.eps, 0)
-        at_least("noise_std", self.noise_std, 0)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         chosen = [self.sites] if isinstance(self.sites, str) else list(self.sites)

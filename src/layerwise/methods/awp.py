@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise.core.calling import rows
-from layerwise.core.checks import at_least
+from layerwise.core.checks import NonNegative
 from layerwise.core.cost import Passes
 from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm
@@ -45,11 +45,11 @@ class AWP(Wrapper):
     Reference: Wu et al. 2020. The authors' code takes d from a copy of the network.
     """
 
-    gamma: float = 0.01
+    gamma: NonNegative = 0.01
     base: Method = field(default_factory=PGD)
 
     def __post_init__(self) -> None:
-        at_least("gamma", self.gamma, 0)
+        super().__post_init__()
         steps = self.base.passes.steps
         if steps != 1 or isinstance(self.base, AWP):
             name = type(self.base).__name__

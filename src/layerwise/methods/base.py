@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, examples, logits, rows
+from layerwise.core.checks import check_fields
 from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, as_criterion
@@ -41,6 +42,10 @@ class Method(ABC):
     _seen: Seen | None = None
     _abandoned: bool = False
     _told: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what the fields' types say; a method that has more to check calls this first."""
+        check_fields(self)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Any loss is taken for a criterion, see `layerwise.core.criteria.as_criterion`."""

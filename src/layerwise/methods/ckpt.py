@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.calling import logits
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -42,11 +42,8 @@ class FGSMCKPT(InputMethod):
     """
 
     attack: FGSM = field(default_factory=FGSMRS)
-    c: int = 3
+    c: Count = 3
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("c", self.c, 1)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None

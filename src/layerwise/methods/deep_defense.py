@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.deepfool import deepfool
@@ -53,10 +53,10 @@ class DeepDefense(Method):
     Reference: Yan et al. 2018, eqs. 1-3 and 6; settings of the authors' code. Exponents are clamped at 80, counted in `warnings`.
     """
 
-    weight: float = 15.0
+    weight: NonNegative = 15.0
     c: float = 25.0
     d: float = 5.0
-    num_steps: int = 5
+    num_steps: Count = 5
     num_classes: int | None = None
     overshoot: float = 0.02
     p: float = 2.0
@@ -67,10 +67,7 @@ class DeepDefense(Method):
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        one_of("regulariser", self.regulariser, ("exp", "linear"))
-        one_of("treat_wrong", self.treat_wrong, ("separately", "alike"))
-        at_least("num_steps", self.num_steps, 1)
-        at_least("weight", self.weight, 0)
+        super().__post_init__()
         if not self.p > 1:
             raise ConfigError(f"p={self.p} has no smooth DeepFool step; type a number above 1, or inf")
         self._clamped: Tensor | None = None

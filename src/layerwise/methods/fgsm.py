@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.checks import Radius, at_least, check_radius, one_of
+from layerwise.core.checks import NonNegative, Positive, Radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -46,20 +46,13 @@ class FGSM(InputMethod):
     """
 
     eps: Radius | None = field(default=None, metadata=EPS)
-    step: float = 1.0
-    noise: float = 0.0
+    step: NonNegative = 1.0
+    noise: NonNegative = 0.0
     project: bool = False
-    std: float | None = None
+    std: Positive | None = None
     target: Literal["label", "least-likely"] = "label"
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        check_radius("eps", self.eps)
-        at_least("step", self.step, 0)
-        at_least("noise", self.noise, 0)
-        at_least("std", 1 if self.std is None else self.std, 1e-9)
-        one_of("target", self.target, ("label", "least-likely"))
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
@@ -109,8 +102,8 @@ class FGSMRS(FGSM):
     value. The start is clipped to [0, 1] as in their code.
     """
 
-    step: float = 1.25
-    noise: float = 1.0
+    step: NonNegative = 1.25
+    noise: NonNegative = 1.0
     project: bool = True
 
 
@@ -124,7 +117,7 @@ class NFGSM(FGSM):
     at the end.
     """
 
-    noise: float = 2.0
+    noise: NonNegative = 2.0
 
 
 @final

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import logits
-from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.checks import Count, Radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -40,12 +40,11 @@ class FreeAT(Method):
 
     eps: Radius | None = field(default=None, metadata=EPS)
     step: float = 1.0
-    m: int = 8
+    m: Count = 8
     criterion: Criterion = field(default_factory=CrossEntropy)
 
     def __post_init__(self) -> None:
-        check_radius("eps", self.eps)
-        at_least("m", self.m, 1)
+        super().__post_init__()
         self._delta: Tensor | None = None
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.calling import logits
-from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.checks import NonNegative, Radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -52,14 +52,10 @@ class GradAlign(Method):
 
     eps: Radius | None = field(default=None, metadata=EPS)
     step: float = 1.0
-    weight: float = 0.2
+    weight: NonNegative = 0.2
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        check_radius("eps", self.eps)
-        at_least("weight", self.weight, 0)
 
     @property
     def perturbs_input(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.calling import logits
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative, Share
 from layerwise.core.cost import AGAIN, PROBE, Passes
 from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
@@ -49,22 +49,17 @@ class LAD(LayerMethod):
     """
 
     eta: float = 50.0
-    reference_batch: int = 128
+    reference_batch: Count = 128
     splitting: Literal["lie-trotter", "strang-marchuk"] = "lie-trotter"
     base: InputMethod = field(default_factory=PGD)
-    gamma: float = 0.5
-    num_inner_steps: int = 1
-    noise_std: float = 0.0
+    gamma: Share = 0.5
+    num_inner_steps: Count = 1
+    noise_std: NonNegative = 0.0
     sites: str | list[str] | tuple[str, ...] | None = None
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        one_of("splitting", self.splitting, ("lie-trotter", "strang-marchuk"))
-        at_least("num_inner_steps", self.num_inner_steps, 1)
-        at_least("reference_batch", self.reference_batch, 1)
-        at_least("noise_std", self.noise_std, 0)
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"gamma={self.gamma} is not a share; type a number from 0 to 1")
+        super().__post_init__()
         if self.num_inner_steps > 1 and self.splitting == "strang-marchuk":
             raise ConfigError(
                 "num_inner_steps > 1 is defined for the Lie-Trotter splitting only; type splitting=lie-trotter"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import scaled_signs
 from layerwise.core.calling import Inputs, examples, logits, rows, shape_of
-from layerwise.core.checks import at_least, check_share
+from layerwise.core.checks import Count, NonNegative, Share
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -42,16 +42,11 @@ class LayerSigns(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    eps: float = 20.0
-    reference_batch: int = 128
+    eps: NonNegative = 20.0
+    reference_batch: Count = 128
     relative: bool = True
-    alpha: float = 0.5
+    alpha: Share = 0.5
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("eps", self.eps, 0)
-        at_least("reference_batch", self.reference_batch, 1)
-        check_share("alpha", self.alpha)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         return block_sites(model, example, self.sites)
@@ -192,12 +187,9 @@ class GaussianNoise(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    std: float = 0.1
+    std: NonNegative = 0.1
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("std", self.std, 0)
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         return block_sites(model, example, self.sites)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import logits
-from layerwise.core.checks import at_least
+from layerwise.core.checks import NonNegative
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -36,11 +36,8 @@ class MART(InputMethod):
     """
 
     attack: InputMethod = field(default_factory=PGD)
-    beta: float = 5.0
+    beta: NonNegative = 5.0
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("beta", self.beta, 0)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None

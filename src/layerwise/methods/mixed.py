@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import logits
-from layerwise.core.checks import check_share, one_of
+from layerwise.core.checks import Share
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -24,8 +24,6 @@ from layerwise.methods.sources import NETWORKS, Sources
 
 Halves: TypeAlias = Literal["apart", "together"]
 """`"apart"`: batch norm sees the clean and the adversarial images in a pass each; `"together"`: in one pass of 2 B images."""
-
-HALVES = ("apart", "together")
 
 
 def joint_loss(
@@ -58,13 +56,9 @@ class Mixed(InputMethod):
     """
 
     attack: InputMethod
-    alpha: float = 0.5
+    alpha: Share = 0.5
     halves: Halves = "apart"
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        check_share("alpha", self.alpha)
-        one_of("halves", self.halves, HALVES)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None

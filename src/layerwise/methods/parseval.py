@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import rows
-from layerwise.core.checks import at_least, check_share
+from layerwise.core.checks import NonNegative, Share
 from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch, own_rows
 from layerwise.core.registry import register
@@ -36,13 +36,9 @@ class Parseval(Wrapper):
     Reference: Cisse et al. 2017, section 4.2 and algorithm 1. Its convex combinations in residual networks are not part of this.
     """
 
-    beta: float = 1e-4
-    share: float = 0.3
+    beta: NonNegative = 1e-4
+    share: Share = 0.3
     base: Method = field(default_factory=Standard)
-
-    def __post_init__(self) -> None:
-        at_least("beta", self.beta, 0)
-        check_share("share", self.share)
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """The base's losses; the code after a yield runs after the step."""

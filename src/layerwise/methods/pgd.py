@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
 from layerwise.core.calling import logits
-from layerwise.core.checks import Radius, at_least, check_radius, one_of
+from layerwise.core.checks import Count, NonNegative, Radius
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -46,19 +46,12 @@ class PGD(InputMethod):
     """
 
     eps: Radius | None = field(default=None, metadata=EPS)
-    steps: int = 10
-    step: float = 0.25
+    steps: Count = 10
+    step: NonNegative = 0.25
     norm: Literal["linf", "l2"] | None = field(default=None, metadata=NORM)
     random_start: bool = True
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        one_of("norm", self.norm, ("linf", "l2", None))
-        at_least("steps", self.steps, 1)
-        at_least("step", self.step, 0)
-        if self.norm != "l2":
-            check_radius("eps", self.eps)
 
     @property
     def ball(self) -> tuple[float, Norm]:
@@ -134,13 +127,9 @@ class TRADES(InputMethod):
     """
 
     attack: PGD = field(default_factory=PGD)
-    beta: float = 6.0
-    start_noise: float = 0.001
+    beta: NonNegative = 6.0
+    start_noise: NonNegative = 0.001
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("beta", self.beta, 0)
-        at_least("start_noise", self.start_noise, 0)
 
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None

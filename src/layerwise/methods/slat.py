@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, project, scale, sign
-from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.checks import Count, Radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -58,15 +58,13 @@ class SLAT(LayerMethod):
     eta: Radius | dict[str, Radius] | None = field(default=None, metadata=EPS)
     input_step: float = 1.0
     clamp_to_activation_range: bool = False
-    num_probes: int = 1
+    num_probes: Count = 1
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
     def __post_init__(self) -> None:
-        at_least("num_probes", self.num_probes, 1)
-        for name, value in self.eta.items() if isinstance(self.eta, Mapping) else [("eta", self.eta)]:
-            check_radius(name, value)
+        super().__post_init__()
         if self.base is not None and self.input_step != 1.0:
             raise ConfigError(
                 f"input_step={self.input_step} has no effect with base={type(self.base).__name__}; set its step"

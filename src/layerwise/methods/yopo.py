@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
 from layerwise.core.calling import logits
-from layerwise.core.checks import Radius, at_least, check_radius
+from layerwise.core.checks import Count, NonNegative, Radius
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Partial, Step
@@ -50,19 +50,13 @@ class YOPO(LayerMethod):
     """
 
     eps: Radius | None = field(default=None, metadata=EPS)
-    m: int = 5
-    n: int = 3
-    step: float = 0.25
+    m: Count = 5
+    n: Count = 3
+    step: NonNegative = 0.25
     site: str = "first(1)"
     adjoint_update: bool = False
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        check_radius("eps", self.eps)
-        at_least("step", self.step, 0)
-        at_least("m", self.m, 1)
-        at_least("n", self.n, 1)
 
     @property
     def perturbs_input(self) -> bool:
