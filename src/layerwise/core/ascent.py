@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.core import ascent, norms
+from layerwise.core import norms
 from layerwise.core.norms import Norm
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source, normal, uniform
@@ -128,8 +128,8 @@ def iterate(
         norm: which ball.
         gradient: gives dL/dx at an iterate, told whether it is the last.
     """
-    direction = ascent.sign() if norm == "linf" else ascent.normalize(norm)
-    step = ascent.chain(direction, ascent.scale(alpha), ascent.accumulate(), ascent.project(norm, eps))
+    direction = sign() if norm == "linf" else normalize(norm)
+    step = chain(direction, scale(alpha), accumulate(), project(norm, eps))
     x_adv = start
     for t in range(steps):
         g = gradient(x_adv, t == steps - 1)

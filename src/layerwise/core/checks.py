@@ -128,7 +128,7 @@ def check_fields(thing: Any) -> None:
     Raises:
         ConfigError: naming the field, and what to type.
     """
-    for name, optional, check in _checks(type(thing)):
+    for name, optional, check in _checks(thing.__class__):
         value = getattr(thing, name)
         # A radius in l2 adds up over the pixels, and may be larger than a single one can be.
         if (value is None and optional) or (check is check_radius and getattr(thing, "norm", None) == "l2"):

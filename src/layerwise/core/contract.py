@@ -107,11 +107,15 @@ def check_batch(model: nn.Module, x: Inputs, y: Any, demands: Demands) -> list[s
     _check_kinds(x, y, demands)
     output = _output_of(unwrap(model), x, demands)
     _check_form(output, x, y, demands)
-    numbers = _numbers(examples(x), y, output, demands)
-    _check_values(numbers, output, demands)
+    probable = _check_values(examples(x), y, output, demands)
     if not _entropy(demands.criterion):
         _try_criterion(demands.criterion, output, y)
-    return _suspicions(numbers, demands)
+    elif probable:
+        return [
+            "the network's outputs look like probabilities, not negative and with the sum 1, and cross entropy takes logits; leave out the "
+            "softmax at the network's end"
+        ]
+    return []
 
 
 def _entropy(criterion: Criterion | None) -> bool:
@@ -245,21 +249,11 @@ def _check_labels(output: Tensor, y: Tensor, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"the network gives shape {shape} for labels (B,); let it end with flatten(1)")
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """What one look at the device tells."""
+def _numbers(given: Tensor, y: Any, output: Tensor, demands: Demands) -> list[float]:
+    """What the values are, by one look at the device.
 
-    low: float
-    high: float
-    smallest: float
-    largest: float
-    inputs_finite: bool
-    outputs_finite: bool
-    probable: bool
-
-
-def _numbers(given: Tensor, y: Any, output: Tensor, demands: Demands) -> _Numbers:
-    """One synchronisation."""
+    Smallest and largest input, smallest and largest label; whether inputs and outputs are finite, and outputs look like probabilities.
+    """
     nothing = output.new_zeros((), dtype=torch.float32)
     floating = given.is_floating_point()
     labels = y if isinstance(y, Tensor) and not y.is_floating_point() and y.numel() else None
@@ -275,32 +269,35 @@ def _numbers(given: Tensor, y: Any, output: Tensor, demands: Demands) -> _Number
         output.isfinite().all(),
         (output.amin() >= 0) & ((sums - 1).abs().amax() < PROBABLE),
     ]
-    device = output.device
-    low, high, smallest, largest, *truths = torch.stack([v.to(device, torch.float32) for v in values]).tolist()
-    return _Numbers(low, high, smallest, largest, *(bool(truth) for truth in truths))
+    found: list[float] = torch.stack([v.to(output.device, torch.float32) for v in values]).tolist()
+    return found
 
 
-def _check_values(found: _Numbers, output: Tensor, demands: Demands) -> None:
-    """What the numbers say."""
-    if not found.inputs_finite:
+def _check_values(given: Tensor, y: Any, output: Tensor, demands: Demands) -> bool:
+    """What the numbers say; gives whether outputs look like probabilities."""
+    low, high, smallest, largest, inputs_finite, outputs_finite, probable = _numbers(given, y, output, demands)
+    if not inputs_finite:
         raise ConfigError("the inputs hold values that are not finite")
-    if demands.moves_inputs and not (found.low >= -SLACK and found.high <= 1 + SLACK):
-        inside = f"the inputs lie between {found.low:.3g} and {found.high:.3g}, and {demands.method} moves them within [0, 1], where"
-        if found.low >= 0 and found.high > 16:
+    if demands.moves_inputs and not (low >= -SLACK and high <= 1 + SLACK):
+        inside = (
+            f"the inputs lie between {low:.3g} and {high:.3g}, and {demands.method} moves them within [0, 1], where"
+        )
+        if low >= 0 and high > 16:
             raise ConfigError(f"{inside} pixels from 0 to 255 would be clipped; divide them by 255")
         raise ConfigError(
             f"{inside} these would be clipped; give pixels in [0, 1] and let the network normalise them: "
             "layerwise.Normalized(model, mean, std). If it is meant, set check_inputs=False on the method"
         )
-    if not found.outputs_finite:
+    if not outputs_finite:
         raise ConfigError("the network's outputs are not finite on a clean batch; its weights have probably diverged")
     if _entropy(demands.criterion):
         classes = output.shape[1 if isinstance(demands.criterion, CrossEntropy | None) else -1]
-        if found.smallest < 0 or found.largest >= classes:
+        if smallest < 0 or largest >= classes:
             raise ConfigError(
-                f"the labels go from {found.smallest:.0f} to {found.largest:.0f}, and the network gives {classes} logits: "
+                f"the labels go from {smallest:.0f} to {largest:.0f}, and the network gives {classes} logits: "
                 f"classes are numbered from 0 to {classes - 1}"
             )
+    return bool(probable)
 
 
 def _try_criterion(criterion: Criterion | None, output: Tensor, y: Any) -> None:
@@ -315,15 +312,6 @@ def _try_criterion(criterion: Criterion | None, output: Tensor, y: Any) -> None:
         raise ConfigError(
             f"the criterion does not take outputs {tuple(output.shape)} and labels {labels}: {reason}"
         ) from error
-
-
-def _suspicions(found: _Numbers, demands: Demands) -> list[str]:
-    if found.probable and _entropy(demands.criterion):
-        return [
-            "the network's outputs look like probabilities, not negative and with the sum 1, and cross entropy takes logits; leave out the "
-            "softmax at the network's end"
-        ]
-    return []
 
 
 def norm_of_one_row(model: nn.Module, x: Inputs) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
@@ -138,12 +139,10 @@ def own_rows(source: Source, count: int) -> tuple[int, int]:
     return 0, count
 
 
-def _draw(like: Tensor, source: Source, key: str, fill: object) -> Tensor:
-    assert callable(fill)
+def _draw(like: Tensor, source: Source, key: str, fill: Callable[..., Tensor]) -> Tensor:
     options = {"dtype": like.dtype, "device": like.device}
     if not isinstance(source, Stream):
-        drawn: Tensor = fill(like.shape, generator=source, **options)
-        return drawn
+        return fill(like.shape, generator=source, **options)
     total = len(like) if source.total is None else source.total
     drawn = fill((total, *like.shape[1:]), generator=source.generator(key, like.device), **options)
     return drawn if total == len(like) else drawn[source.start : source.start + len(like)]

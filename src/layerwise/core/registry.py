@@ -36,16 +36,16 @@ class Kind:
     Args:
         noun: what a message calls one of them.
         package: whose modules are imported before the first look-up; each registers what it holds.
-        base: `module:Class` that a class of this kind derives from; None where a function may make the thing.
+        wanted: `module:Class` that every one of them is a class derived from.
         listed: what `layerwise list` calls them; None where it does not.
-        makes: `module:Class` of what a function of this kind makes, or a class of this kind is.
+        made: whether a function that makes one will do.
     """
 
     noun: str
     package: str
-    base: str | None = None
+    wanted: str
     listed: str | None = None
-    makes: str | None = None
+    made: bool = False
 
     def check(self, thing: object, name: str) -> None:
         """Complain about what cannot be of this kind, before it is called.
@@ -53,39 +53,32 @@ class Kind:
         Raises:
             ConfigError: a class that derives from something else, or a function that cannot be known to make one.
         """
-        path = self.base or self.makes
-        wanted = _attribute(path) if path is not None else object
-        if isinstance(thing, type):
-            fits = issubclass(thing, wanted)
-        elif isinstance(thing, wanted) or not callable(thing):
-            fits = False
-        else:
-            fits = self.base is None and (self.makes is None or _makes(thing, wanted))
-        if fits:
+        module, _, name = self.wanted.partition(":")
+        wanted, known = getattr(import_module(module), name), f"{module}.{name}"
+        if issubclass(thing, wanted) if isinstance(thing, type) else self.made and _makes(thing, wanted):
             return
-        known = (path or "").replace(":", ".")
-        if isinstance(thing, FunctionType) and self.base is None:
+        if isinstance(thing, FunctionType) and self.made:
             raise ConfigError(
                 f"{name!r} is a function that does not say that it makes a {self.noun}; write: "
                 f"def {thing.__name__}(...) -> {known}"
             )
         found = thing.__name__ if isinstance(thing, type) else f"a {type(thing).__name__}"
-        function = "" if self.base else ", or a function that makes one"
+        function = ", or a function that makes one" if self.made else ""
         raise ConfigError(f"{name!r} is {found}, no {self.noun}; name a class derived from {known}{function}")
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "method": Kind("method", "layerwise.methods", "layerwise.methods.base:Method", "methods"),
-        "model": Kind("network", "layerwise.models", None, "models", makes="torch.nn:Module"),
-        "data": Kind("data set", "layerwise.data", None, "data", makes="layerwise.data.splits:ImageData"),
+        "model": Kind("network", "layerwise.models", "torch.nn:Module", "models", made=True),
+        "data": Kind("data set", "layerwise.data", "layerwise.data.splits:ImageData", "data", made=True),
         "attack": Kind("attack", "layerwise.attacks", "layerwise.attacks.base:Attack", "attacks"),
         "measure": Kind(
             "measure",
             "layerwise.evaluation.measures",
-            None,
+            "layerwise.evaluation.measurement:Measurement",
             "measures",
-            makes="layerwise.evaluation.measurement:Measurement",
+            made=True,
         ),
         "criterion": Kind("criterion", "layerwise.core.criteria", "layerwise.core.criteria:Criterion", "criteria"),
         "optimizer": Kind("optimizer", "layerwise.training", "layerwise.training.optim:Optimizer"),
@@ -252,12 +245,6 @@ def _load(package: str) -> None:
     for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
         if not info.ispkg:
             import_module(f"{package}.{info.name}")
-
-
-def _attribute(path: str) -> Any:
-    """What `module:name` names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _makes(thing: object, wanted: type) -> bool:

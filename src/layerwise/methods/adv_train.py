@@ -66,9 +66,9 @@ class AdvTrainI(InputMethod):
             raise ConfigError(
                 "AdvTrainI learns the DeepFool images of a reference network; set its field network, in a recipe to a run or recipe"
             )
-        options: dict[str, Any] = {"num_steps": self.num_steps, "num_classes": self.num_classes}
+        (network,), classes = self._networks.like(x), self.num_classes
+        find = partial(deepfool, network, x, num_steps=self.num_steps, num_classes=classes, overshoot=self.overshoot)
         with torch.autocast(x.device.type, enabled=False):
-            find = partial(deepfool, self._networks.like(x)[0], x, overshoot=self.overshoot, **options)
             found = remembered(find)
         x_adv = (x + found.perturbation).clamp(0, 1)
         if record is None:

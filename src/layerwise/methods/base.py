@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.core.calling import Inputs, examples, logits, rows
 from layerwise.core.checks import check_fields
 from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
-from layerwise.core.cost import Passes
+from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, Backward, Step
 from layerwise.core.driving import Losses as Losses
@@ -276,11 +276,6 @@ class InputMethod(Method):
     ) -> Perturbed:
         """What `perturb` gives; this is what a method implements, and what methods around it call."""
 
-    def ascending(self, criterion: Criterion) -> Self:
-        """This attack on the loss of the method that contains it; what its probe names stands above both."""
-        owner: Any = self
-        return self if self.criterion == criterion else replace(owner, criterion=criterion)
-
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The mean loss that is descended."""
         del x
@@ -290,6 +285,26 @@ class InputMethod(Method):
         """One descent at the perturbed input."""
         x_adv, _ = self.batch_perturb(model, x, y, step)
         yield self.loss(model, x, x_adv, y)
+
+
+class AttackedMethod(InputMethod):
+    """A method whose `attack` finds the adversarial input, and which descends on clean inputs too."""
+
+    attack: InputMethod
+
+    def batch_perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+    ) -> Perturbed:
+        """As the attack does, on this method's loss; what the attack's probe names stands above both."""
+        owner: Any = self.attack
+        attack = self.attack if owner.criterion == self.criterion else replace(owner, criterion=self.criterion)
+        perturbed: Perturbed = attack.batch_perturb(model, x, y, step, record)
+        return perturbed
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the attack and the clean inputs' own."""
+        return self.attack.passes + AGAIN
 
 
 class LayerMethod(Method):

@@ -45,6 +45,9 @@ class FGSMCKPT(InputMethod):
     c: Count = 3
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    needs_classes = True
+    """It looks for what is misclassified."""
+
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
@@ -67,11 +70,6 @@ class FGSMCKPT(InputMethod):
                 fooled = logits(model, x + j / self.c * delta).argmax(dim=1) != y
                 share = torch.where(fooled, j / self.c, share)
         return share * (noting.prediction == y)
-
-    @property
-    def needs_classes(self) -> bool:
-        """See `Method.needs_classes`: it looks for what is misclassified."""
-        return True
 
     @property
     def passes(self) -> Passes:

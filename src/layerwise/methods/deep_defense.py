@@ -66,16 +66,14 @@ class DeepDefense(Method):
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    needs_classes = second_order = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.p > 1:
             raise ConfigError(f"p={self.p} has no smooth DeepFool step; type a number above 1, or inf")
         self._clamped: Tensor | None = None
         self._blank: Tensor | None = None
-
-    @property
-    def second_order(self) -> bool:
-        return True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """One descent on the loss and the regulariser."""
@@ -129,11 +127,6 @@ class DeepDefense(Method):
             said.append(f"Deep Defense left out {count} blank images, which have no relative perturbation size")
         self._clamped = self._blank = None
         return said
-
-    @property
-    def needs_classes(self) -> bool:
-        """See `Method.needs_classes`: DeepFool does."""
-        return True
 
     @property
     def passes(self) -> Passes:

@@ -43,13 +43,11 @@ class FreeAT(Method):
     m: Count = 8
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    perturbs_input = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._delta: Tensor | None = None
-
-    @property
-    def perturbs_input(self) -> bool:
-        return True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""

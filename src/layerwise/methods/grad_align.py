@@ -57,13 +57,7 @@ class GradAlign(Method):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
-    @property
-    def perturbs_input(self) -> bool:
-        return True
-
-    @property
-    def second_order(self) -> bool:
-        return True
+    perturbs_input = second_order = True
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """A probe at x, then one descent on the loss and the misalignment."""

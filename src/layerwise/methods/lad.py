@@ -15,7 +15,7 @@ from layerwise.core.cost import AGAIN, PROBE, Passes
 from layerwise.core.driving import Step
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.probe import Probe
-from layerwise.core.random import Source, normal
+from layerwise.core.random import normal
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites
 from layerwise.errors import ConfigError
@@ -82,10 +82,9 @@ class LAD(LayerMethod):
             more = self.noise_of(g)
             noise = {site: noise[site] + r if site in noise else r for site, r in more.items()}
         if self.noise_std:
-            noise = {
-                site: self._blurred(site == first_state(sites, self.splitting), r, step.generator, str(site))
-                for site, r in noise.items()
-            }
+            # x_0 is the network's own input to the blocks, which only the Strang-Marchuk scheme has among its sites.
+            blurred = list(sites)[self.splitting == "strang-marchuk" :]
+            noise |= {k: noise[k] + self.noise_std * normal(noise[k], step.generator, key=str(k)) for k in blurred}
         if not isinstance(self.base, TRADES):
             with sites.perturb(noise):
                 yield self.base.loss(model, x, x_adv, y)
@@ -110,9 +109,6 @@ class LAD(LayerMethod):
             noise[after] = noise[after] + at_output if after in noise else at_output
         return noise
 
-    def _blurred(self, is_input: bool, r: Tensor, generator: Source, key: str) -> Tensor:
-        return r if is_input else r + self.noise_std * normal(r, generator, key=key)
-
     def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         """The ratio of eq. 16, ||x_0 + f(x_0)||_2 / ||dL/dx_0||_2 for the mean loss over `reference_batch`, over the whole batch.
 
@@ -136,8 +132,3 @@ class LAD(LayerMethod):
         """Those of the base and one probe an inner step; with TRADES one more descent pass."""
         second = AGAIN if isinstance(self.base, TRADES) and self.gamma != 1 else 0 * AGAIN
         return self.base.passes + self.num_inner_steps * PROBE + second
-
-
-def first_state(sites: Sites, splitting: str) -> object:
-    """x_0, which the Strang-Marchuk scheme has and the Lie-Trotter scheme has not."""
-    return next(iter(sites)) if splitting == "strang-marchuk" else None

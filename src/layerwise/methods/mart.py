@@ -10,19 +10,16 @@ from torch import Tensor, nn
 
 from layerwise.core.calling import logits
 from layerwise.core.checks import NonNegative
-from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
-from layerwise.core.driving import Step
 from layerwise.core.registry import register
-from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod, Perturbed
+from layerwise.methods.base import AttackedMethod, InputMethod
 from layerwise.methods.pgd import PGD, divergence
 
 
 @register("method")
 @final
 @dataclass(kw_only=True)
-class MART(InputMethod):
+class MART(AttackedMethod):
     """L(f(x_adv), y) - log(1.0001 - max_k!=y p_k(x_adv)) + beta mean[(1 - p_y(x)) KL(p(x) || p(x_adv))], x_adv by PGD.
 
     Args:
@@ -39,11 +36,8 @@ class MART(InputMethod):
     beta: NonNegative = 5.0
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
-        """As the attack does."""
-        return self.attack.ascending(self.criterion).batch_perturb(model, x, y, step, record)
+    needs_classes = True
+    """Its terms are probabilities."""
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The three terms; the natural pass comes first."""
@@ -55,13 +49,3 @@ class MART(InputMethod):
         unsure = 1 - natural.gather(1, y.unsqueeze(1)).squeeze(1)
         each: Tensor = boosted + self.beta * unsure * divergence(adversarial, natural)
         return each.mean()
-
-    @property
-    def needs_classes(self) -> bool:
-        """See `Method.needs_classes`: its terms are probabilities."""
-        return True
-
-    @property
-    def passes(self) -> Passes:
-        """Those of the attack and the natural descent pass."""
-        return self.attack.passes + AGAIN

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from layerwise.core.calling import logits
 from layerwise.core.checks import Share
-from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
 from layerwise.core.random import for_the_batch
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites
-from layerwise.methods.base import InputMethod, Perturbed
+from layerwise.methods.base import AttackedMethod, InputMethod, Perturbed
 from layerwise.methods.fgsm import FGSM
 from layerwise.methods.pgd import PGD
 from layerwise.methods.sources import NETWORKS, Sources
@@ -45,7 +44,7 @@ def joint_loss(
 
 
 @dataclass(kw_only=True)
-class Mixed(InputMethod):
+class Mixed(AttackedMethod):
     """What they share: alpha L(x) + (1 - alpha) L(x_adv), x_adv found by an attack.
 
     Args:
@@ -60,19 +59,8 @@ class Mixed(InputMethod):
     halves: Halves = "apart"
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
-        """As the attack does."""
-        return self.attack.ascending(self.criterion).batch_perturb(model, x, y, step, record)
-
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha, halves=self.halves)
-
-    @property
-    def passes(self) -> Passes:
-        """Those of the attack and the clean half."""
-        return self.attack.passes + AGAIN
 
 
 @register("method")

@@ -131,6 +131,9 @@ class TRADES(InputMethod):
     start_noise: NonNegative = 0.001
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    needs_classes = True
+    """The KL term is between them."""
+
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
@@ -156,11 +159,6 @@ class TRADES(InputMethod):
         """L(f(x), y) + beta KL."""
         natural, kl = self.parts(model, x, x_adv, y)
         return natural + self.beta * kl
-
-    @property
-    def needs_classes(self) -> bool:
-        """See `Method.needs_classes`: the KL term is between them."""
-        return True
 
     @property
     def passes(self) -> Passes:

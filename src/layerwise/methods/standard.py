@@ -30,6 +30,8 @@ class Standard(InputMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
+    perturbs_input = False
+
     def batch_perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
@@ -37,10 +39,6 @@ class Standard(InputMethod):
         if record is None:
             return x, {}
         return x, self.probe(model, x, y, criterion=self.criterion, sites=record, step=step)[1]
-
-    @property
-    def perturbs_input(self) -> bool:
-        return False
 
     @property
     def passes(self) -> Passes:

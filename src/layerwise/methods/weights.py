@@ -129,11 +129,8 @@ class Hooked(Made):
     @property
     def sources(self) -> Sequence[Tensor]:
         """G and v, or what is divided."""
-        return [getattr(self.module, self.hook.name + end) for end in self._ends]
-
-    @property
-    def _ends(self) -> Sequence[str]:
-        return ("_g", "_v") if isinstance(self.hook, WeightNorm) else ("_orig",)
+        ends = ("_g", "_v") if isinstance(self.hook, WeightNorm) else ("_orig",)
+        return [getattr(self.module, self.hook.name + end) for end in ends]
 
     def value(self) -> Tensor:
         """What the hook makes, without a power iteration."""

@@ -58,9 +58,7 @@ class YOPO(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
-    @property
-    def perturbs_input(self) -> bool:
-        return True
+    perturbs_input = True
 
     def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
         sites = Sites(model, [self.site], example=example)

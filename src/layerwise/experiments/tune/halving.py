@@ -23,6 +23,7 @@ from layerwise.core.checks import at_least
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
 from layerwise.evaluation import Evaluation, Rho, evaluate_run
 from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT
+from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
@@ -311,20 +312,18 @@ class _Search:
         named = [text for text in self.base.evaluation.measures if text.split()[0] == "rho"]
         return named[-1:] or ["rho"]
 
-    def _evaluation(self, last: bool) -> dict[str, Any]:
+    def _evaluation(self, last: bool) -> EvaluationSettings:
         """How trials are evaluated: only what the search looks at, on the validation split."""
-        old, steps = self.base.evaluation, self.base.training.eval_steps or 10
-        wanted = {"clean": "clean", "short": f"pgd-{steps}", **({"long": f"pgd-{LONGER * steps}"} if last else {})}
-        return {
-            "attacks": list(wanted.values()),
-            "num_examples": self.base.training.eval_examples,
-            "split": "validation",
-            "seed": old.seed,
-            "batch_size": old.batch_size,
-            "eot": old.eot,
-            "measures": self._rho if self.plan.objective == "rho" else [],
-            "inference": old.inference,
-        }
+        steps = self.base.training.eval_steps or 10
+        return replace(
+            self.base.evaluation,
+            attacks=["clean", f"pgd-{steps}", *[f"pgd-{LONGER * steps}"] * last],
+            sources=[],
+            measures=self._rho if self.plan.objective == "rho" else [],
+            baseline=None,
+            num_examples=self.base.training.eval_examples,
+            split="validation",
+        )
 
     def _scores(self, fitted: FitResult, evaluation: Evaluation) -> dict[str, Any]:
         """The fields of a `Trial` that training and evaluation tell."""
@@ -355,9 +354,8 @@ class _Search:
             return 0.0
         data = experiments.load_data(base.data)
         model = experiments.build_model(base.model, data)
-        chosen, _ = shortened(
-            base, epochs=self.epochs, evaluation={**self._evaluation(False), "attacks": ["clean"], "measures": []}
-        )
+        evaluation = replace(self._evaluation(False), attacks=["clean"], measures=[])
+        chosen, _ = shortened(base, epochs=self.epochs, evaluation=evaluation)
         load_weights(
             model,
             experiments.run_of(str(base.model.start), "model.start", chosen, runs=self.folder, progress=self.progress),
@@ -368,14 +366,14 @@ class _Search:
 
 
 def shortened(
-    chosen: Experiment, *, epochs: int, evaluation: Mapping[str, Any] | None = None
+    chosen: Experiment, *, epochs: int, evaluation: EvaluationSettings | None = None
 ) -> tuple[Experiment, Tree]:
     """The experiment in so many epochs: schedule, phases and `max_steps` shrink (or grow) in proportion.
 
     Args:
         chosen: the experiment.
         epochs: of the new one; at least as many as it has phases.
-        evaluation: settings of its evaluation; None is as before.
+        evaluation: how it is evaluated; None is as before.
     """
     training, old = chosen.training, chosen.training.epochs
     if epochs != old:
@@ -385,7 +383,7 @@ def shortened(
         chosen,
         training=training,
         phases=_shrunk(chosen.phases, epochs),
-        evaluation=chosen.evaluation if evaluation is None else experiments.EvaluationSettings(**evaluation),
+        evaluation=evaluation or chosen.evaluation,
     )
     return new, SCHEMA.tree(new)
 
