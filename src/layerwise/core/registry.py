@@ -53,8 +53,8 @@ class Kind:
         Raises:
             ConfigError: a class that derives from something else, or a function that cannot be known to make one.
         """
-        module, _, name = self.wanted.partition(":")
-        wanted, known = getattr(import_module(module), name), f"{module}.{name}"
+        module, _, attribute = self.wanted.partition(":")
+        wanted, known = getattr(import_module(module), attribute), f"{module}.{attribute}"
         if issubclass(thing, wanted) if isinstance(thing, type) else self.made and _makes(thing, wanted):
             return
         if isinstance(thing, FunctionType) and self.made:
