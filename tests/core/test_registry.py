@@ -16,7 +16,9 @@ from layerwise.errors import ConfigError
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     """What a test registers is gone afterwards."""
-    before = {kind: dict(known) for kind, known in registry._ENTRIES.items()}
+    before = {
+        kind: entries(kind) for kind in registry.KINDS
+    }  # all of it: what is imported first in a test is gone for good
     yield
     for kind, known in before.items():
         registry._ENTRIES[kind].clear()
