@@ -1,16 +1,28 @@
-"""Radii as people write them."""
+"""Radii as people write them, and fields that their types hold to a range or a choice."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from layerwise.core.checks import Radius, at_least, check_radius, check_share, format_radius, parse_radius
+from layerwise.core.checks import (
+    Count,
+    NonNegative,
+    Radius,
+    Share,
+    at_least,
+    check_fields,
+    check_radius,
+    check_share,
+    format_radius,
+    parse_radius,
+)
 from layerwise.errors import ConfigError
 
 
@@ -95,3 +107,52 @@ def test_text_is_no_number(check: Callable[[str, Any], None], value: object) -> 
     message = f"eps={value!r} is not a number; type for example eps=8/255, without quotation marks"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         check("eps", value)
+
+
+@dataclass
+class Settings:
+    """Fields of every kind that is checked."""
+
+    count: Count = 1
+    size: NonNegative | None = None
+    share: Share = 0.5
+    eps: Radius | dict[str, Radius] | None = None
+    norm: str = "linf"
+    switch: bool | Literal["auto"] = "auto"
+    kind: Literal["a", "b"] | None = None
+
+
+@pytest.mark.parametrize(
+    "fine", [{"size": 2.5}, {"eps": {"conv1": 0.5}}, {"eps": 3.0, "norm": "l2"}, {"switch": False}, {"kind": "b"}]
+)
+def test_a_field_may_be_what_its_type_says(fine: dict[str, Any]) -> None:
+    check_fields(Settings(**fine))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"count": 0}, "count=0 is too small; type a number of at least 1"),
+        ({"size": -1}, "size=-1 is too small; type a number of at least 0"),
+        ({"share": 1.5}, "share=1.5 is not a share; type a number from 0 to 1"),
+        ({"eps": 8}, "eps=8 is in units of 0 to 255 pixels, ours are 0 to 1; type eps=8/255"),
+        ({"eps": {"conv1": 8}}, "conv1=8 is in units of 0 to 255 pixels, ours are 0 to 1; type conv1=8/255"),
+        ({"switch": "on"}, "switch='on' is unknown; type one of True, False, 'auto'"),
+        ({"kind": "c"}, "kind='c' is unknown; type one of 'a', 'b', None"),
+    ],
+)
+def test_a_field_that_its_type_does_not_allow_is_an_error(field: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_fields(Settings(**field))
+
+
+def test_types_that_only_a_function_knows_are_left_unchecked() -> None:
+    class Own:
+        pass
+
+    @dataclass
+    class Local:
+        own: Own
+        count: Count = 1
+
+    check_fields(Local(Own(), 0))
