@@ -9,6 +9,9 @@ from collections.abc import Iterable
 LONGEST = 8000
 """Characters of a message: what it quotes may come from a file of any size."""
 
+MOST = 20
+"""Names that are listed where none is close."""
+
 
 class LayerwiseError(Exception):
     """Base of every error that a user can cause and mend; the command line prints it in one sentence, exit code 2.
@@ -59,6 +62,8 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
     """
     known = list(known)
     folded = {k.lower(): k for k in known}
+    if name.lower() in folded:
+        return f"did you mean '{folded[name.lower()]}'?"
     close = [folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.5)]
     if not close:
         # Part by part: 'slt' is no near match of 'slat-digits', but of its first part.
@@ -66,4 +71,7 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
         close = [k for k, part in parts.items() if part][:count]
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return "known: " + ", ".join(sorted(known)[:20]) + ("." if len(known) <= 20 else ", ...")
+    if len(known) <= MOST:
+        return f"known: {', '.join(sorted(known))}."
+    nearest = [folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0)]
+    return f"the nearest of {len(known)}: {', '.join(nearest)}."

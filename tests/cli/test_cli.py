@@ -140,7 +140,10 @@ def test_sites(layerwise: Command) -> None:
     every = layerwise("sites", "digits_cnn", "--shape", "1,8,8")
     assert every.code == 0
     assert re.search(r"^ *conv1 +Conv2d +\(16, 8, 8\)", every.out, re.MULTILINE)
-    assert "--select" in every.out
+    assert every.out.startswith("choose with --select")
+    assert ":input" not in every.out
+    inputs = layerwise("sites", "digits_cnn", "--shape", "1,8,8", "--inputs").out
+    assert re.search(r"^ *bn1:input +BatchNorm2d", inputs, re.MULTILINE)
     some = layerwise("sites", "digits_cnn", "--shape=1x8x8", "--options", "{width: 4}", "--select", "conv1", "layer1")
     assert [line.split()[0] for line in some.out.splitlines()] == ["site", "conv1", "layer1"]
     assert "(4, 8, 8)" in some.out

@@ -129,7 +129,7 @@ def test_a_cut_download_is_continued_by_the_next_call(site: Site, tmp_path: Path
     message = error_of(lambda: fetch(site.remote(), tmp_path, rounds=1))
     assert message == (
         f"file.bin could not be downloaded ({site.url()}: the connection ended after 0.3 MB); 0.3 MB of 1.0 MB are kept in "
-        f"{tmp_path / 'file.bin.part'}: run again to continue"
+        f"{tmp_path / 'file.bin.part'}: run again to continue, or copy it yourself from {site.url()} to {tmp_path / 'file.bin'}"
     )
     assert contents(tmp_path) == {"file.bin.part": CONTENT[:300_000]}
     fetch(site.remote(), tmp_path)
@@ -173,7 +173,7 @@ def test_a_wrong_checksum(site: Site, tmp_path: Path, content: bytes) -> None:
     message = error_of(lambda: fetch(site.remote(), tmp_path, pause=0))
     assert re.fullmatch(
         rf"file.bin could not be downloaded \({site.url()}: the checksum is [0-9a-f]{{32}}, expected {site.remote().md5}, so "
-        r"what came was deleted\); run again later",
+        rf"what came was deleted\); run again later, or copy it yourself from {site.url()} to {tmp_path}/file.bin",
         message,
     )
     assert contents(tmp_path) == {}
@@ -191,7 +191,10 @@ def test_the_next_mirror_is_tried(site: Site, tmp_path: Path) -> None:
 def test_a_server_that_refuses(site: Site, tmp_path: Path) -> None:
     site.status = 503
     message = error_of(lambda: fetch(site.remote(), tmp_path, rounds=2, pause=0))
-    assert message == f"file.bin could not be downloaded ({site.url()}: HTTP 503 Service Unavailable); run again later"
+    assert message == (
+        f"file.bin could not be downloaded ({site.url()}: HTTP 503 Service Unavailable); run again later, or copy it yourself "
+        f"from {site.url()} to {tmp_path / 'file.bin'}"
+    )
     assert len(site.requests) == 2
     assert contents(tmp_path) == {}
 

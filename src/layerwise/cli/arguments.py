@@ -34,6 +34,16 @@ every layer, and measure whether it worked.
 SECTIONS = ("data", "model", "threat", "method", "phases", "training", "evaluation")
 """The settings that may be typed without a dot, `--method ANP`."""
 
+MEANT = {
+    "--device": "--training.accelerator cuda (or cpu, mps); evaluations take the accelerator that there is",
+    "--gpus": "--training.devices 2, for two devices",
+    "--dataset": "--data NAME",
+    "--arch": "--model NAME",
+    "--batch-size": "--training.batch_size 128",
+    "--learning-rate": "--training.optimizer.lr 0.1",
+}
+"""What other programs call settings, and what they are here."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +102,12 @@ def parse(argv: list[str], known: Mapping[str, Command]) -> tuple[Any, list[str]
     if not argv:
         parser.print_help()
         parser.exit()
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     if not argv[0].startswith("-") and argv[0] not in commands:
         raise ConfigError(f"there is no command {argv[0]!r}; {did_you_mean(argv[0], commands)}")
+    if section := next((t[2:].rpartition(".")[0] for t in argv if t.startswith("--") and t.endswith(".help")), ""):
+        raise ConfigError(f"`layerwise train RECIPE --help` explains every setting, those of {section} too")
     own, settings = [], []
     rest = list(argv)
     while rest:
@@ -128,6 +142,8 @@ def _unknown(arguments: Any, tokens: list[str], *, takes_settings: bool) -> str:
         source = getattr(arguments, "recipe", None)
         _, tree = experiment.read(source if source in recipe.names() else "slat-digits")
         known += [f"--{leaf.key}" for leaf in experiment.SCHEMA.leaves(tree)]
+    if takes_settings and name in MEANT:
+        return f"{arguments.command} has no option '{name}'; type {MEANT[name]}"
     same = [key for key in known if key.rpartition(".")[2] == name.lstrip("-")]
     return f"{arguments.command} has no option {name!r}; {did_you_mean(name, same or known)}"
 

@@ -15,13 +15,15 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
-    parser.add_argument("what", help=", ".join(LISTS))
+    parser.add_argument("what", nargs="?", help=", ".join(LISTS))
 
 
 def run(arguments: Any, settings: list[str]) -> None:
     """Print the table."""
     from layerwise.cli.console import show_table
 
+    if arguments.what is None:
+        raise ConfigError(f"list needs to know what: {', '.join(LISTS)}; for example: layerwise list recipes")
     show_table(*rows(arguments.what))
 
 

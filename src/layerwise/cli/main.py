@@ -37,7 +37,7 @@ def _run(typed: list[str]) -> None:
     # Imported here, where Ctrl-C is a sentence.
     from layerwise.cli.arguments import parse
 
-    known = commands(typed[:1])
+    known = commands([token for token in typed[:2] if token != "help"][:1])
     arguments, settings = parse(typed, known)
     known[arguments.command].run(arguments, settings)
     sys.stdout.flush()

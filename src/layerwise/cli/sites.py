@@ -7,7 +7,7 @@ from typing import Any
 from layerwise.cli.arguments import Command, parse_options, parse_shape
 from layerwise.errors import ConfigError
 
-HINT = "\nchoose with --select: names (conv1 layer1), a regular expression ('layer[12]'), 'affine outputs', 'first(4)'"
+HINT = "choose with --select: names (conv1 layer1), a regular expression ('layer[12]'), 'affine outputs', 'first(4)'"
 
 
 def add_arguments(parser: Any) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--select", nargs="+", help="names, or one regular expression or phrase such as 'affine outputs' or 'first(4)'"
     )
+    parser.add_argument("--inputs", action="store_true", help="inputs of layers too, beside their outputs")
     parser.add_argument("--options", default="{}", help="the network's options, as YAML: '{width: 16}'")
 
 
@@ -43,9 +44,10 @@ def run(arguments: Any, settings: list[str]) -> None:
         with Sites(model, selection, example=example) as sites:
             say(str(sites))
         return
-    rows = [(str(c.site), type(c.module).__name__, str(tuple(c.shape[1:]))) for c in trace(model, example)]
+    say(HINT if arguments.inputs else f"{HINT}; inputs of layers are sites too: --inputs")
+    found = [c for c in trace(model, example) if arguments.inputs or c.site.side == "output" or not c.site.module]
+    rows = [(str(c.site), type(c.module).__name__, str(tuple(c.shape[1:]))) for c in found]
     show_table(("site", "module", "shape of one image there"), rows)
-    say(HINT)
 
 
 COMMAND = Command(

@@ -142,7 +142,9 @@ def fetch(remote: Remote, folder: Path, *, rounds: int = 3, pause: float = 1.0, 
         if have
         else "run again later"
     )
-    raise DataError(f"{remote.file} could not be downloaded ({trouble}); {kept}")
+    raise DataError(
+        f"{remote.file} could not be downloaded ({trouble}); {kept}, or copy it yourself from {remote.urls[0]} to {target}"
+    )
 
 
 class _Cut(Exception):

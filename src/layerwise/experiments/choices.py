@@ -250,6 +250,8 @@ class _Reading:
         below = []
         for value, layer in given:
             value = untyped(value)
+            if isinstance(value, str) and "name" in self.schema.fields(section):
+                value = {"name": value}
             if not isinstance(value, Mapping | None):
                 known = ", ".join(self.schema.fields(section))
                 raise ConfigError(f"{layer}{key}={value} does not fit; set its parts: {known}")

@@ -247,18 +247,31 @@ def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progr
         runs: folder of the run folders.
         progress: show progress.
     """
-    is_file = source.endswith((".yaml", ".yml"))
+    check_source(source, where)
+    is_file = source.endswith(RECIPES)
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
         if not (folder / WEIGHTS["last"]).is_file():
             reference, tree = read(source, _same_place(experiment))
             train(reference, tree, folder=folder, resume=True, progress=progress)
         source = str(folder)
-    elif not Path(source).exists():
+    return Path(source)
+
+
+RECIPES = (".yaml", ".yml")
+"""How the names of a recipe's file end."""
+
+
+def check_source(source: str, where: str) -> None:
+    """Complain about a run, file or recipe that is not there.
+
+    Raises:
+        ConfigError: with the recipes whose names are closest.
+    """
+    if source not in recipe.names() and not Path(source).exists():
         raise ConfigError(
             f"{where}: there is no run, file or recipe {source!r}; {did_you_mean(source, recipe.names())}"
         )
-    return Path(source)
 
 
 def _same_place(experiment: Experiment) -> list[str]:

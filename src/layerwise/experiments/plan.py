@@ -14,7 +14,14 @@ from layerwise.core.cost import duration
 from layerwise.core.driving import Part, drive
 from layerwise.core.random import Stream
 from layerwise.data import ImageData, batches, num_batches
-from layerwise.experiments.experiment import Experiment, best_device, build_model, load_data, make_phases
+from layerwise.experiments.experiment import (
+    Experiment,
+    best_device,
+    build_model,
+    check_source,
+    load_data,
+    make_phases,
+)
 from layerwise.methods import Method
 from layerwise.methods.sources import with_networks
 from layerwise.training.phases import Phases
@@ -39,8 +46,14 @@ def plan(experiment: Experiment) -> str:
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
     method = experiment.method.under(experiment.threat)
-    # Other networks are taken to cost what this one costs: a plan trains and loads nothing.
-    phases = Phases(with_networks(method, lambda source: model), make_phases(experiment), settings.epochs)
+    if experiment.model.start is not None:
+        check_source(experiment.model.start, "model.start")
+
+    def network(source: str) -> nn.Module:
+        check_source(source, "method")
+        return model  # taken to cost what that one costs: a plan trains and loads nothing
+
+    phases = Phases(with_networks(method, network), make_phases(experiment), settings.epochs)
     steps = _steps(experiment, data, phases)
     lines = [
         f"data      {data.name}: {len(data.train):,} to train on, {len(data.validation):,} to choose by, {len(data.test):,} to evaluate on",

@@ -24,6 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, final
 
+from layerwise.core import registry
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.experiments.choices import Layer
 from layerwise.experiments.ranges import Range, read_ranges
@@ -110,9 +111,17 @@ def path_of(recipe: str, *, beside: Path | None = None) -> Path:
     if recipe.endswith((".yaml", ".yml")):
         near = beside.parent / recipe if beside is not None else Path(recipe)
         return near if near.is_file() else Path(recipe)
-    raise ConfigError(
-        f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)"
-    )
+    raise ConfigError(_unknown(recipe))
+
+
+def _unknown(recipe: str) -> str:
+    if Path(recipe).is_file():
+        return f"{recipe} is no recipe: the file of one ends in .yaml"
+    for method in registry.names("method"):
+        if method.lower() == recipe.lower():
+            those = [name for name in names() if name.partition("-")[0] == method.lower()] or ["standard-digits"]
+            return f"{method} is a method; recipes: {', '.join(those)}; any recipe takes it with --method {method}"
+    return f"there is no recipe {recipe!r}; {did_you_mean(recipe, names())} (`layerwise list recipes` shows all)"
 
 
 def load(recipe: str, *, trust: bool = False) -> list[Layer]:

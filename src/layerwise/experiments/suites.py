@@ -157,5 +157,9 @@ def find_suite(name: str) -> Suite:
         ConfigError: there is none.
     """
     if name not in SUITES:
+        if inside := [suite for suite, each in SUITES.items() if name in each.settings["attacks"]]:
+            raise ConfigError(
+                f"{name} is an attack; type --suite {inside[0]}, which contains it, or --evaluation.attacks '[clean, {name}]'"
+            )
         raise ConfigError(f"suite {name!r} is unknown; {did_you_mean(name, SUITES)} (`layerwise list suites`)")
     return SUITES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Self, TypeAlias
 
@@ -348,6 +349,22 @@ class LayerMethod(Method):
         self._attached.leave()
         self._attached.attach(x)
         return self._attached
+
+
+def refuse_others(name: str, values: object, sites: Sites, example: Inputs) -> None:
+    """Complain about a setting `{site: number}` with a number for what is none of a method's sites, where it would do nothing.
+
+    Raises:
+        SiteError: the network has no such site.
+        ConfigError: it is none of the chosen ones.
+    """
+    own = ["input", *map(str, sites)]
+    for other in sorted(set(values) - set(own)) if isinstance(values, Mapping) else ():
+        Sites(sites.model, [other], example=example).remove()
+        raise ConfigError(
+            f"{name}.{other} has no effect: the method's sites are {', '.join(own)}; add {other!r} to its sites, or give "
+            f"{name} as one number for all of them"
+        )
 
 
 def zeros_at(sites: Sites, x: Inputs) -> Noise:

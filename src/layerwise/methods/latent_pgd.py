@@ -24,7 +24,7 @@ from layerwise.core.sites import Sites, unwrap
 from layerwise.core.tape import remembered
 from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, in_pixel_range, refuse_others
 from layerwise.methods.standard import Standard
 
 
@@ -87,6 +87,7 @@ class LatentPGD(LayerMethod):
         sites = stream_sites(model, example, self.sites)
         for site in sites:
             self.eps_at(site)
+        refuse_others("eps", self.eps, sites, example)
         return sites
 
     def eps_at(self, site: Site) -> float:

@@ -22,7 +22,7 @@ from layerwise.core.sites import Sites, choose_sites
 from layerwise.core.threat import EPS, ThreatModel, radius
 from layerwise.core.tracing import Site
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.methods.base import InputMethod, LayerMethod, Losses
+from layerwise.methods.base import InputMethod, LayerMethod, Losses, refuse_others
 from layerwise.methods.fgsm import FGSM
 
 
@@ -122,16 +122,10 @@ class SLAT(LayerMethod):
                 f"clamp_to_activation_range: site '{flat[0]}' has shape {tuple(sites.shape(flat[0]))}, no space to take the range "
                 "over, so the clamp would erase the noise; leave the site out or the clamp off"
             )
-        self._check_eta(model, sites, example)
-        return sites
-
-    def _check_eta(self, model: nn.Module, sites: Sites, example: Tensor) -> None:
-        """Complain about a site without a step, and about a step for what the network does not have."""
         for site in sites:
             self.eta_at(site)
-        others = set(self.eta) - {"input", *map(str, sites)} if isinstance(self.eta, Mapping) else set()
-        for name in sorted(others):
-            Sites(model, [name], example=example).remove()
+        refuse_others("eta", self.eta, sites, example)
+        return sites
 
     def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""

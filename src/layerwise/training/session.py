@@ -288,7 +288,7 @@ class Session:
             self.step,
             epoch=f"{self.epoch + 1}/{self.settings.epochs}",
             loss=f"{values['loss']:.3f}",
-            accuracy=f"{values['accuracy']:.1%}",
+            training_accuracy=f"{values['accuracy']:.1%} (of the images as the method moves them)",
             images_per_second=f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
         )
 

@@ -14,12 +14,13 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from layerwise.core.checks import at_least
+from layerwise.core.modes import evaluation_mode
+from layerwise.data import ImageData, batches
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
 from layerwise.evaluation import Evaluation, Rho, evaluate_run
 from layerwise.evaluation.checks import OVERFITTING, RANDOM_SEARCH, SATURATED, ZERO_GRADIENT
@@ -28,13 +29,15 @@ from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
 from layerwise.experiments.ranges import Choice, Range
-from layerwise.experiments.settings import SCHEMA, Experiment, with_settings
+from layerwise.experiments.settings import SCHEMA, Experiment, make_phases, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
 from layerwise.files import atomic, held, refuse_link, write_text, writing
+from layerwise.methods.sources import with_networks
 from layerwise.reading import written
 from layerwise.training import WEIGHTS, FitResult, load_weights
 from layerwise.training.monitor import OVERFITTING as COLLAPSED
+from layerwise.training.phases import Phases
 from layerwise.training.run import CHECKPOINTS, FREE, Weights, check_config
 from layerwise.trees import Tree, at, dump_yaml, load_yaml, parse_yaml
 
@@ -176,16 +179,24 @@ def tune(
 
 def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan, *, trust: bool) -> Experiment:
     """The recipe's experiment, if the search can begin."""
-    if not ranges:
-        raise ConfigError(
-            "there is nothing to search; type --range method.eta=0.01:0.3:log, or give the recipe a section tune:"
-        )
     base: Experiment = SCHEMA.read(tree)[0]
-    with_settings(tree, {key: each.first for key, each in ranges.items()}, where="range", trust=trust)
+    if not ranges:
+        rate = base.training.optimizer.lr
+        own = ", ".join(f"method.{name}" for name in at(tree, "method") if name != "name")
+        raise ConfigError(
+            f"there is nothing to search; type --range training.optimizer.lr={rate / 4:g}:{rate * 4:g}:log, or give the recipe a "
+            f"section tune:; the settings of {type(base.method).__name__} are {own or 'none'}"
+        )
+    firsts = {key: each.first for key, each in ranges.items()}
+    first, _ = with_settings(tree, firsts, where="range", trust=trust)
     for key, each in ranges.items():
-        for value in each.values if isinstance(each, Choice) else ():  # what is the user's own code is imported now
-            with suppress(ConfigError):
-                with_settings(tree, {key: value}, where="range", trust=trust)
+        for value in each.values if isinstance(each, Choice) else (each.high,):
+            try:  # what is the user's own code is imported now
+                with_settings(tree, {**firsts, key: value}, where="range", trust=trust)
+            except ConfigError:
+                # Another class may lack what other ranges set: such trials fail, and the search goes on.
+                if at(tree, f"{key}.name") is None:
+                    raise
     if fixed := [key for key in ranges if key.startswith(SETTLED)]:
         raise ConfigError(
             f"{fixed[0]} cannot be searched: it belongs to the rungs (see --budget) or to how trials are evaluated"
@@ -193,9 +204,20 @@ def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan, *, trust: bool
     if plan.max_clean_drop is not None and base.model.start is None:
         raise ConfigError("max_clean_drop needs a network to compare with: a recipe that sets model.start")
     check_weights(base, plan.weights)
-    if not len(experiments.load_data(base.data).validation):
+    data = experiments.load_data(base.data)
+    if not len(data.validation):
         raise ConfigError("there are no validation images to choose by; type --data.validation 0.1")
+    _check_sites(first, data)
     return base
+
+
+def _check_sites(chosen: Experiment, data: ImageData) -> None:
+    """Complain about sites that a range names and the network does not have."""
+    model = experiments.build_model(chosen.model, data)
+    method = with_networks(chosen.method.under(chosen.threat), lambda source: model)
+    x, _ = next(batches(data.train, 2))
+    with evaluation_mode(model), Phases(method, make_phases(chosen), chosen.training.epochs).attached(model, x):
+        pass
 
 
 def check_weights(chosen: Experiment, weights: Weights) -> None:
