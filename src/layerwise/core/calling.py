@@ -24,7 +24,7 @@ MASK = "attention_mask"
 """The argument by name that says which positions are real."""
 
 
-def call(model: nn.Module, x: Inputs) -> Any:
+def call(model: Callable[..., Any], x: Inputs) -> Any:
     """What the network gives, as it gives it.
 
     >>> call(nn.Linear(2, 3), (torch.zeros(4, 2),)).shape
@@ -136,14 +136,26 @@ def with_examples(x: Inputs, tensor: Tensor) -> Inputs:
     return tuple(tensor if position == key else value for position, value in enumerate(x))
 
 
+def twice(x: Inputs, x_adv: Inputs) -> Inputs:
+    """The rows of a batch and those of one that differs from it in its examples, one after the other.
+
+    >>> twice({"pixel_values": torch.zeros(1, 2), "n": 3}, {"pixel_values": torch.ones(1, 2), "n": 3})
+    {'pixel_values': tensor([[0., 0.],
+            [1., 1.]]), 'n': 3}
+    """
+    count = rows(x)
+    doubled = each_tensor(x, lambda value: torch.cat([value, value]) if value.ndim and len(value) == count else value)
+    return with_examples(doubled, torch.cat([examples(x), examples(x_adv)]))
+
+
 def real_positions(x: Inputs) -> Tensor | None:
     """Which positions of a sequence are real, booleans (B, L); None where nothing says so."""
     mask = x.get(MASK) if isinstance(x, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) else None
 
 
-def take(x: Inputs, chosen: slice) -> Inputs:
-    """Some rows of a batch; what has no row for each example stays whole.
+def take(x: Inputs, chosen: slice | Tensor) -> Inputs:
+    """Some rows of a batch, by a slice or by their numbers; what has no row for each example stays whole.
 
     >>> take((torch.arange(3), "same"), slice(1, 3))
     (tensor([1, 2]), 'same')

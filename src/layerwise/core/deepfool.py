@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerwise.core import norms
-from layerwise.core.calling import logits_of
+from layerwise.core.calling import Inputs, call, examples, logits_of, take, with_examples
 from layerwise.errors import ConfigError
 
 
@@ -38,8 +38,8 @@ class DeepFool:
 
 
 def deepfool(
-    network: Callable[[Tensor], Tensor],
-    x: Tensor,
+    network: Callable[..., Any],
+    x: Inputs,
     *,
     labels: Tensor | None = None,
     num_steps: int = 5,
@@ -57,7 +57,7 @@ def deepfool(
 
     Args:
         network: inputs (B, ...) to logits (B, C), rows independent (batch norm in evaluation mode).
-        x: inputs, any unit.
+        x: inputs, any unit; a tensor, or what else the network takes.
         labels: shape (B,), see above.
         num_steps: steps unrolled; 5 in the authors' code, 50 to converge.
         num_classes: only the classes with the largest logits at x, the predicted one included; None is all.
@@ -74,10 +74,13 @@ def deepfool(
     """
     if not p > 1:
         raise ConfigError(f"p={p} has no smooth step; type a number above 1, or inf")
-    x = x.detach()
-    forward = _logits_of(network)
+    batch, x = x, examples(x).detach()
+
+    def forward(point: Tensor, rows: Tensor) -> Tensor:
+        return logits_of(call(network, with_examples(take(batch, rows), point)))
+
     with torch.no_grad():
-        logits = forward(x)
+        logits = logits_of(call(network, batch))
     if logits.shape[1] < 2 or (num_classes is not None and num_classes < 2):
         raise ConfigError(f"DeepFool needs at least two classes, found {num_classes or logits.shape[1]}")
     order = logits.argsort(dim=1, descending=True)[:, :num_classes]
@@ -93,20 +96,16 @@ def deepfool(
             break
         point = (x + total)[rows]
         point = point if create_graph and point.requires_grad else point.detach().requires_grad_()
-        logits = forward(point)
+        logits = forward(point, rows)
         reference = torch.where(wrong[rows], logits.detach().argmax(dim=1), start[rows])
         target = torch.where(wrong[rows], aim[rows], _nearest(logits, point, order[rows], p))
         difference = (logits.gather(1, target[:, None]) - logits.gather(1, reference[:, None])).squeeze(1)
         (w,) = torch.autograd.grad(difference.sum(), point, create_graph=create_graph)
         total = total.index_add(0, rows, _step(difference if create_graph else difference.detach(), w, p=p))
         with torch.no_grad():
-            reached = forward((x + (1 + overshoot) * total)[rows]).argmax(dim=1)
+            reached = forward((x + (1 + overshoot) * total)[rows], rows).argmax(dim=1)
             arrived[rows] = torch.where(wrong[rows], reached == aim[rows], reached != start[rows])
     return DeepFool((1 + overshoot) * total, arrived, start)
-
-
-def _logits_of(network: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    return lambda x: logits_of(network(x))
 
 
 def _nearest(logits: Tensor, point: Tensor, order: Tensor, p: float) -> Tensor:

@@ -16,7 +16,7 @@ from layerwise.core.passes import Constraint, Noise, Replacement
 from layerwise.core.random import Source, between, normal, uniform
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, choose_sites
-from layerwise.core.tracing import INPUT, Site
+from layerwise.core.tracing import Site
 
 Per: TypeAlias = Literal["example", "token"]
 """What a norm is of: an example's whole activation, or each token's where the activation is (B, L, d)."""
@@ -63,7 +63,7 @@ def drawn(
 
     noise: dict[Site, Tensor | Replacement] = {}
     for site in sites:
-        if site == INPUT:
+        if site.is_input:
             z = examples(x)
             noise[site] = (z + maker(site)(z)).clamp(0, 1) - z
         else:
@@ -135,11 +135,11 @@ def in_ball(z: Tensor, eps: float, p: Norm, per: Per, source: Source, *, key: st
 
 def embedding_sites(model: nn.Module, example: Inputs, sites: Selection | None) -> Sites:
     """Where methods of language models put their noise: at the embeddings, in networks of images at the pixels."""
-    return Sites(model, sites, example=example) if sites else choose_sites(model, example, "embeddings", "input")
+    return Sites(model, sites, example=example) if sites else choose_sites(model, example, "input", "embeddings")
 
 
 def stream_sites(model: nn.Module, example: Inputs, sites: Selection | None) -> Sites:
     """Where the states of a network pass: the outputs of its blocks; of its affine layers where it has none."""
     if sites:
         return Sites(model, sites, example=example)
-    return choose_sites(model, example, "block outputs", "residual-block outputs", "affine outputs")
+    return choose_sites(model, example, "block outputs", "affine outputs")

@@ -36,11 +36,16 @@ class Site:
     def __str__(self) -> str:
         """Write the site the way that selections take it: `conv1`, `relu#1`, `enc:output[0]`, `enc:input["x"]`."""
         key = "" if self.key is None else f"[{self.key}]" if isinstance(self.key, int) else f'["{self.key}"]'
-        if self.module == "" and self.side == "input":
+        if self.is_input:
             return "input" + key
         call = "" if self.call is None else f"#{self.call}"
         side = "" if self.side == "output" and not key else f":{self.side}"
         return (self.module or "model") + call + side + key
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an input of the network itself."""
+        return self.module == "" and self.side == "input"
 
 
 INPUT = Site("", "input")
@@ -127,7 +132,7 @@ class Trace:
     @property
     def inputs(self) -> list[Candidate]:
         """The network's input; of several arguments the one that holds the examples."""
-        inputs = [c for c in self if c.site.module == "" and c.site.side == "input"]
+        inputs = [c for c in self if c.site.is_input]
         return [c for c in inputs if len(inputs) == 1 or c.site.key == self.input_key]
 
 

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.checks import Count, Share
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -59,7 +59,7 @@ class AdvTrainI(InputMethod):
         self._networks = Sources([self.network], where="AdvTrainI.network")
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """DeepFool on the reference, from its prediction; a probe at the result only if gradients are asked for."""
         if self.network is None:
@@ -68,14 +68,15 @@ class AdvTrainI(InputMethod):
             )
         (network,), classes = self._networks.like(x), self.num_classes
         find = partial(deepfool, network, x, num_steps=self.num_steps, num_classes=classes, overshoot=self.overshoot)
-        with torch.autocast(x.device.type, enabled=False):
+        given = examples(x)
+        with torch.autocast(given.device.type, enabled=False):
             found = remembered(find)
-        x_adv = (x + found.perturbation).clamp(0, 1)
+        x_adv = with_examples(x, (given + found.perturbation).clamp(0, 1))
         if record is None:
             return x_adv, {}
         return x_adv, self.probe(model, x_adv, y, criterion=self.criterion, sites=record, step=step)[1]
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         """The joint loss, or that of the perturbed images alone."""
         if self.alpha == 0:
             return self.criterion.mean(logits(model, x_adv), y)

@@ -9,6 +9,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale, sign
+from layerwise.core.calling import Inputs
 from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -78,7 +79,7 @@ class ANP(LayerMethod):
         if self.descend_at == "shifted" and self.update != "every-step":
             raise ConfigError(f"descend_at='shifted' has no effect with update={self.update!r}; type update=every-step")
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         chosen = [self.sites] if isinstance(self.sites, str) else list(self.sites)
         selection: Selection = ["input", *chosen] if self.include_input else self.sites
         exclude = () if self.include_shortcuts else SHORTCUTS
@@ -97,7 +98,7 @@ class ANP(LayerMethod):
             return self.k, 1
         return int(self.descend_at == "shifted"), self.k
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
@@ -127,7 +128,7 @@ class ANP(LayerMethod):
         step = 1.0 if self.apply == "sign" else self.eps / self.k
         return chain(direction, scale(step), accumulate(1 - self.eta))
 
-    def _added(self, r: Noise, sites: Sites, x: Tensor, generator: Source, t: int) -> Noise:
+    def _added(self, r: Noise, sites: Sites, x: Inputs, generator: Source, t: int) -> Noise:
         """What the pass adds: r itself or its scaled sign, and Gaussian noise."""
         # The earlier code keeps R unscaled and adds its sign only.
         added = (

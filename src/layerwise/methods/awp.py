@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from layerwise.core.calling import rows
+from layerwise.core.calling import Inputs, rows
 from layerwise.core.checks import NonNegative
 from layerwise.core.cost import Passes
 from layerwise.core.driving import Partial, Step
@@ -59,7 +59,7 @@ class AWP(Wrapper):
         self._made: list[_Watched] = []
         self._round: _Round | None = None
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """The base's loss at w, back-propagated only; then the same loss at w + v, with what its probes found at w."""
         if self._round is not None and self._round.moved:
             self._end(self._round)  # what an abandoned generator left
@@ -114,7 +114,7 @@ class AWP(Wrapper):
             )
         return loss
 
-    def _joined(self, raw: nn.Module, x: Tensor, step: Step) -> _Round:
+    def _joined(self, raw: nn.Module, x: Inputs, step: Step) -> _Round:
         """The round of this micro-batch's batch, which the first one opens."""
         first = own_rows(step.generator, rows(x))[0] == 0
         if not isinstance(step.generator, Stream):  # no rows to go by: a round that has left no gradient was abandoned

@@ -22,13 +22,12 @@ from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.threat import THREAT, ThreatModel
-from layerwise.core.tracing import INPUT
 from layerwise.errors import ConfigError, SiteError
 
 logger = logging.getLogger("layerwise")
 
-Perturbed: TypeAlias = tuple[Tensor, Gradients]
-"""An adversarial input, detached, and {site: gradient} of the probe that found it."""
+Perturbed: TypeAlias = tuple[Any, Gradients]
+"""The batch with an adversarial input, detached (a tensor where the network takes one), and {site: gradient} of the probe that found it."""
 
 
 class Method(ABC):
@@ -131,7 +130,7 @@ class Method(ABC):
         return base._criterion() if isinstance(base, Method) else getattr(self, "criterion", None)
 
     @abstractmethod
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Any, y: Tensor, step: Step) -> Losses:
         """What `losses` yields; this is what a method implements, and what methods around it call."""
 
     @property
@@ -201,7 +200,7 @@ class Method(ABC):
                 found[name] = ThreatModel(norm, value)
         return found
 
-    def attach(self, model: nn.Module, example: Tensor) -> None:
+    def attach(self, model: nn.Module, example: Inputs) -> None:
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
         del model, example
 
@@ -221,7 +220,7 @@ class Method(ABC):
         if state:
             raise ConfigError(f"{type(self).__name__} keeps no state, found {', '.join(sorted(state))}")
 
-    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    def diagnose(self, model: nn.Module, x: Inputs, y: Tensor) -> dict[str, float]:
         """Numbers worth tracing over training, computed now and then; {name: value}."""
         del model, x, y
         return {}
@@ -272,17 +271,15 @@ class InputMethod(Method):
         return type(self).batch_losses is not InputMethod.batch_losses
 
     @abstractmethod
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
+    def batch_perturb(self, model: nn.Module, x: Any, y: Tensor, step: Step, record: Sites | None = None) -> Perturbed:
         """What `perturb` gives; this is what a method implements, and what methods around it call."""
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, x: Any, x_adv: Any, y: Tensor) -> Tensor:
         """The mean loss that is descended."""
         del x
         return self.criterion.mean(logits(model, x_adv), y)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Any, y: Tensor, step: Step) -> Losses:
         """One descent at the perturbed input."""
         x_adv, _ = self.batch_perturb(model, x, y, step)
         yield self.loss(model, x, x_adv, y)
@@ -293,9 +290,7 @@ class AttackedMethod(InputMethod):
 
     attack: InputMethod
 
-    def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
-    ) -> Perturbed:
+    def batch_perturb(self, model: nn.Module, x: Any, y: Tensor, step: Step, record: Sites | None = None) -> Perturbed:
         """As the attack does, on this method's loss; what the attack's probe names stands above both."""
         owner: Any = self.attack
         attack = self.attack if owner.criterion == self.criterion else replace(owner, criterion=self.criterion)
@@ -321,10 +316,10 @@ class LayerMethod(Method):
         return named or super().perturbs_input
 
     @abstractmethod
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         """Attach this method's sites."""
 
-    def attach(self, model: nn.Module, example: Tensor) -> None:
+    def attach(self, model: nn.Module, example: Inputs) -> None:
         raw = unwrap(model)
         if self._attached is not None and self._attached.model is not raw:
             raise SiteError(
@@ -342,7 +337,7 @@ class LayerMethod(Method):
     def attached_sites(self) -> list[Sites]:
         return [] if self._attached is None else [self._attached]
 
-    def sites_on(self, model: nn.Module, x: Tensor) -> Sites:
+    def sites_on(self, model: nn.Module, x: Inputs) -> Sites:
         """The sites on this network, clean of what an abandoned generator left."""
         self.attach(model, x)
         assert self._attached is not None
@@ -375,6 +370,7 @@ def zeros_at(sites: Sites, x: Inputs) -> Noise:
     return {site: given.new_zeros(rows(x), *sites.shape(site), dtype=dtype) for site in sites}
 
 
-def in_pixel_range(noise: Noise, x: Tensor) -> Noise:
+def in_pixel_range(noise: Noise, x: Inputs) -> Noise:
     """The same noise, cut at the network's input so that x + r stays in [0, 1]."""
-    return {**noise, INPUT: (x + noise[INPUT]).clamp(0, 1) - x} if INPUT in noise else noise
+    given = examples(x)
+    return {site: (given + r).clamp(0, 1) - given if site.is_input else r for site, r in noise.items()}

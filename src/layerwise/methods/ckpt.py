@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.checks import Count
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -49,7 +49,7 @@ class FGSMCKPT(InputMethod):
     """It looks for what is misclassified."""
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """One probe at the random start, and c - 1 forward passes."""
         probe = self.attack.probe
@@ -57,17 +57,21 @@ class FGSMCKPT(InputMethod):
         attack = replace(self.attack, probe=replace(probe, criterion=noting))
 
         def find() -> Perturbed:
-            x_full, recorded = attack.batch_perturb(model, x, y, step, record)
-            return x + norms.rows(self._share(model, x, y, x_full - x, noting), x) * (x_full - x), recorded
+            full, recorded = attack.batch_perturb(model, x, y, step, record)
+            given = examples(x)
+            delta = examples(full) - given
+            share = norms.rows(self._share(model, x, y, delta, noting), given)
+            return with_examples(x, given + share * delta), recorded
 
         return remembered(find)
 
-    def _share(self, model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, noting: Noting) -> Tensor:
+    def _share(self, model: nn.Module, x: Inputs, y: Tensor, delta: Tensor, noting: Noting) -> Tensor:
         """How much of delta each example gets, shape (B,): from the last checkpoint to the first, each fooled one takes over."""
-        share = x.new_ones(len(x))
+        given = examples(x)
+        share = given.new_ones(len(given))
         with torch.no_grad(), evaluation_mode(unwrap(model)):
             for j in range(self.c - 1, 0, -1):
-                fooled = logits(model, x + j / self.c * delta).argmax(dim=1) != y
+                fooled = logits(model, with_examples(x, given + j / self.c * delta)).argmax(dim=1) != y
                 share = torch.where(fooled, j / self.c, share)
         return share * (noting.prediction == y)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from layerwise.core.calling import Inputs, examples
 from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -75,17 +76,17 @@ class DeepDefense(Method):
         self._clamped: Tensor | None = None
         self._blank: Tensor | None = None
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """One descent on the loss and the regulariser."""
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.batch_perturb(model, x, y, step)
         yield base.loss(model, x, x_adv, y) + self.weight * self.penalty(model, x, y)
 
-    def penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def penalty(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:
         """The regulariser's mean over the batch, without lambda (0-dim); differentiable in the parameters."""
-        raw = unwrap(model)
+        raw, given = unwrap(model), examples(x)
         labels = y if self.treat_wrong == "separately" else None
-        with evaluation_mode(raw), twice_differentiable(x.device):
+        with evaluation_mode(raw), twice_differentiable(given.device):
             found = deepfool(
                 self._network(raw),
                 x,
@@ -96,7 +97,7 @@ class DeepDefense(Method):
                 p=self.p,
                 create_graph=True,
             )
-        rho, counted = found.rho(x, self.p)
+        rho, counted = found.rho(given, self.p)
         wrong = found.prediction != y if labels is not None else torch.zeros_like(counted)
         # exp(-c rho) falls as a right example's boundary moves away, exp(d rho) as a wrong one's comes nearer.
         z = torch.where(wrong, self.d * rho, -self.c * rho)
@@ -104,9 +105,9 @@ class DeepDefense(Method):
         value = z if self.regulariser == "linear" else z.clamp(max=LARGEST_EXPONENT).exp()
         self._clamped = _add(self._clamped, over & counted) if self.regulariser == "exp" else None
         self._blank = _add(self._blank, ~counted)
-        return (value * counted).sum() / len(x)
+        return (value * counted).sum() / len(given)
 
-    def _network(self, raw: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _network(self, raw: nn.Module) -> Callable[..., Any]:
         """The network as a function, with the parameters of the other layers held constant if one layer is named."""
         if self.layer is None:
             return raw
@@ -114,7 +115,7 @@ class DeepDefense(Method):
         if self.layer not in names:
             raise ConfigError(f"layer={self.layer!r} is no module of the network; {did_you_mean(self.layer, names)}")
         held = {n: v if n.startswith(self.layer + ".") else v.detach() for n, v in raw.named_parameters()}
-        return lambda x: functional_call(raw, held, (x,))
+        return lambda *args, **kwargs: functional_call(raw, held, args, kwargs)
 
     def warnings(self) -> list[str]:
         """How many exponents were clamped and how many blank images were left out."""

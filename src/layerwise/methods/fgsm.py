@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
+from layerwise.core.calling import Inputs, examples, with_examples
 from layerwise.core.checks import NonNegative, Positive, Radius
 from layerwise.core.cost import DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -55,20 +56,21 @@ class FGSM(InputMethod):
     probe: Probe = field(default_factory=Probe)
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """One probe at the start, and the step from there."""
         eps, probe = radius(self.eps), self.probe
-        start = x
+        given = start = examples(x)
         if self.noise:
-            start = (x + self.noise * eps * uniform(x, step.generator, key="start")).clamp_(0, 1)
+            start = (given + self.noise * eps * uniform(given, step.generator, key="start")).clamp_(0, 1)
         if self.target == "least-likely":
             probe = replace(probe, criterion=LeastLikely(probe.criterion or self.criterion))
-        g, recorded = probe(model, start, y, criterion=self.criterion, sites=record, wrt_input=True, step=step)
-        move = self._length(x, eps, step.generator) * g.sign()
-        if self.project:
-            return (x + (start - x + move).clamp_(-eps, eps)).clamp_(0, 1), recorded
-        return (start + move).clamp_(0, 1), recorded
+        g, recorded = probe(
+            model, with_examples(x, start), y, criterion=self.criterion, sites=record, wrt_input=True, step=step
+        )
+        move = self._length(given, eps, step.generator) * g.sign()
+        moved = given + (start - given + move).clamp_(-eps, eps) if self.project else start + move
+        return with_examples(x, moved.clamp_(0, 1)), recorded
 
     def _length(self, x: Tensor, eps: float, generator: Source) -> float | Tensor:
         """How far each image steps."""

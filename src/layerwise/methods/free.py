@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.checks import Count, Radius
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -49,13 +49,14 @@ class FreeAT(Method):
         super().__post_init__()
         self._delta: Tensor | None = None
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""
-        eps, (first, total) = radius(self.eps), own_rows(step.generator, len(x))
-        delta = self._register(x, total)[first : first + len(x)]
+        given, eps = examples(x), radius(self.eps)
+        first, total = own_rows(step.generator, len(given))
+        delta = self._register(given, total)[first : first + len(given)]
         for _ in range(self.m):
-            x_adv = (x + delta).clamp_(0, 1).requires_grad_()
-            yield self.criterion.mean(logits(model, x_adv), y)
+            x_adv = (given + delta).clamp_(0, 1).requires_grad_()
+            yield self.criterion.mean(logits(model, with_examples(x, x_adv)), y)
             assert x_adv.grad is not None
             # The sign of NaN is 0: an overflow under fp16 scaling, whose step is skipped, does not stay in delta.
             move = self.step * eps * x_adv.grad.sign()

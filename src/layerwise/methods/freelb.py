@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import accumulate, chain, normalize, project, scale
-from layerwise.core.calling import examples
+from layerwise.core.calling import Inputs, examples
 from layerwise.core.checks import at_least
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -64,10 +64,10 @@ class FreeLB(LayerMethod):
         at_least("start", self.start, 0)
         at_least("eps", self.eps or 0, 0)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, one batch."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
@@ -90,7 +90,7 @@ class FreeLB(LayerMethod):
                 moved = {k: rule(at_real(g, x), known[k]) for k, g in descent.gradients().items()}
                 delta = {**in_pixel_range(moved, x_adv)}
 
-    def _dropout(self, x: Tensor, last: bool) -> AbstractContextManager[None]:
+    def _dropout(self, x: Inputs, last: bool) -> AbstractContextManager[None]:
         """Random numbers of the forward pass that the next one finds again."""
         if last or not self.same_dropout:
             return nullcontext()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.checks import NonNegative, Radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -59,31 +59,31 @@ class GradAlign(Method):
 
     perturbs_input = second_order = True
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """A probe at x, then one descent on the loss and the misalignment."""
-        raw, eps = unwrap(model), radius(self.eps)
-        with torch.autocast(x.device.type, enabled=False):
+        raw, given, eps = unwrap(model), examples(x), radius(self.eps)
+        with torch.autocast(given.device.type, enabled=False):
             g, _ = self.probe(raw, x, y, criterion=self.criterion, wrt_input=True)
         if self.base is None:
             base: InputMethod = Standard(criterion=self.criterion)
-            x_adv = (x + self.step * eps * g.sign()).clamp_(0, 1)
+            x_adv = with_examples(x, (given + self.step * eps * g.sign()).clamp_(0, 1))
         else:
             base = self.base
             x_adv, _ = base.batch_perturb(model, x, y, step)
-        near = x + eps * uniform(x, step.generator, key="near")
+        near = with_examples(x, given + eps * uniform(given, step.generator, key="near"))
         yield base.loss(model, x, x_adv, y) + self.weight * self.misalignment(raw, near, y, g)
 
-    def misalignment(self, raw: nn.Module, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    def misalignment(self, raw: nn.Module, x: Inputs, y: Tensor, g: Tensor) -> Tensor:
         """Mean over the batch of 1 - cos(g, dL/dx), 0-dim, differentiable in the parameters."""
-        x = x.detach().requires_grad_()
-        with twice_differentiable(x.device), batch_norm(raw, self.probe.batch_norm):
-            loss = (self.probe.criterion or self.criterion)(logits(raw, x), y).sum()
+        leaf = examples(x).detach().requires_grad_()
+        with twice_differentiable(leaf.device), batch_norm(raw, self.probe.batch_norm):
+            loss = (self.probe.criterion or self.criterion)(logits(raw, with_examples(x, leaf)), y).sum()
             # Differentiated once more by the descent, which is what moves the parameters.
-            (here,) = torch.autograd.grad(loss, x, create_graph=True)
+            (here,) = torch.autograd.grad(loss, leaf, create_graph=True)
         sizes = norms.norm(g) * norms.norm(here)
         # Where either gradient is zero the cosine is 0/0: made safe before dividing, and left out of the sum.
         cosine = norms.safe_divide((g * here).flatten(1).sum(dim=1), sizes)
-        return ((1 - cosine) * (sizes > 0)).sum() / len(x)
+        return ((1 - cosine) * (sizes > 0)).sum() / len(leaf)
 
     @property
     def passes(self) -> Passes:

@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from layerwise.core import norms
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, logits
 from layerwise.core.checks import Count, NonNegative, Share
 from layerwise.core.cost import AGAIN, PROBE, Passes
 from layerwise.core.driving import Step
@@ -65,11 +65,11 @@ class LAD(LayerMethod):
                 "num_inner_steps > 1 is defined for the Lie-Trotter splitting only; type splitting=lie-trotter"
             )
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         states = "block outputs" if self.splitting == "lie-trotter" else "block states"
         return Sites(model, states if self.sites is None else self.sites, example=example)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Probe at the perturbed input, then descend with the gradients added to the states."""
         if isinstance(self.base, TRADES) and self.gamma == 1:
             yield from self.base.batch_losses(model, x, y, step)
@@ -109,7 +109,7 @@ class LAD(LayerMethod):
             noise[after] = noise[after] + at_output if after in noise else at_output
         return noise
 
-    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    def diagnose(self, model: nn.Module, x: Inputs, y: Tensor) -> dict[str, float]:
         """The ratio of eq. 16, ||x_0 + f(x_0)||_2 / ||dL/dx_0||_2 for the mean loss over `reference_batch`, over the whole batch.
 
         Nothing where x_0 is not known: the Lie-Trotter scheme with sites of the user's.

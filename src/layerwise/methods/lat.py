@@ -48,7 +48,7 @@ class LayerSigns(LayerMethod):
     alpha: Share = 0.5
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return block_sites(model, example, self.sites)
 
     def noise_of(self, g: Gradients) -> Noise:
@@ -81,7 +81,7 @@ class LAT(LayerSigns):
         self._previous: dict[str, Tensor] = {}
         self._left_by: Hashable = None
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1, or the joint form of section 4.1."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
@@ -96,7 +96,7 @@ class LAT(LayerSigns):
         self._keep(descent.gradients(), first, total)
         self._left_by = shape_of(x)
 
-    def _noise(self, sites: Sites, first: int, x: Inputs, x_adv: Tensor) -> Mapping[Site, Tensor | Replacement]:
+    def _noise(self, sites: Sites, first: int, x: Inputs, x_adv: Inputs) -> Mapping[Site, Tensor | Replacement]:
         """The noise of these rows, from the rows of the previous batch; where that was of another length, the part that fits."""
         if not self._previous:
             return {}
@@ -156,7 +156,7 @@ class FGSInter(LayerSigns):
 
     probe: Probe = field(default_factory=Probe)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """A probe, then the clean and the perturbed descent pass."""
         sites = self.sites_on(model, x)
         _, g = self.probe(model, x, y, criterion=self.criterion, sites=sites, step=step)
@@ -191,10 +191,10 @@ class GaussianNoise(LayerMethod):
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return block_sites(model, example, self.sites)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """One descent at z + r."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, project, scale, sign
+from layerwise.core.calling import Inputs
 from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -83,7 +84,7 @@ class LatentPGD(LayerMethod):
         at_least("steps", self.steps, 1)
         at_least("step", self.step or 0, 0)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         sites = stream_sites(model, example, self.sites)
         for site in sites:
             self.eps_at(site)
@@ -98,7 +99,7 @@ class LatentPGD(LayerMethod):
             raise ConfigError(f"eps names no radius for site '{site}'; {did_you_mean(str(site), self.eps)}")
         return self.eps[str(site)]
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Climb, then one descent."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)
@@ -107,7 +108,7 @@ class LatentPGD(LayerMethod):
         with sites.perturb(delta, constraint=self.constraint):
             yield base.loss(model, x, x_adv, y)
 
-    def climb(self, model: nn.Module, x: Tensor, y: Tensor, sites: Sites, step: Step) -> Noise:
+    def climb(self, model: nn.Module, x: Inputs, y: Tensor, sites: Sites, step: Step) -> Noise:
         """Delta at every site, for inputs x and what the criterion takes beside the logits."""
         rules = {str(site): self._rule(self.eps_at(site)) for site in sites}
         delta = self._start(sites, x, step)
@@ -129,7 +130,7 @@ class LatentPGD(LayerMethod):
                 delta = {**in_pixel_range(moved, x)}
         return as_tensors(delta)
 
-    def _start(self, sites: Sites, x: Tensor, step: Step) -> dict[Site, Tensor | Replacement]:
+    def _start(self, sites: Sites, x: Inputs, step: Step) -> dict[Site, Tensor | Replacement]:
         if not self.random_start:
             return {}
 

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, logits
 from layerwise.core.checks import NonNegative
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.registry import register
@@ -39,7 +39,7 @@ class MART(AttackedMethod):
     needs_classes = True
     """Its terms are probabilities."""
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         """The three terms; the natural pass comes first."""
         natural, adversarial = logits(model, x).softmax(dim=1), logits(model, x_adv)
         others = adversarial.softmax(dim=1).scatter(1, y.unsqueeze(1), 0.0).amax(dim=1)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, logits, twice
 from layerwise.core.checks import Share
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -28,8 +28,8 @@ Halves: TypeAlias = Literal["apart", "together"]
 def joint_loss(
     criterion: Criterion,
     model: nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
+    x: Inputs,
+    x_adv: Inputs,
     y: Tensor,
     *,
     alpha: float = 0.5,
@@ -37,7 +37,7 @@ def joint_loss(
 ) -> Tensor:
     """Alpha L(x) + (1 - alpha) L(x_adv), mean losses; with alpha 1/2 the mean over all 2 B images. The clean images come first."""
     if halves == "together":
-        clean, adversarial = criterion(logits(model, torch.cat([x, x_adv])), torch.cat([y, y])).chunk(2)
+        clean, adversarial = criterion(logits(model, twice(x, x_adv)), torch.cat([y, y])).chunk(2)
         return alpha * clean.mean() + (1 - alpha) * adversarial.mean()
     clean = criterion.mean(logits(model, x), y)
     return alpha * clean + (1 - alpha) * criterion.mean(logits(model, x_adv), y)
@@ -59,7 +59,7 @@ class Mixed(AttackedMethod):
     halves: Halves = "apart"
     criterion: Criterion = field(default_factory=CrossEntropy)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         return joint_loss(self.criterion, model, x, x_adv, y, alpha=self.alpha, halves=self.halves)
 
 
@@ -141,7 +141,7 @@ class EAT(Mixed):
         self._networks = Sources(self.sources, where="EAT.sources")
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """The attack on the network that was drawn; another on the trained one where its gradients are asked for."""
         networks = [model, *self._networks.like(x)]

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.calling import Inputs
 from layerwise.core.checks import at_least
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -47,10 +48,10 @@ class NEFTune(LayerMethod):
     def __post_init__(self) -> None:
         at_least("alpha", self.alpha, 0)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """One descent."""
         sites = self.sites_on(model, x)
         base = self.base or Standard(criterion=self.criterion)

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.calling import rows
+from layerwise.core.calling import Inputs, rows
 from layerwise.core.checks import NonNegative, Share
 from layerwise.core.driving import Partial, Step
 from layerwise.core.random import Source, for_the_batch, own_rows
@@ -40,7 +40,7 @@ class Parseval(Wrapper):
     share: Share = 0.3
     base: Method = field(default_factory=Standard)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """The base's losses; the code after a yield runs after the step."""
         # The micro-batches of a batch share its steps: the first one moves the weights for all.
         mine, count = own_rows(step.generator, rows(x))[0] == 0, 0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, examples, logits, with_examples
 from layerwise.core.checks import Count, NonNegative, Radius
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -60,14 +60,15 @@ class PGD(InputMethod):
         return radius(self.eps, norm), norm
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """`steps` probes; the last one records."""
-        start = random_start(x, *self.ball, step.generator) if self.random_start else x
+        given = examples(x)
+        start = random_start(given, *self.ball, step.generator) if self.random_start else given
         return self.climb(model, x, start, y, step, record)
 
     def climb(
-        self, model: nn.Module, x: Tensor, start: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, start: Tensor, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """The same from a given start, in the ball around x; y is what the criterion takes beside the logits."""
         eps, norm = self.ball
@@ -76,13 +77,15 @@ class PGD(InputMethod):
         def gradient(x_adv: Tensor, last: bool) -> Tensor:
             nonlocal recorded
             sites = record if last else None
-            g, recorded = self.probe(model, x_adv, y, criterion=self.criterion, sites=sites, wrt_input=True, step=step)
+            at = with_examples(x, x_adv)
+            g, recorded = self.probe(model, at, y, criterion=self.criterion, sites=sites, wrt_input=True, step=step)
             return g
 
         with self.probe.around(model):
-            alpha = self.step * eps
-            x_adv = iterate(x, start, steps=self.steps, alpha=alpha, eps=eps, norm=norm, gradient=gradient)
-        return x_adv, recorded
+            x_adv = iterate(
+                examples(x), start, steps=self.steps, alpha=self.step * eps, eps=eps, norm=norm, gradient=gradient
+            )
+        return with_examples(x, x_adv), recorded
 
     @property
     def passes(self) -> Passes:
@@ -135,27 +138,28 @@ class TRADES(InputMethod):
     """The KL term is between them."""
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """One natural forward, then the attack on the KL term."""
         del y
         target = remembered(lambda: self._natural(model, x))
-        start = (x + self.start_noise * normal(x, step.generator, key="start")).clamp_(0, 1)
+        given = examples(x)
+        start = (given + self.start_noise * normal(given, step.generator, key="start")).clamp_(0, 1)
         probe = replace(self.attack.probe, criterion=divergence)
         return replace(self.attack, probe=probe).climb(model, x, start, target, step, record)
 
-    def _natural(self, model: nn.Module, x: Tensor) -> Tensor:
+    def _natural(self, model: nn.Module, x: Inputs) -> Tensor:
         """What the attack moves away from."""
         with torch.no_grad(), batch_norm(model, self.attack.probe.batch_norm):
             probabilities: Tensor = logits(model, x).softmax(dim=1)
         return probabilities
 
-    def parts(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, model: nn.Module, x: Inputs, x_adv: Inputs, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean natural loss and the mean KL term; the natural pass comes first."""
         natural = logits(model, x)
         return self.criterion.mean(natural, y), divergence.mean(logits(model, x_adv), natural.softmax(dim=1))
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, x: Inputs, x_adv: Inputs, y: Tensor) -> Tensor:
         """L(f(x), y) + beta KL."""
         natural, kl = self.parts(model, x, x_adv, y)
         return natural + self.beta * kl

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, project, scale, sign
+from layerwise.core.calling import Inputs, examples, with_examples
 from layerwise.core.checks import Count, Radius
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -110,12 +111,12 @@ class SLAT(LayerMethod):
             return {} if own is None else {"eta.input": ThreatModel("linf", own)}
         return {k: threat for k, threat in super().threats().items() if k != "eta" or self.base is None}
 
-    def attach(self, model: nn.Module, example: Tensor) -> None:
+    def attach(self, model: nn.Module, example: Inputs) -> None:
         """See `Method.attach`; without hidden sites there is nothing to attach."""
         if self.hidden:
             super().attach(model, example)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         sites = choose_sites(model, example, *self.hidden)
         if self.clamp_to_activation_range and (flat := [s for s in sites if len(sites.shape(s)) < 2]):
             raise ConfigError(
@@ -127,7 +128,7 @@ class SLAT(LayerMethod):
         refuse_others("eta", self.eta, sites, example)
         return sites
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         base = self.start()
         if not self.hidden:
@@ -151,7 +152,9 @@ class SLAT(LayerMethod):
                 step=step,
             )
             delta = {k: self._step(k)(g[k], delta[k]) for k in sites}
-            x_adv = (x + self._input_step(base)(g_x, x_adv - x)).clamp_(0, 1)
+            given = examples(x)
+            moved = given + self._input_step(base)(g_x, examples(x_adv) - given)
+            x_adv = with_examples(x, moved.clamp_(0, 1))
         with sites.perturb(delta, constraint=constraint):
             yield base.loss(model, x, x_adv, y)
 

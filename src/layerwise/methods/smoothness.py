@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.core import norms
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale
-from layerwise.core.calling import logits, real_positions
+from layerwise.core.calling import Inputs, logits, real_positions
 from layerwise.core.checks import at_least, one_of
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -86,10 +86,10 @@ class Smoothness(LayerMethod):
     symmetric = True
     """Whether D is KL both ways, through which the clean pass learns too; or KL(clean || noisy) from a constant."""
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """The clean pass, the probes, and the noisy pass."""
         sites = self.sites_on(model, x)
         apart = Disagreement(symmetric=self.symmetric, real=real_positions(x))
@@ -101,7 +101,7 @@ class Smoothness(LayerMethod):
             yield loss + self.weight * apart.mean(moved, clean if self.symmetric else clean.detach())
 
     def _noise(
-        self, model: nn.Module, x: Tensor, clean: Tensor, sites: Sites, apart: Criterion, step: Step
+        self, model: nn.Module, x: Inputs, clean: Tensor, sites: Sites, apart: Criterion, step: Step
     ) -> dict[Site, Tensor | Replacement]:
         noise = drawn(sites, x, lambda site, z: self.start(z, step.generator, f"start/{site}"))
         with self.probe.around(model):

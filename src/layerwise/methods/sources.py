@@ -8,8 +8,9 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from layerwise.core.calling import Inputs, examples
 from layerwise.errors import ConfigError
 from layerwise.methods.base import Method
 
@@ -35,15 +36,16 @@ class Sources:
         self._ready: list[nn.Module] = []
         self._kind: tuple[torch.device, torch.dtype] | None = None
 
-    def like(self, x: Tensor) -> list[nn.Module]:
+    def like(self, x: Inputs) -> list[nn.Module]:
         """The copies, ready for a batch.
 
         Raises:
             ConfigError: what was given is no network.
         """
-        if self._kind != (x.device, x.dtype):
-            self._ready = [self._copied(network).to(x.device, x.dtype) for network in self._given]
-            self._kind = (x.device, x.dtype)
+        kind = (examples(x).device, examples(x).dtype)
+        if self._kind != kind:
+            self._ready = [self._copied(network).to(*kind) for network in self._given]
+            self._kind = kind
         return self._ready
 
     def _copied(self, network: Any) -> nn.Module:

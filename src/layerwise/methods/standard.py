@@ -7,6 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from layerwise.core.calling import Inputs
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -33,7 +34,7 @@ class Standard(InputMethod):
     perturbs_input = False
 
     def batch_perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: Step, record: Sites | None = None
+        self, model: nn.Module, x: Inputs, y: Tensor, step: Step, record: Sites | None = None
     ) -> Perturbed:
         """The input as it is; a probe is made only if gradients are asked for."""
         if record is None:

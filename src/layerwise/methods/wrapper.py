@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from layerwise.core.calling import Inputs
 from layerwise.core.cost import Passes
 from layerwise.core.sites import Sites, unwrap
 from layerwise.methods.base import Method
@@ -38,7 +39,7 @@ class Wrapper(Method):
         """Those of the base."""
         return self.base.losses_alone
 
-    def attach(self, model: nn.Module, example: Tensor) -> None:
+    def attach(self, model: nn.Module, example: Inputs) -> None:
         self.reached(model)
         self.base.attach(model, example)
 
@@ -57,7 +58,7 @@ class Wrapper(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.base.load_state_dict(state)
 
-    def diagnose(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    def diagnose(self, model: nn.Module, x: Inputs, y: Tensor) -> dict[str, float]:
         """The base's."""
         return self.base.diagnose(model, x, y)
 

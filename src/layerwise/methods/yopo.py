@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from layerwise.core.ascent import iterate, random_start
-from layerwise.core.calling import logits
+from layerwise.core.calling import Inputs, call, examples, logits, rows, with_examples
 from layerwise.core.checks import Count, NonNegative, Radius
 from layerwise.core.cost import AGAIN, DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
@@ -60,7 +60,7 @@ class YOPO(LayerMethod):
 
     perturbs_input = True
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         sites = Sites(model, [self.site], example=example)
         found = list(sites)
         if len(found) != 1 or found[0].side != "output":
@@ -69,7 +69,7 @@ class YOPO(LayerMethod):
             raise SiteError(f"site={self.site!r} has to be one module's output, found {names}; type site=conv1, say")
         return sites
 
-    def batch_losses(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
         if self.adjoint_update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ConfigError(
@@ -77,11 +77,12 @@ class YOPO(LayerMethod):
             )
         sites, raw = self.sites_on(model, x), unwrap(model)
         (site,) = sites
-        x_adv = random_start(x, radius(self.eps), "linf", step.generator)
-        again = x.new_zeros(())
+        given = examples(x)
+        x_adv = random_start(given, radius(self.eps), "linf", step.generator)
+        again = given.new_zeros(())
         for j in range(self.m):
             with sites.record(x) as descent:
-                loss = descent.mean(self.criterion.mean, logits(model, x_adv), y) + again
+                loss = descent.mean(self.criterion.mean, logits(model, with_examples(x, x_adv)), y) + again
                 if j == self.m - 1 and not self.adjoint_update:
                     yield loss
                     return
@@ -90,24 +91,24 @@ class YOPO(LayerMethod):
             sites.leave()  # another micro-batch's descent may still be open
             x_adv = self._ascend(raw, site, x, x_adv, p)
             if self.adjoint_update:
-                again = self._adjoint(raw, site, x_adv, p)
+                again = self._adjoint(raw, site, with_examples(x, x_adv), p)
         yield loss.detach() + again
 
-    def _ascend(self, raw: nn.Module, site: Site, x: Tensor, x_adv: Tensor, p: Tensor) -> Tensor:
+    def _ascend(self, raw: nn.Module, site: Site, x: Inputs, x_adv: Tensor, p: Tensor) -> Tensor:
         """N steps along the gradient of p . z, which is dL/dx as long as p = dL/dz does not change."""
 
         def gradient(at: Tensor, last: bool) -> Tensor:
             at = at.detach().requires_grad_()
             with frozen(raw), batch_norm(raw, self.probe.batch_norm):
-                return torch.autograd.grad((value_at(raw, site, at) * p).sum(), at)[0]
+                return torch.autograd.grad((value_at(raw, site, with_examples(x, at)) * p).sum(), at)[0]
 
         eps = radius(self.eps)
-        return iterate(x, x_adv, steps=self.n, alpha=self.step * eps, eps=eps, norm="linf", gradient=gradient)
+        return iterate(examples(x), x_adv, steps=self.n, alpha=self.step * eps, eps=eps, norm="linf", gradient=gradient)
 
-    def _adjoint(self, raw: nn.Module, site: Site, x_adv: Tensor, p: Tensor) -> Tensor:
+    def _adjoint(self, raw: nn.Module, site: Site, x_adv: Inputs, p: Tensor) -> Tensor:
         """A zero with the gradient of p . z, mean over the batch: what is logged stays the loss."""
         with batch_norm(raw, self.probe.batch_norm):
-            value = (value_at(raw, site, x_adv) * p).sum() / len(x_adv)
+            value = (value_at(raw, site, x_adv) * p).sum() / rows(x_adv)
         return value - value.detach()
 
     @property
@@ -123,7 +124,7 @@ class _Reached(Exception):
         self.value = value
 
 
-def value_at(model: nn.Module, site: Site, x: Tensor) -> Tensor:
+def value_at(model: nn.Module, site: Site, x: Inputs) -> Tensor:
     """The activation at a module's output, from a forward pass that ends there.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -140,7 +141,7 @@ def value_at(model: nn.Module, site: Site, x: Tensor) -> Tensor:
 
     handle = model.get_submodule(site.module).register_forward_hook(leave)
     try:
-        model(x)
+        call(model, x)
     except _Reached as reached:
         return reached.value
     finally:

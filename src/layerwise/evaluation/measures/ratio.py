@@ -65,14 +65,14 @@ def state_gradient_ratio(
     Norms are over a batch; the ratio tells which eta of LAD is large enough to move the states.
 
     Args:
-        model: a network with residual blocks (modules with `is_residual_block = True`, or of the usual class names).
+        model: a network with blocks, see `layerwise.core.phrases`.
         x: images, shape (N, ...), pixels in [0, 1].
         y: labels, shape (N,).
         reference_batch: the batch size of the mean loss.
         batch_size: images of each ratio.
 
     Raises:
-        SiteError: the network has no residual blocks.
+        SiteError: the network has no blocks.
 
     Reference: Layer-wise adversarial defense: an ODE perspective (Yang et al. 2021), eq. 16 and figure 2.
 
