@@ -200,5 +200,5 @@ def test_the_ratio_is_eq_16_by_hand() -> None:
 
 
 def test_the_ratio_needs_residual_blocks() -> None:
-    with pytest.raises(SiteError, match="no residual-block states"):
+    with pytest.raises(SiteError, match="no block states"):
         state_gradient_ratio(TinyMLP().double(), X, Y)
