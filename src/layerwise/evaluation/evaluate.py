@@ -32,7 +32,7 @@ from layerwise.evaluation.measure import Measure, Target, choose_measures
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.ranks import joined, of_the_first, rank_and_world
-from layerwise.evaluation.record import DataRecord, Evaluation, Measured, ModelRecord, Result, settings_of
+from layerwise.evaluation.record import DataRecord, Evaluation, Measured, ModelRecord, Result, packed, settings_of
 from layerwise.evaluation.store import Store, versions
 
 logger = logging.getLogger(__name__)
@@ -261,7 +261,8 @@ class _Work:
         correct = torch.tensor([bit == "1" for value in done for bit in value["correct"]])
         seconds = sum(value["seconds"] for value in done)
         count = Count(int(correct.sum()), len(correct))
-        return Result(name, settings_of(attack, self.target.threat), count, seconds, attack.in_threat_model), correct
+        kept, settings = packed(correct.tolist()), settings_of(attack, self.target.threat)
+        return Result(name, settings, count, seconds, attack.in_threat_model, kept), correct
 
     def _outcomes(self, attack: Attack, numbers: range) -> Iterator[dict[str, Any]]:
         """What the store keeps of each of these batches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias, TypeVar, final
 from layerwise.attacks.base import Attack
 from layerwise.core.registry import find
 from layerwise.core.threat import ThreatModel
-from layerwise.errors import CheckpointError, LayerwiseError
+from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
 from layerwise.evaluation.checks import Finding
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measurement import Measurement, Unknown, plain
@@ -73,6 +73,7 @@ class Result:
         count: correct out of total.
         seconds: how long it took.
         in_threat_model: False for an attack on hidden layers, which does not count for the worst case.
+        kept: which images stay correct, see `outcomes`, a bit each, written in hexadecimal; empty in older records.
     """
 
     attack: str
@@ -80,6 +81,22 @@ class Result:
     count: Count
     seconds: float
     in_threat_model: bool = True
+    kept: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that bits and count agree."""
+        outcomes = self.outcomes
+        if outcomes and (len(outcomes), sum(outcomes)) != (self.count.total, self.count.correct):
+            raise ConfigError(f"kept has not {self.count.correct} of {self.count.total} bits set: evaluate again")
+
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        """Whether each image stays correct, in the order of the evaluation: what a paired comparison needs; empty if not known."""
+        try:
+            bits = f"{int(self.kept, 16):0{self.count.total}b}" if self.kept else ""
+        except ValueError:
+            raise ConfigError("kept is no number in hexadecimal: evaluate again") from None
+        return tuple(bit == "1" for bit in bits)
 
     @property
     def accuracy(self) -> float:
@@ -327,6 +344,15 @@ def _cell(value: object) -> str:
     for character in "\\|<>*`_[]":
         text = text.replace(character, "\\" + character)
     return text
+
+
+def packed(outcomes: Iterable[bool]) -> str:
+    """`Result.kept` of these outcomes.
+
+    >>> packed([True, False, True, True])
+    'b'
+    """
+    return f"{int(''.join('01'[outcome] for outcome in outcomes), 2):x}"
 
 
 def settings_of(attack: Attack, threat: ThreatModel) -> Settings:
