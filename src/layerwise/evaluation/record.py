@@ -27,6 +27,8 @@ M = TypeVar("M", bound=Measurement)
 
 FORMAT, VERSION = "layerwise-evaluation", 2
 
+RANDOM = "The network draws random numbers: gradients are means over {} passes of it, no attack stops at a pass that happens to be wrong."
+
 
 @final
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Evaluation:
         device: the machine's part that computed.
         versions: of Python, torch and layerwise.
         measures: what else was measured, in order.
+        random: whether the network draws random numbers, so that no attack stopped at a single pass that was wrong.
     """
 
     model: ModelRecord
@@ -179,6 +182,7 @@ class Evaluation:
     device: str
     versions: dict[str, str]
     measures: tuple[Measured, ...] = ()
+    random: bool = False
 
     def __getitem__(self, attack: str) -> Result:
         """The result of an attack, by the way it is written."""
@@ -288,6 +292,7 @@ class Evaluation:
             f"**{_cell(self.model.name)}** on {_cell(self.data.name)}, {self.worst.total} of {self.data.size} images "
             f"(seed {self.data.seed}), {self.threat}.\n",
             *warnings,
+            *([f"{RANDOM.format(self.eot)}\n"] if self.random else []),
             "| attack | accuracy % | 95 % interval | correct | seconds |",
             "|---|---:|---:|---:|---:|",
         ]
@@ -363,7 +368,9 @@ def settings_of(attack: Attack, threat: ThreatModel) -> Settings:
 
 
 def _plain(value: Any, threat: ThreatModel) -> Any:
-    return settings_of(value, threat) if isinstance(value, Attack) else plain(value)
+    if isinstance(value, Attack):
+        return settings_of(value, threat)
+    return str(value) if callable(value) else plain(value)
 
 
 def black_box_worst(evaluation: Evaluation) -> Result | None:
