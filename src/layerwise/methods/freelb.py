@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import accumulate, chain, normalize, project, scale
 from layerwise.core.calling import Inputs, examples
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Partial, Step
@@ -50,19 +50,13 @@ class FreeLB(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    step: float = 0.1
-    steps: int = 2
-    start: float = 0.6
-    eps: float | None = None
+    step: NonNegative = 0.1
+    steps: Count = 2
+    start: NonNegative = 0.6
+    eps: NonNegative | None = None
     same_dropout: bool = False
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("step", self.step, 0)
-        at_least("steps", self.steps, 1)
-        at_least("start", self.start, 0)
-        at_least("eps", self.eps or 0, 0)
 
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)

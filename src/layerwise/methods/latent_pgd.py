@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, project, scale, sign
 from layerwise.core.calling import Inputs
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.cost import PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -62,27 +62,18 @@ class LatentPGD(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    eps: float | dict[str, float] = 8.0
+    eps: NonNegative | dict[str, NonNegative] = 8.0
     norm: Literal["l2", "linf"] = "l2"
     per: Literal["example", "token"] = "example"
     relative: bool = False
-    steps: int = 6
-    step: float | None = None
+    steps: Count = 6
+    step: NonNegative | None = None
     random_start: bool = True
     clamp_to_activation_range: bool = False
     mode: Literal["train", "eval"] = "train"
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        for name, value in self.eps.items() if isinstance(self.eps, Mapping) else [("eps", self.eps)]:
-            at_least(name, value, 0)
-        one_of("norm", self.norm, ("l2", "linf"))
-        one_of("per", self.per, ("example", "token"))
-        one_of("mode", self.mode, ("train", "eval"))
-        at_least("steps", self.steps, 1)
-        at_least("step", self.step or 0, 0)
 
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         sites = stream_sites(model, example, self.sites)

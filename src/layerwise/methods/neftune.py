@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs
-from layerwise.core.checks import at_least
+from layerwise.core.checks import NonNegative
 from layerwise.core.cost import Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -41,12 +41,9 @@ class NEFTune(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    alpha: float = 5.0
+    alpha: NonNegative = 5.0
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
-
-    def __post_init__(self) -> None:
-        at_least("alpha", self.alpha, 0)
 
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)

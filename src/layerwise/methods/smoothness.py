@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from layerwise.core import norms
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, scale
 from layerwise.core.calling import Inputs, logits, real_positions
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative, Whole
 from layerwise.core.cost import AGAIN, DESCENT, PROBE, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
@@ -61,13 +61,9 @@ class Smoothness(LayerMethod):
     """
 
     sites: str | list[str] | tuple[str, ...] | None = None
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
-        at_least("weight", self.weight, 0)
-        at_least("steps", self.probes, 0)
 
     @abstractmethod
     def start(self, z: Tensor, source: Source, key: str) -> Tensor:
@@ -137,17 +133,11 @@ class SMART(Smoothness):
     models, section 3.1 and algorithm 1, without its Bregman steps.
     """
 
-    std: float = 1e-5
-    steps: int = 1
-    step: float = 1e-3
-    size: float = 1.0
+    std: NonNegative = 1e-5
+    steps: Whole = 1
+    step: NonNegative = 1e-3
+    size: NonNegative = 1.0
     per: Literal["token", "example"] = "token"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("per", self.per, ("token", "example"))
-        for name in ("std", "step", "size"):
-            at_least(name, getattr(self, name), 0)
 
     @property
     def probes(self) -> int:
@@ -180,15 +170,9 @@ class VAT(Smoothness):
 
     symmetric = False
 
-    eps: float = 1.0
-    xi: float = 0.1
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("eps", self.eps, 0)
-        at_least("xi", self.xi, 0)
-        at_least("steps", self.steps, 1)
+    eps: NonNegative = 1.0
+    xi: NonNegative = 0.1
+    steps: Count = 1
 
     @property
     def probes(self) -> int:
@@ -215,13 +199,8 @@ class R3F(Smoothness):
     Reference: Aghajanyan et al. 2021, Better fine-tuning by reducing representational collapse, eq. 3.
     """
 
-    eps: float = 1e-5
+    eps: NonNegative = 1e-5
     noise: Literal["normal", "uniform"] = "normal"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("eps", self.eps, 0)
-        one_of("noise", self.noise, ("normal", "uniform"))
 
     @property
     def probes(self) -> int:
