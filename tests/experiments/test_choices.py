@@ -350,7 +350,10 @@ def test_a_recipe_that_extends_a_run_does_not_trust_it(own_module: str, tmp_path
         ("OWN:Nothing", "is Nothing, no method; name a class derived from layerwise.methods.base.Method"),
         ("OWN:Mime", "holds no 'Mime'; did you mean 'Mine'"),
         ("nowhere_to_be_found:Mine", "cannot be imported (No module named 'nowhere_to_be_found')"),
-        ("slatt", "there is no 'slatt'; did you mean 'SLAT' or 'LAT' or 'SMART'? ('my_module:Name' takes one of yours)"),
+        (
+            "slatt",
+            "there is no 'slatt'; did you mean 'SLAT' or 'LAT' or 'SMART'? ('my_module:Name' takes one of yours)",
+        ),
     ],
 )
 def test_classes_that_are_no_methods(own_module: str, name: str, message: str) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from layerwise.attacks.base import (
     EVALUATED,
     GRADIENT,
-    Averaged,
     InputAttack,
     ascend,
     is_correct,
@@ -152,7 +151,7 @@ class PGDAttack(Iterated):
     """Projected gradient ascent from random starts: x_t+1 = clip(x + project(x_t - x + alpha sign(dL/dx_t))).
 
     Of several restarts the worst is kept for each image: one that fools the network, else the one of the highest loss. Images that
-    are fooled drop out, of the later steps and of the later restarts (not of `Averaged`, see `ascend`).
+    are fooled drop out, of the later steps and of the later restarts.
 
     Args:
         steps: steps of each restart.
@@ -193,16 +192,15 @@ class PGDAttack(Iterated):
             return worst
         fooled, loss = verdict(model, worst, y)
         for restart in range(1, self.restarts):
-            rows = (~fooled | isinstance(model, Averaged)).nonzero().flatten()
+            rows = (~fooled).nonzero().flatten()
             if not len(rows):
                 break
             start = starting_points(x, threat, generator, restart)[rows]
             found = self.ascend(model, x[rows], y[rows], threat, start)
             fooled_now, loss_now = verdict(model, found, y[rows])
-            before = fooled[rows]
-            better = (fooled_now & ~before) | ((fooled_now | ~before) & (loss_now > loss[rows]))
+            better = fooled_now | (loss_now > loss[rows])
             worst[rows[better]], loss[rows[better]] = found[better], loss_now[better]
-            fooled[rows] = before | fooled_now
+            fooled[rows] = fooled_now
         return worst
 
 
@@ -341,12 +339,9 @@ def run_deepfool(model: nn.Module, x: Tensor, **options: float | None) -> DeepFo
         ConfigError: no gradient reaches the images.
     """
     with frozen(model):
-        leaf = x[:1].detach().requires_grad_()
-        logits = model(leaf)
-        if not logits.requires_grad or torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is None:
+        if not model(x[:1].detach().requires_grad_()).requires_grad:
             raise ConfigError(
-                "DeepFool needs gradients, and none reaches the images (a step function, a quantised network); type an attack "
-                "that needs none: square"
+                "DeepFool needs gradients, and none reaches the images: the network holds a step function"
             )
         return deepfool(model, x, **options)  # type: ignore[arg-type]
 

@@ -116,10 +116,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the duration, each module restored to its own.
 
-    The flags are set one by one: `eval()` may do more in a user's module (merge adapters, say), and cannot be taken back. Modules
-    that `torch.jit.freeze` made have none.
+    The flags are set one by one: `eval()` may do more in a user's module (merge adapters, say), and cannot be taken back.
     """
-    with _modes_kept(trained := [module for module in all_modules(model) if getattr(module, "training", False)]):
+    with _modes_kept(trained := [module for module in all_modules(model) if module.training]):
         for module in trained:
             module.training = False
         yield

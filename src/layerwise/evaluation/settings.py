@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from layerwise.attacks.text import parse_attack
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count, Whole, check_fields
 from layerwise.evaluation.evaluate import choose
 from layerwise.evaluation.measure import choose_measures
 from layerwise.models.stochastic import Inference
@@ -45,10 +45,10 @@ class EvaluationSettings:
     sources: list[str] = field(default_factory=list)
     measures: list[str] = field(default_factory=list, metadata={CHECK: _check_measures})
     baseline: str | None = None
-    num_examples: int | None = None
+    num_examples: Count | None = None
     split: Literal["test", "validation"] = "test"
-    seed: int = 0
-    batch_size: int = 250
+    seed: Whole = 0
+    batch_size: Count = 250
     eot: int = 1
     inference: Inference | None = None
 
@@ -56,7 +56,4 @@ class EvaluationSettings:
         """Check the settings: a misspelt attack is told before the training, not after it."""
         choose(self.attacks, self.eot)
         choose_measures(self.measures)
-        at_least("seed", self.seed, 0)
-        at_least("batch_size", self.batch_size, 1)
-        if self.num_examples is not None:
-            at_least("num_examples", self.num_examples, 1)
+        check_fields(self)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerwise.core.checks import at_least
+from layerwise.core.checks import NonNegative, check_fields
 from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
@@ -22,6 +22,10 @@ class Optimizer(ABC):
     """An optimiser and its peak learning rate; a subclass is a frozen dataclass."""
 
     lr: float
+
+    def __post_init__(self) -> None:
+        """Check the rates."""
+        check_fields(self)
 
     @abstractmethod
     def build(self, params: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
@@ -56,11 +60,6 @@ def _groups(params: Iterable[nn.Parameter], decay: float, everywhere: bool) -> l
     return [{"params": chosen, "weight_decay": share} for share, chosen in split.items() if chosen]
 
 
-def _check(optimizer: Any) -> None:
-    for name in ("lr", "weight_decay"):
-        at_least(name, getattr(optimizer, name), 0)
-
-
 @register("optimizer")
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
@@ -78,16 +77,15 @@ class SGD(Optimizer):
     0.9
     """
 
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: NonNegative = 0.2
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 5e-4
     nesterov: bool = False
     decay_norms: bool = True
 
     def __post_init__(self) -> None:
         """Check the rates."""
-        _check(self)
-        at_least("momentum", self.momentum, 0)
+        super().__post_init__()
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=True needs momentum above 0; type momentum=0.9")
 
@@ -109,14 +107,10 @@ class Adam(Optimizer):
         decay_norms: weight decay on batch norms and biases too.
     """
 
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     decay_norms: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the rates."""
-        _check(self)
 
     def build(self, params: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
         """See `Optimizer.build`."""
@@ -136,14 +130,10 @@ class AdamW(Optimizer):
         decay_norms: weight decay on batch norms and biases too.
     """
 
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
+    weight_decay: NonNegative = 1e-2
     decay_norms: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the rates."""
-        _check(self)
 
     def build(self, params: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
         """See `Optimizer.build`."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerwise.core.checks import at_least, one_of
+from layerwise.core.checks import Count, NonNegative, Whole, check_fields
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.training.optim import SGD, Optimizer
 from layerwise.training.schedules import Cyclic, Schedule
-
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,46 +59,40 @@ class Training:
     SGD(lr=0.2, momentum=0.9, weight_decay=0.0005, nesterov=False, decay_norms=True)
     """
 
-    epochs: int = 30
-    batch_size: int = 128
+    epochs: Count = 30
+    batch_size: Count = 128
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: Schedule = field(default_factory=Cyclic)
     clip_norm: float | None = None
     ema_decay: float | None = None
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
-    accumulate: int = 1
+    accumulate: Count = 1
     augment: Augment | None = None
     drop_last: bool = False
-    max_steps: int | None = None
+    max_steps: Count | None = None
     seed: int = 0
-    eval_every: int = 1
-    eval_steps: int = 10
-    eval_examples: int | None = 1000
-    eval_step: float = 0.25
+    eval_every: Whole = 1
+    eval_steps: Whole = 10
+    eval_examples: Count | None = 1000
+    eval_step: NonNegative = 0.25
     checkpoint_every: float = 1.0
-    keep: int = 2
-    num_workers: int = 0
+    keep: Count = 2
+    num_workers: Whole = 0
     accelerator: str = "auto"
     devices: int | str = 1
-    num_nodes: int = 1
+    num_nodes: Count = 1
     strategy: str = "auto"
     batch_norm: Literal["per-rank", "synchronised"] = "per-rank"
     compile: bool = False
     compile_backend: str = "inductor"
     capture: bool | Literal["auto"] = False
     channels_last: bool | Literal["auto"] = "auto"
-    log_every: int = 50
+    log_every: Count = 50
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("epochs", "batch_size", "accumulate", "keep", "log_every", "num_nodes"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("eval_every", "eval_steps", "num_workers"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("max_steps", "eval_examples"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+        check_fields(self)
         if self.accumulate > self.batch_size:
             raise ConfigError(
                 f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into nothing; type a smaller number"
@@ -114,17 +106,12 @@ class Training:
         if not self.checkpoint_every > 0:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
         self._check_parts()
-        one_of("precision", self.precision, PRECISIONS)
-        one_of("capture", self.capture, (True, False, "auto"))
-        one_of("channels_last", self.channels_last, (True, False, "auto"))
-        one_of("batch_norm", self.batch_norm, ("per-rank", "synchronised"))
         if self.strategy != "fsdp2" and self.strategy.startswith(("fsdp", "deepspeed")):
             raise ConfigError(
                 f"strategy={self.strategy!r} is not supported; type strategy=fsdp2 to shard the parameters, or strategy=ddp"
             )
         if self.strategy == "fsdp2" and self.capture is True:
             raise ConfigError("steps are not captured with strategy=fsdp2; type capture=auto")
-        at_least("eval_step", self.eval_step, 0)
         self.schedule.over(self.epochs)
 
     def _check_parts(self) -> None:
