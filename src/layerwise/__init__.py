@@ -39,8 +39,10 @@ if TYPE_CHECKING:
         MART,
         NAT,
         NFGSM,
+        NFM,
         PAT,
         PGD,
+        PNI,
         R3F,
         SLAT,
         SMART,
@@ -58,14 +60,17 @@ if TYPE_CHECKING:
         InputMethod,
         LatentPGD,
         LayerMethod,
+        ManifoldMixup,
         Method,
         NEFTune,
         Parseval,
         Standard,
+        TargetedLAT,
     )
     from layerwise.models import Normalized
     from layerwise.models import build as build_model
     from layerwise.models.export import export
+    from layerwise.models.sparse import MeanSparse
     from layerwise.models.stochastic import NoisyAverage, Rand
     from layerwise.training import Phase, Training, fit
 
@@ -84,8 +89,10 @@ __all__ = [
     "MART",
     "NAT",
     "NFGSM",
+    "NFM",
     "PAT",
     "PGD",
+    "PNI",
     "R3F",
     "SLAT",
     "SMART",
@@ -106,6 +113,8 @@ __all__ = [
     "LatentPGD",
     "LayerMethod",
     "LayerwiseError",
+    "ManifoldMixup",
+    "MeanSparse",
     "Method",
     "NEFTune",
     "NextToken",
@@ -120,6 +129,7 @@ __all__ = [
     "Sites",
     "Standard",
     "Step",
+    "TargetedLAT",
     "ThreatModel",
     "TokenCrossEntropy",
     "Training",
@@ -152,10 +162,11 @@ _PLACES = {
         *("ANP", "AWP", "EAT", "FGSM", "FGSMCKPT", "FGSMRS", "LAD", "LAT", "MART", "NAT", "NEFTune", "NFGSM", "PAT"),
         *("PGD", "R3F", "SLAT", "SMART", "TRADES", "VAT", "YOPO", "AdvTrainI", "DeepDefense", "FGSInter", "FGSOrig"),
         *("FreeAT", "FreeLB", "GaussianNoise", "GradAlign", "InputMethod", "LatentPGD", "LayerMethod", "Method"),
-        *("Parseval", "Standard"),
+        *("ManifoldMixup", "NFM", "PNI", "Parseval", "Standard", "TargetedLAT"),
     ),
     "models": ("Normalized", "build as build_model"),
     "models.export": ("export",),
+    "models.sparse": ("MeanSparse",),
     "models.stochastic": ("NoisyAverage", "Rand"),
     "training": ("Phase", "Training", "fit"),
 }

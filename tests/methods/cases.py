@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SMART": {"sites": ["conv1", "bn"], "size": 0.1},
     "VAT": {"sites": ["conv1", "bn"], "eps": 0.5},
     "R3F": {"sites": ["conv1", "bn"], "eps": 0.1},
+    "TargetedLAT": {"steps": 2, "descents": 2},
     "DeepDefense": {"num_steps": 2, "weight": 0.1, "d": 0.1},
 }
 """Only what the small networks ask for; a method that is not named here has its defaults."""

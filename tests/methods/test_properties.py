@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.core.driving import Partial
 from layerwise.core.random import Stream
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods import PGD, TRADES, YOPO, InputMethod, LayerMethod
+from layerwise.methods import PGD, TRADES, YOPO, InputMethod, LayerMethod, ManifoldMixup
 from tests.methods.cases import (
     METHODS,
     ROWS,
@@ -68,7 +68,9 @@ def test_it_is_deterministic_and_its_hooks_go_with_it(name: str) -> None:
 
 
 @methods(
-    FGSInter="the range of the gradients is taken over the rows of the micro-batch, whose probe knows no other rows"
+    FGSInter="the range of the gradients is taken over the rows of the micro-batch, whose probe knows no other rows",
+    ManifoldMixup="rows are mixed with those of the micro-batch",
+    NFM="rows are mixed with those of the micro-batch",
 )
 def test_it_does_not_depend_on_how_a_batch_is_split(name: str) -> None:
     whole = train(make(name), plain(), data(3))
@@ -255,7 +257,7 @@ def test_its_noise_survives_bf16(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         train(method, model, batches)
     shares = {site: float(sizes["survival"]) for site, sizes in record.items() if "survival" in sizes}
-    assert len(shares) >= 2
+    assert len(shares) >= (1 if isinstance(method, ManifoldMixup) else 2)  # mixup has one of its sites a batch
     assert min(shares.values()) >= 0.9, shares
 
 

@@ -228,6 +228,16 @@ def as_criterion(value: object) -> Criterion:
     return FromFunction(value)
 
 
+def class_dim(criterion: Criterion, output: Tensor) -> int:
+    """Which dimension of a network's output holds the classes: the last for tokens, else the second.
+
+    >>> import torch
+    >>> class_dim(NextToken(), torch.zeros(2, 7, 5)), class_dim(CrossEntropy(), torch.zeros(2, 5))
+    (2, 1)
+    """
+    return output.ndim - 1 if isinstance(criterion, NextToken | TokenCrossEntropy) else 1
+
+
 def class_logits(output: Tensor, y: object) -> bool:
     """Whether outputs are logits (B, C) of at least two classes and y labels (B,): what methods of class probabilities need.
 

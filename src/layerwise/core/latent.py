@@ -122,6 +122,11 @@ def units(z: Tensor, p: Norm, per: Per) -> Tensor:
     return norms.rows(norms.norm(z, p), z)
 
 
+def spread(z: Tensor) -> Tensor:
+    """The standard deviation of each example's entries, (B, 1, ...)."""
+    return norms.rows(z.flatten(1).std(1, correction=0), z)
+
+
 def in_ball(z: Tensor, eps: float, p: Norm, per: Per, source: Source, *, key: str) -> Tensor:
     """A start at hidden layers: a Gaussian direction of a length uniform in [0, eps] (l2), or uniform in the cube (linf)."""
     like = torch.empty_like(z, dtype=torch.promote_types(z.dtype, torch.float32), memory_format=torch.contiguous_format)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerwise.core.ascent import Ascent, accumulate, chain, normalize, project, scale, sign
 from layerwise.core.calling import Inputs, logits, rows
 from layerwise.core.checks import at_least, one_of
-from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, TokenCrossEntropy
+from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, class_dim
 from layerwise.core.latent import Per, at_real, each, stream_sites, units
 from layerwise.core.norms import safe_divide
 from layerwise.core.passes import Noise, Replacement
@@ -120,7 +120,7 @@ def predictions(criterion: Criterion, output: Tensor, y: Tensor) -> tuple[Tensor
     """
     if isinstance(criterion, NextToken):
         output, y = output[:, :-1], y[:, 1:]
-    dim = output.ndim - 1 if isinstance(criterion, NextToken | TokenCrossEntropy) else 1
+    dim = class_dim(criterion, output)
     said = output.argmax(dim)
     if said.shape != y.shape:
         raise DataError(

@@ -17,12 +17,15 @@ from layerwise.methods.lat import LAT, FGSInter, GaussianNoise
 from layerwise.methods.latent_pgd import LatentPGD
 from layerwise.methods.mart import MART
 from layerwise.methods.mixed import EAT, NAT, PAT, FGSOrig
+from layerwise.methods.mixup import NFM, ManifoldMixup
 from layerwise.methods.neftune import NEFTune
 from layerwise.methods.parseval import Parseval
 from layerwise.methods.pgd import PGD, TRADES
+from layerwise.methods.pni import PNI
 from layerwise.methods.slat import SLAT
 from layerwise.methods.smoothness import R3F, SMART, VAT
 from layerwise.methods.standard import Standard
+from layerwise.methods.targeted_lat import TargetedLAT
 from layerwise.methods.yopo import YOPO
 
 __all__ = [
@@ -37,8 +40,10 @@ __all__ = [
     "MART",
     "NAT",
     "NFGSM",
+    "NFM",
     "PAT",
     "PGD",
+    "PNI",
     "R3F",
     "SLAT",
     "SMART",
@@ -57,6 +62,7 @@ __all__ = [
     "LatentPGD",
     "LayerMethod",
     "Losses",
+    "ManifoldMixup",
     "Method",
     "NEFTune",
     "Parseval",
@@ -65,4 +71,5 @@ __all__ = [
     "Perturbed",
     "Standard",
     "Step",
+    "TargetedLAT",
 ]

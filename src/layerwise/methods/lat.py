@@ -70,7 +70,8 @@ class LAT(LayerSigns):
         base: what perturbs the input and gives the loss.
 
     Reference: Sankaranarayanan et al. 2018, Regularizing deep networks using efficient layerwise
-    adversarial training, algorithm 1. The latent adversarial training of language models is `LatentPGD`.
+    adversarial training, algorithm 1. The latent adversarial training of language models is `LatentPGD` and
+    `TargetedLAT`.
     """
 
     joint: bool = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.checks import at_least
+from layerwise.core.latent import spread
 from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites
@@ -23,6 +24,7 @@ class NoisyAverage(nn.Module):
         model: the trained network.
         sites: where; LAD's are the residual-block outputs.
         std: deviation of the noise, in the unit of the activation.
+        relative: std is a share of the deviation that each example's activation has over its entries, as in `PNI`.
         passes: noisy passes of a prediction, 100 in the paper.
         attack_passes: passes when a gradient with respect to the input is asked for; the paper does not say how its attacks treat the
             noise. More passes make a stronger attack: report the number.
@@ -36,6 +38,7 @@ class NoisyAverage(nn.Module):
         *,
         sites: Selection = "residual-block outputs",
         std: float = 0.1,
+        relative: bool = False,
         passes: int = 100,
         attack_passes: int = 1,
     ) -> None:
@@ -45,6 +48,7 @@ class NoisyAverage(nn.Module):
         at_least("std", std, 0)
         self.model, self.std, self.passes, self.attack_passes = model, std, passes, attack_passes
         self.sites = Sites(model, sites)
+        self.constraint = _in_proportion if relative else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, C), of pixels in [0, 1], shape (B, C, H, W)."""
@@ -58,9 +62,14 @@ class NoisyAverage(nn.Module):
     def _noisy(self, x: Tensor) -> Tensor:
         shapes = {site: (len(x), *self.sites.shape(site)) for site in self.sites}
         noise = {site: self.std * torch.randn(shape, device=x.device, dtype=x.dtype) for site, shape in shapes.items()}
-        with self.sites.perturb(noise):
+        with self.sites.perturb(noise, constraint=self.constraint):
             logits: Tensor = self.model(x)
             return logits
+
+
+def _in_proportion(r: Tensor, z: Tensor) -> Tensor:
+    """Noise in units of the deviation of each example's entries."""
+    return spread(z) * r
 
 
 class Rand(nn.Module):
@@ -128,18 +137,27 @@ class NoisyAveraging(Inference):
     Args:
         sites: where the noise is added.
         std: its deviation, in the unit of the activation.
+        relative: std is a share of the deviation of each example's activation.
         passes: of a prediction.
         attack_passes: of a gradient.
     """
 
     sites: str | list[str] = "residual-block outputs"
     std: float = 0.1
+    relative: bool = False
     passes: int = 100
     attack_passes: int = 1
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """See `Inference.wrap`."""
-        return NoisyAverage(model, sites=self.sites, std=self.std, passes=self.passes, attack_passes=self.attack_passes)
+        return NoisyAverage(
+            model,
+            sites=self.sites,
+            std=self.std,
+            relative=self.relative,
+            passes=self.passes,
+            attack_passes=self.attack_passes,
+        )
 
 
 @register("inference")
