@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import EVALUATED, GRADIENT, InputAttack, is_correct
-from layerwise.attacks.external import LOGGER, ExternalAttack, Logits, at_least_one, package, seed_of
+from layerwise.attacks.external import LOGGER, ExternalAttack, Logits, package, seed_of
+from layerwise.core.checks import Count
 from layerwise.core.random import Source, Stream
 from layerwise.core.registry import register
 from layerwise.core.threat import ThreatModel
@@ -28,10 +29,6 @@ class _Member(ExternalAttack):
     """What the four share: fields that are numbers of steps, restarts and targets."""
 
     needs: ClassVar[str] = "pyautoattack"
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(**{f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
 
 
 def _options(x: Tensor, threat: ThreatModel, seed: int) -> dict[str, Any]:
@@ -52,8 +49,8 @@ class APGDCE(_Member):
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks".
     """
 
-    steps: int = 100
-    restarts: int = 1
+    steps: Count = 100
+    restarts: Count = 1
 
     def passes(self, classes: int = 10) -> int:
         """A gradient a step."""
@@ -83,9 +80,9 @@ class APGDT(_Member):
     Reference: see `APGDCE`.
     """
 
-    steps: int = 100
-    restarts: int = 1
-    targets: int = 9
+    steps: Count = 100
+    restarts: Count = 1
+    targets: Count = 9
 
     def passes(self, classes: int = 10) -> int:
         """A gradient a step and class."""
@@ -125,9 +122,9 @@ class FABT(_Member):
     Reference: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
     """
 
-    steps: int = 100
-    restarts: int = 1
-    targets: int = 9
+    steps: Count = 100
+    restarts: Count = 1
+    targets: Count = 9
 
     def passes(self, classes: int = 10) -> int:
         """About three passes a step and class."""
@@ -159,8 +156,8 @@ class Square(_Member):
     Reference: Andriushchenko et al. 2020, "Square attack".
     """
 
-    queries: int = 5000
-    restarts: int = 1
+    queries: Count = 5000
+    restarts: Count = 1
 
     def passes(self, classes: int = 10) -> int:
         """A pass a query."""
@@ -203,13 +200,9 @@ class AutoAttack(InputAttack):
     Reference: see `APGDCE`.
     """
 
-    steps: int = 100
-    targets: int = 9
-    queries: int = 5000
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(steps=self.steps, targets=self.targets, queries=self.queries)
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     @property
     def members(self) -> tuple[ExternalAttack, ...]:

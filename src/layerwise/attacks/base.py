@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.core import norms
 from layerwise.core.ascent import Ascent, iterate, random_start
 from layerwise.core.calling import logits_of
-from layerwise.core.checks import check_radius, format_radius
+from layerwise.core.checks import check_fields, check_radius, format_radius
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
@@ -40,6 +40,10 @@ class Attack(ABC):
     """The fields that follow the name on the command line, `pgd-50-10`."""
     resumable: ClassVar[bool] = True
     """Whether each batch is attacked by itself, so that an interrupted evaluation can go on at any batch."""
+
+    def __post_init__(self) -> None:
+        """Check what the fields' types say; an attack that has more to check calls this first."""
+        check_fields(self)
 
     @property
     def name(self) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from layerwise.attacks.base import EVALUATED
-from layerwise.attacks.external import ExternalAttack, Logits, at_least_one, package
+from layerwise.attacks.external import ExternalAttack, Logits, package
 from layerwise.core import norms
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.registry import register
 from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
@@ -40,18 +40,12 @@ class CW(ExternalAttack):
     needs: ClassVar[str] = "foolbox"
     numbers: ClassVar[tuple[str, ...]] = ("steps",)
 
-    steps: int = 1000
-    binary_search_steps: int = 9
-    initial_const: float = 1e-3
-    stepsize: float = 0.01
-    confidence: float = 0.0
+    steps: Count = 1000
+    binary_search_steps: Count = 9
+    initial_const: NonNegative = 1e-3
+    stepsize: NonNegative = 0.01
+    confidence: NonNegative = 0.0
     bounded: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least_one(steps=self.steps, binary_search_steps=self.binary_search_steps)
-        for key in ("initial_const", "stepsize", "confidence"):
-            at_least(key, getattr(self, key), 0)
 
     @property
     def in_threat_model(self) -> bool:

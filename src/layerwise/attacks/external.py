@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack, is_correct
 from layerwise.core import norms
-from layerwise.core.checks import at_least
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
 from layerwise.core.threat import ThreatModel
@@ -133,9 +132,3 @@ def _gpus() -> list[int]:
     """The GPUs whose generators `torch.manual_seed` moves."""
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return list(range(torch.cuda.device_count())) if used else []
-
-
-def at_least_one(**values: int) -> None:
-    """Complain about numbers below one."""
-    for key, value in values.items():
-        at_least(key, value, 1)

@@ -22,7 +22,7 @@ from layerwise.attacks.base import (
     step_size,
 )
 from layerwise.core.ascent import Ascent, accumulate, chain, iterate, normalize
-from layerwise.core.checks import Radius, at_least
+from layerwise.core.checks import Count, Length, NonNegative, at_least
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.deepfool import DeepFool, deepfool
 from layerwise.core.modes import frozen
@@ -88,14 +88,9 @@ class Iterated(InputAttack):
 
     numbers: ClassVar[tuple[str, ...]] = ("steps",)
 
-    steps: int
-    alpha: Radius | None
+    steps: Count
+    alpha: Length | None
     stop_when_fooled: bool
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least("steps", self.steps, 1)
-        at_least("alpha", self.alpha or 0.0, 0)
 
     def resolved(self, threat: ThreatModel) -> Self:
         """With the step size."""
@@ -132,8 +127,8 @@ class BIM(Iterated):
     Reference: Kurakin et al. 2017, eq. 2 (of "Adversarial examples in the physical world").
     """
 
-    steps: int = 20
-    alpha: Radius | None = None
+    steps: Count = 20
+    alpha: Length | None = None
     stop_when_fooled: bool = True
 
     def __call__(
@@ -166,16 +161,15 @@ class PGDAttack(Iterated):
 
     numbers: ClassVar[tuple[str, ...]] = ("steps", "restarts")
 
-    steps: int = 20
-    restarts: int = 1
-    alpha: Radius | None = None
+    steps: Count = 20
+    restarts: Count = 1
+    alpha: Length | None = None
     random_start: bool = True
     stop_when_fooled: bool = True
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        at_least("restarts", self.restarts, 1)
         if self.restarts > 1 and not self.random_start:
             raise ConfigError(f"restarts={self.restarts} without a random start are all the same; type restarts=1")
 
@@ -227,15 +221,10 @@ class MIFGSM(Iterated):
     Reference: Dong et al. 2018, algorithm 1; iterates are projected on the ball, which eps / steps never needs.
     """
 
-    steps: int = 10
-    mu: float = 1.0
-    alpha: Radius | None = None
+    steps: Count = 10
+    mu: NonNegative = 1.0
+    alpha: Length | None = None
     stop_when_fooled: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        at_least("mu", self.mu, 0)
 
     def step_size(self, threat: ThreatModel) -> float:
         """Alpha; where none is given eps / steps."""
@@ -304,15 +293,14 @@ class DeepFoolAttack(InputAttack):
 
     numbers: ClassVar[tuple[str, ...]] = ("num_steps",)
 
-    num_steps: int = 50
+    num_steps: Count = 50
     num_classes: int = 10
-    overshoot: float = 0.02
+    overshoot: NonNegative = 0.02
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("num_steps", self.num_steps, 1)
+        super().__post_init__()
         at_least("num_classes", self.num_classes, 2)
-        at_least("overshoot", self.overshoot, 0)
 
     def passes(self, classes: int = 10) -> int:
         """A forward pass a step, and a backward pass for each class that is looked at."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import Attack, Batch, is_correct
 from layerwise.core.ascent import scaled_signs
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count, NonNegative
 from layerwise.core.criteria import CrossEntropy
 from layerwise.core.driving import AUTOGRAD
 from layerwise.core.modes import frozen
@@ -43,15 +43,10 @@ class LatentAttack(Attack):
 
     resumable: ClassVar[bool] = False
 
-    eps: float | None = None
+    eps: NonNegative | None = None
     sites: str | tuple[str, ...] | None = None
     relative: bool = False
-    reference_batch: int = 128
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        at_least("eps", self.eps or 0.0, 0)
-        at_least("reference_batch", self.reference_batch, 1)
+    reference_batch: Count = 128
 
     @property
     def in_threat_model(self) -> bool:

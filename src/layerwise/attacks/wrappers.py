@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, final
 from torch import Tensor, nn
 
 from layerwise.attacks.base import EVALUATED, Around, Averaged, InputAttack
-from layerwise.core.checks import at_least
+from layerwise.core.checks import Count
 from layerwise.core.random import Source
 from layerwise.core.registry import register
 from layerwise.core.threat import ThreatModel
@@ -102,11 +102,11 @@ class EOT(Around):
     numbers: ClassVar[tuple[str, ...]] = ("count",)
 
     attack: InputAttack
-    count: int = 16
+    count: Count = 16
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("count", self.count, 1)
+        super().__post_init__()
         if isinstance(self.attack, EOT):
             raise ConfigError(f"{self.attack} averages already; give eot the attack inside it")
 

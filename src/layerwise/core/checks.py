@@ -120,7 +120,8 @@ Whole: TypeAlias = Annotated[int, partial(at_least, smallest=0)]
 NonNegative: TypeAlias = Annotated[float, partial(at_least, smallest=0)]
 Positive: TypeAlias = Annotated[float, partial(at_least, smallest=1e-9)]
 Share: TypeAlias = Annotated[float, check_share]
-"""Types of fields that `check_fields` holds to their ranges: from 1, from 0, from 0, above 0, and from 0 to 1."""
+Length: TypeAlias = Annotated[Radius, partial(at_least, smallest=0)]
+"""Types of fields that `check_fields` holds to their ranges: from 1, from 0, from 0, above 0, from 0 to 1, and in any norm."""
 
 
 def check_fields(thing: Any) -> None:
