@@ -199,15 +199,19 @@ def find(kind: str, name: str, *, trust: bool = False) -> Entry:
             raise ConfigError(
                 f"the run names code of its own, {name!r}, which would be executed; add --trust to allow it (in Python: trust=True)"
             )
-        entry = _imported(kind, name)
-        _IMPORTED[kind, name] = _IMPORTED[kind, name_of(kind, entry.thing)] = entry
-        return entry
+        return remember(name, _imported(kind, name))
     folded = {each.lower(): entry for each, entry in known.items()}
     if name.lower() in folded:
         return folded[name.lower()]
     raise ConfigError(
         f"there is no {KINDS[kind].noun} {name!r}; {did_you_mean(name, known)} ('my_module:Name' takes one of yours)"
     )
+
+
+def remember(name: str, entry: Entry) -> Entry:
+    """Let what a trusted name has imported be found under it later, by those who may import nothing; gives the entry."""
+    _IMPORTED[entry.kind, name] = _IMPORTED[entry.kind, name_of(entry.kind, entry.thing)] = entry
+    return entry
 
 
 def _imported(kind: str, path: str) -> Entry:

@@ -14,6 +14,7 @@ from layerwise.core import registry
 from layerwise.core.registry import Entry
 from layerwise.errors import ConfigError
 from layerwise.models.checks import integer, sizes
+from layerwise.models.libraries import LIBRARIES, from_library
 from layerwise.models.normalize import Normalize, Normalized, Statistics, per_channel
 
 Builder = Callable[..., nn.Module]
@@ -90,7 +91,7 @@ def build(
 
     Args:
         name: one of `names()`, `wrn-DEPTH-WIDTH`, or the import path of a function or class of your own,
-            `package.module:function`. Only names with a `:` are ever imported.
+            `package.module:function`, or `timm:NAME` or `torchvision:NAME`. Only names with a `:` are ever imported.
         num_classes: the number of logits; like `shape` it is given to an imported function if its signature has it.
         shape: (channels, height, width) of the images, or (dimensions,) of points.
         mean: each channel's mean, or one for all, of pixels in [0, 1]; None means 0.
@@ -153,7 +154,8 @@ def find(name: str, *, trust: bool = False) -> Entry:
     """The entry of a name, of the pattern `wrn-28-10`, or of an import path.
 
     Args:
-        name: as a recipe or the command line gives it; `package.module.function` is `package.module:function`.
+        name: as a recipe or the command line gives it; `package.module.function` is `package.module:function`, and
+            `timm:NAME` and `torchvision:NAME` are networks of these libraries.
         trust: whether the name came from the user, and so may import (that is, run) a module.
 
     Raises:
@@ -164,6 +166,9 @@ def find(name: str, *, trust: bool = False) -> Entry:
         return Entry("model", name, builder, {"depth": int(match[1]), "width": int(match[2])})
     if "." in name and ":" not in name:
         name = ":".join(name.rsplit(".", 1))
+    library, _, inside = name.partition(":")
+    if trust and library in LIBRARIES:
+        return registry.remember(name, Entry("model", name, from_library(library, inside)))
     return registry.find("model", name, trust=trust)
 
 
