@@ -448,7 +448,7 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_ends_at_the_same_bits(layerwise: 
     assert "Traceback" not in err
     told(
         layerwise("evaluate", "runs/slat-digits"),
-        r"has not finished; go on with: layerwise train --resume runs/slat-digits",
+        r"has not finished \(\d+ of \d+ epochs\); go on with: layerwise train --resume runs/slat-digits",
     )
     assert layerwise(*stopped[2].split(), "--quiet").code == 0
     assert layerwise("train", *argv, "--name", "whole", "--quiet").code == 0

@@ -35,7 +35,7 @@ MISTAKES = [
     ),
     (["train", "slat-digits", "--seeds", "0"], r"seeds=0 trains nothing; type --seeds 3"),
     (["train", "slat-digits", "--seeds", "-2"], r"seeds=-2 trains nothing"),
-    (["train", "--resume", "runs/nothing"], r"runs/nothing is no run folder: it holds no config.yaml"),
+    (["train", "--resume", "runs/nothing"], r"runs/nothing does not exist; train one with `layerwise train RECIPE`"),
     (["train", "."], r"\. is no run folder: it holds no config.yaml"),
     (["list", "recipies"], r"there is no list of 'recipies'; did you mean 'recipes'\?"),
     (["list"], r"list needs to know what: methods, models, .*; for example: layerwise list recipes"),
@@ -44,7 +44,7 @@ MISTAKES = [
     (["help", "trian"], r"there is no command 'trian'; did you mean 'train'\?"),
     (["list", "data", "--data.root", "x"], r"list has no option '--data.root'"),
     (["evaluate"], r"evaluate needs a run folder, for example"),
-    (["evaluate", "runs/nothing"], r"runs/nothing is no run folder: it holds no config.yaml; train one with"),
+    (["evaluate", "runs/nothing"], r"runs/nothing does not exist; train one with"),
     (
         ["report", "runs/nothing"],
         r"runs/nothing holds no evaluation.json; make it with: layerwise evaluate runs/nothing",
@@ -236,7 +236,7 @@ def other_threat(run: Path) -> None:
         (
             lose_weights,
             ["evaluate", "runs/done"],
-            r"runs/done has not finished; go on with: layerwise train --resume runs/done",
+            r"runs/done has not finished \(1 of 20 epochs\); go on with: layerwise train --resume runs/done",
         ),
         (cut_record, ["report", "runs/done"], r"runs/done/evaluation.json is not JSON .*; evaluate the run again"),
         (other_record, ["report", "runs/done"], r"runs/done/evaluation.json is not the record of an evaluation"),
@@ -258,8 +258,8 @@ def other_threat(run: Path) -> None:
             ["train", "--resume", "runs/done", "--seeds", "2"],
             r"goes on with that one run; leave out --seeds and --name",
         ),
-        (None, ["train", "--resume", "runs/don", *QUICK], r"runs/don is no run folder: .*; did you mean 'done'\?"),
-        (None, ["evaluate", "runs/don"], r"runs/don is no run folder: it holds no config.yaml; did you mean 'done'\?"),
+        (None, ["train", "--resume", "runs/don", *QUICK], r"runs/don does not exist; did you mean 'done'\?"),
+        (None, ["evaluate", "runs/don"], r"runs/don does not exist; did you mean 'done'\?"),
         (None, ["evaluate", "runs/done", "--weights", "bets"], r"there are no weights 'bets'; did you mean 'best'"),
         (None, ["evaluate", "runs/done", "--weights", "ema"], r"ema.safetensors does not exist; runs/done has last"),
         (

@@ -115,7 +115,8 @@ def test_an_unfinished_run_is_not_evaluated(finished: Path, tmp_path: Path) -> N
         lambda: layerwise.load(run, which="best"),
     ):
         with pytest.raises(
-            CheckpointError, match=re.escape(f"has not finished; go on with: layerwise train --resume {run}")
+            CheckpointError,
+            match=rf"has not finished \(\d+ of \d+ epochs\); go on with: layerwise train --resume {re.escape(str(run))}",
         ):
             call()
 

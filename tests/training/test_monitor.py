@@ -40,6 +40,26 @@ def test_a_collapse_is_told_once(curve: list[float], wanted: list[int]) -> None:
     assert flags(curve) == wanted
 
 
+def test_a_network_that_guesses_is_not_accused() -> None:
+    monitor = OverfitMonitor(chance=0.5)
+    accuracies = [(0.5, 0.5), (0.54, 0.5), (0.7, 0.1), (0.8, 0.4), (0.5, 0.0), (0.8, 0.1)]
+    told = [monitor.update(epoch, robust, clean=clean) for epoch, (clean, robust) in enumerate(accuracies)]
+    # Only the last is a collapse: guessing loses nothing, and is none.
+    assert [sentence is not None for sentence in told] == [False, False, False, False, False, True]
+
+
+@pytest.mark.parametrize("clean", [0.2, 0.9])
+def test_the_training_knows_what_guessing_gives(monkeypatch: pytest.MonkeyPatch, clean: float) -> None:
+    from layerwise.training import epochs
+
+    curve = iter([0.2, 0.0])
+    monkeypatch.setattr(
+        epochs, "score", lambda *args, **kwargs: {"clean": clean, "robust": next(curve), "examples": 100}
+    )
+    flags = train(TinyMLP(), Standard(), cheap(epochs=2, eval_every=1)).flags
+    assert flags == (["catastrophic-overfitting"] if clean == 0.9 else [])
+
+
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_nothing_is_told_while_robustness_grows(curve: list[float]) -> None:
     assert flags(sorted(curve)) == []
@@ -304,7 +324,7 @@ def test_a_log_file_gets_a_sentence_now_and_then(
     from layerwise.training import fit, metrics
     from tests.training.fakes import pictures
 
-    sentence = r"batch \d+ of 10, about \d+(?:\.\d)? s left, epoch [12]/2, loss \d\.\d+, accuracy "
+    sentence = r"batch \d+ of 10, about \d+(?:\.\d)? s left, epoch [12]/2, loss \d\.\d+, training accuracy "
     for pause, progress, count in ((0.0, True, range(10, 21)), (0.0, False, [0]), (3600.0, True, [0])):
         caplog.clear()
         monkeypatch.setattr(metrics, "PAUSE", pause)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from layerwise.cli.train import show_help
 from layerwise.errors import ConfigError
 
 TEXT = """\
-Evaluate a finished run, as its recipe says, by a suite, or otherwise.
+Evaluate finished runs, as their recipes say, by a suite, or otherwise.
 
   layerwise evaluate runs/slat-digits --suite quick
                                        a first look in minutes
   layerwise evaluate runs/slat-digits --suite standard --num-examples 1000
                                        PGD-50-10 and AutoAttack
   layerwise evaluate runs/slat-digits --weights best
+  layerwise evaluate runs/* --suite quick
+                                       several runs, one after the other
   layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
   layerwise evaluate runs/a --evaluation.measures "[landscape, alignment]"
   layerwise evaluate runs/a --evaluation.measures corruptions \\
@@ -43,7 +46,7 @@ other settings, or where --record says. `layerwise evaluate RUN --help` lists ev
 
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
-    parser.add_argument("folder", nargs="?", type=Path, help="the run's folder, such as runs/slat-digits")
+    parser.add_argument("folders", nargs="*", help="run folders, such as runs/slat-digits")
     parser.add_argument(
         "--suite", help="what to evaluate by: quick, standard, paper-slat, ... (`layerwise list suites`)"
     )
@@ -68,28 +71,49 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any, settings: list[str]) -> None:
     """Evaluate, in as many processes as torchrun has started."""
-    folder: Path | None = arguments.folder
     if arguments.help:
-        show_help(arguments, None if folder is None else str(folder), settings)
+        show_help(arguments, next(iter(arguments.folders), None), settings)
         return
-    if folder is None:
+    if not arguments.folders:
         raise ConfigError("evaluate needs a run folder, for example: layerwise evaluate runs/slat-digits")
+    folders = _folders(arguments.folders)
+    if len(folders) > 1 and arguments.output is not None:
+        raise ConfigError(f"--output takes the record of one run, not of {len(folders)}; evaluate them one by one")
     from layerwise.evaluation.ranks import launched
+    from layerwise.experiments.experiment import check_run
     from layerwise.experiments.trust import trusting
     from layerwise.training.ranks import survived
 
-    with survived(lambda: f"go on with: {_again(arguments)}"), launched(), trusting(arguments.trust):
-        _evaluate(folder, arguments, settings)
+    with survived(lambda: f"go on with: {_again(arguments, folders)}"), launched(), trusting(arguments.trust):
+        for folder in folders:
+            check_run(folder)
+        while folders:
+            _evaluate(folders, arguments, settings)
+            del folders[0]
 
 
-def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
+def _folders(given: list[str]) -> list[Path]:
+    """The folders, with those that a pattern in quotes stands for, each once."""
+    found: list[Path] = []
+    for text in given:
+        named = [Path(text).expanduser()]
+        if not named[0].exists() and any(sign in text for sign in "*?["):
+            named = sorted(path for path in map(Path, glob(text)) if (path / "config.yaml").is_file())
+            if not named:
+                raise ConfigError(f"there is no run {text}")
+        found += [path for path in named if path not in found]
+    return found
+
+
+def _evaluate(folders: list[Path], arguments: Any, settings: list[str]) -> None:
+    """Evaluate the first of them."""
     from layerwise.cli.console import say, tell_messages
     from layerwise.evaluation.ranks import rank_and_world
     from layerwise.experiments import experiment
 
     tell_messages(quiet=arguments.quiet)
-    which, output = arguments.weights, arguments.output or folder
-    experiment.check_run(folder)
+    folder, which = folders[0], arguments.weights
+    output = arguments.output or folder
     if not os.access(next(path for path in (output, *output.parents) if path.exists()), os.W_OK):
         raise ConfigError(f"{output} may only be read; type --output FOLDER, where the record is to go")
     chosen, model, data = experiment.open_run(folder, [*_suite(arguments), *settings], which=which)
@@ -114,7 +138,9 @@ def _evaluate(folder: Path, arguments: Any, settings: list[str]) -> None:
             fresh=arguments.fresh,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped by Ctrl-C, what is done is kept; go on with: {_again(arguments)}") from None
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C, what is done is kept; go on with: {_again(arguments, folders)}"
+        ) from None
     if rank_and_world()[0]:
         return
     say(evaluation.to_markdown())
@@ -143,9 +169,10 @@ def _audit(arguments: Any) -> list[str]:
     return [" ".join(["audit", *(arguments.sites or ()), *given])]
 
 
-def _again(arguments: Any) -> str:
-    """What goes on with an evaluation."""
-    return "layerwise " + shlex.join(token for token in arguments.typed if token != "--fresh")
+def _again(arguments: Any, folders: list[Path]) -> str:
+    """What goes on with the evaluations that are not done."""
+    options = [token for token in arguments.typed[1:] if token != "--fresh" and token not in arguments.folders]
+    return f"layerwise {shlex.join(['evaluate', *map(str, folders), *options])}"
 
 
 def _suite(arguments: Any) -> list[str]:
@@ -160,5 +187,5 @@ def _suite(arguments: Any) -> list[str]:
 
 
 COMMAND = Command(
-    summary="evaluate a finished run again", text=TEXT, add_arguments=add_arguments, run=run, takes_settings=True
+    summary="evaluate finished runs again", text=TEXT, add_arguments=add_arguments, run=run, takes_settings=True
 )

@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ from layerwise.experiments.settings import (
     with_settings,
 )
 from layerwise.experiments.trust import trusting
-from layerwise.files import write_text
+from layerwise.files import held, write_text
 from layerwise.methods import Method
 from layerwise.methods.sources import with_networks
 from layerwise.reading import read_record
 from layerwise.training import WEIGHTS, FitResult, fit, load_weights
 from layerwise.training.asked import OWN
 from layerwise.training.checkpoint import found as checkpoints_in
-from layerwise.training.run import CHECKPOINTS, CONFIG, Run, Weights
+from layerwise.training.run import CHECKPOINTS, CONFIG, METRICS, Run, Weights
 from layerwise.trees import Tree, at, load_yaml
 
 __all__ = [
@@ -360,10 +361,23 @@ def check_run(folder: Path) -> None:
     Raises:
         CheckpointError: with the closest of those beside it.
     """
-    if not (folder / CONFIG).is_file():
-        there = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
-        hint = did_you_mean(folder.name, there) if there else "train one with `layerwise train RECIPE`"
-        raise CheckpointError(f"{folder} is no run folder: it holds no {CONFIG}; {hint}")
+    if (folder / CONFIG).is_file():
+        return
+    inside = sorted(folder.glob(f"*/{CONFIG}"))
+    beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
+    if left := [name for name in (CHECKPOINTS, *WEIGHTS.values()) if (folder / name).exists()]:
+        again = (
+            f"`layerwise train RECIPE --runs {folder.parent} --name {folder.name} --resume`, with the recipe of before,"
+        )
+        raise CheckpointError(f"{folder} has {left[0]}, but {CONFIG} is missing; {again} writes it again")
+    what = f"is no run folder: it holds no {CONFIG}" if folder.exists() else "does not exist"
+    if inside:
+        hint = f"it holds {len(inside)} runs, {folder}/*"
+    elif beside:
+        hint = did_you_mean(folder.name, beside)
+    else:
+        hint = "train one with `layerwise train RECIPE`"
+    raise CheckpointError(f"{folder} {what}; {hint}")
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Tree]:
@@ -410,10 +424,23 @@ def _read_run(folder: Path, overrides: Sequence[str] = (), *, which: Weights) ->
             )
     experiment, _ = read_run(folder, overrides)
     if which in WEIGHTS and not (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS[which]).is_file():
-        raise CheckpointError(
-            f"the training of {folder} has not finished; go on with: layerwise train --resume {shlex.quote(str(folder))}"
-        )
+        raise CheckpointError(_without_weights(folder, experiment.training.epochs))
     return experiment
+
+
+def _without_weights(folder: Path, epochs: int) -> str:
+    """Why a run has no weights, and what helps."""
+    done = 0
+    with suppress(OSError), (folder / METRICS).open("rb") as lines:
+        done = sum(b'"kind": "epoch"' in line for line in lines)
+    again = f"layerwise train --resume {shlex.quote(str(folder))}"
+    if done >= epochs:
+        return f"{folder / WEIGHTS['last']} is missing; `{again}` writes it again"
+    try:
+        with held(folder):
+            return f"the training of {folder} has not finished ({done} of {epochs} epochs); go on with: {again}"
+    except CheckpointError as error:
+        return f"{folder} is still training ({done} of {epochs} epochs are done): {error}"
 
 
 def _network(folder: Path, experiment: Experiment, data: ImageData | DataFacts, *, which: Weights) -> nn.Module:

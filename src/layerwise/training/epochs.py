@@ -40,8 +40,9 @@ def _evaluate(session: Session) -> dict[str, Any]:
             averaged = _scored(session, "best-ema")
         found |= {"ema_clean": averaged["clean"], "ema_robust": averaged["robust"]}
     if found["robust"] is not None:
-        session.bar.update(session.step, clean=f"{found['clean']:.1%}", robust=f"{found['robust']:.1%}")
-        if told := session.monitor.update(session.epoch + 1, found["robust"]):
+        looked_at = {f"{found['split']}_{kind}": f"{found[kind]:.1%}" for kind in ("clean", "robust")}
+        session.bar.update(session.step, **looked_at)
+        if told := session.monitor.update(session.epoch + 1, found["robust"], clean=found["clean"]):
             session.flags.append(OVERFITTING)
             session.say(told)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ from layerwise.training.sync_norm import synchronised
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.utils.data import DataLoader, Dataset
+
+logger = logging.getLogger("layerwise")
 
 
 def fit(
@@ -326,6 +329,8 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     stack.callback(session.close)
     model.register_forward_hook(session.note_logits)
     restore(session)
+    if session.done and place.rank == 0:
+        logger.info("%s is complete after %s batches: there is nothing left to train", job.run, session.step)
     for sentence in said:
         session.say(sentence)
     sites = [each for method in job.phases.methods for each in method.attached_sites()]

@@ -31,29 +31,36 @@ class NotFinite(Exception):
         self.step = step
 
 
+LEARNT = 0.1
+"""So much of the way from guessing to knowing all has a network to go before its robustness means something."""
+
+
 @final
 class OverfitMonitor:
     """Tells at once when robust accuracy collapses: single-step methods can lose all of it within an epoch.
 
     A collapse is a robust accuracy below `share` of the best so far, at least `drop` under it. It is told once, and again only after
-    a recovery.
+    a recovery. A network that guesses is correct by chance, under any attack: such epochs say nothing.
 
     Args:
         share: in (0, 1).
         drop: in (0, 1).
+        chance: accuracy of guessing, the share of the largest class.
 
     >>> monitor = OverfitMonitor()
     >>> [bool(monitor.update(epoch, robust)) for epoch, robust in enumerate([0.2, 0.4, 0.38, 0.02, 0.01, 0.35, 0.0])]
     [False, False, False, True, False, False, True]
     """
 
-    def __init__(self, *, share: float = 0.5, drop: float = 0.1) -> None:
-        self.share, self.drop = share, drop
+    def __init__(self, *, share: float = 0.5, drop: float = 0.1, chance: float = 0.0) -> None:
+        self.share, self.drop, self.chance = share, drop, chance
         self.best = 0.0
         self.collapsed = False
 
-    def update(self, epoch: int, robust: float) -> str | None:
-        """Take the robust accuracy after an epoch; give a sentence if it has just collapsed."""
+    def update(self, epoch: int, robust: float, *, clean: float = 1.0) -> str | None:
+        """Take the accuracies after an epoch; give a sentence if the robust one has just collapsed."""
+        if clean <= self.chance + LEARNT * (1 - self.chance):
+            return None
         self.best = max(self.best, robust)
         before, self.collapsed = self.collapsed, robust < self.share * self.best and robust <= self.best - self.drop
         if not self.collapsed or before:

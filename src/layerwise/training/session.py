@@ -130,7 +130,7 @@ class Session:
         self.flags: list[str] = []
         self.messages: list[str] = []
         self.best: dict[str, dict[str, Any]] = {}
-        self.monitor = OverfitMonitor()
+        self.monitor = OverfitMonitor(chance=_largest_share(data))
         self.seen: tuple[Tensor, Tensor] | None = None
         self.logits: Tensor | None = None
         self.bank: Bank | None = None  # while a step is recorded
@@ -288,7 +288,7 @@ class Session:
             self.step,
             epoch=f"{self.epoch + 1}/{self.settings.epochs}",
             loss=f"{values['loss']:.3f}",
-            training_accuracy=f"{values['accuracy']:.1%} (of the images as the method moves them)",
+            training_accuracy=f"{values['accuracy']:.1%} (as perturbed)",
             images_per_second=f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
         )
 
@@ -313,3 +313,9 @@ class Session:
     def close(self) -> None:
         """Let go of the bar."""
         self.bar.close()
+
+
+def _largest_share(data: ImageData) -> float:
+    """How often a network is correct that always says the same class."""
+    labels = data.train.labels
+    return 1 / data.num_classes if labels is None else float(labels.bincount().max()) / len(labels)
