@@ -77,6 +77,7 @@ NAMES = [
     "from_tensors",
     "load",
     "load_data",
+    "load_weights",
     "step",
 ]
 

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from layerwise.models.export import export
     from layerwise.models.sparse import MeanSparse
     from layerwise.models.stochastic import NoisyAverage, Rand
+    from layerwise.models.weights import load_weights
     from layerwise.training import Phase, Training, fit
 
 __version__ = "0.1.0"
@@ -143,6 +144,7 @@ __all__ = [
     "from_tensors",
     "load",
     "load_data",
+    "load_weights",
     "step",
 ]
 
@@ -167,6 +169,7 @@ _PLACES = {
     "models": ("Normalized", "build as build_model"),
     "models.export": ("export",),
     "models.sparse": ("MeanSparse",),
+    "models.weights": ("load_weights",),
     "models.stochastic": ("NoisyAverage", "Rand"),
     "training": ("Phase", "Training", "fit"),
 }
