@@ -146,6 +146,23 @@ def held(path: Path, *, instead: str = "choose another name") -> Iterator[None]:
         taken.close()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process keeps others from working on a folder; nothing is written to find out."""
+    lock = folder / LOCK
+    if str(lock.absolute()) in _HELD:  # opening and closing the file would let it go
+        return True
+    if not lock.is_file():
+        return False
+    try:
+        with open_in_place(lock, "r+b") as file:
+            _lock(file)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    except CheckpointError:
+        return False
+    return False
+
+
 LOCK = ".lock"
 """Of a folder, in it; that of a file begins and ends with its name and this."""
 

@@ -45,10 +45,7 @@ MISTAKES = [
     (["list", "data", "--data.root", "x"], r"list has no option '--data.root'"),
     (["evaluate"], r"evaluate needs a run folder, for example"),
     (["evaluate", "runs/nothing"], r"runs/nothing does not exist; train one with"),
-    (
-        ["report", "runs/nothing"],
-        r"runs/nothing holds no evaluation.json; make it with: layerwise evaluate runs/nothing",
-    ),
+    (["report", "runs/nothing"], r"there is no folder runs/nothing; give a run folder, such as runs/"),
     # Recipes and settings.
     (["train", "slat-digit"], r"there is no recipe 'slat-digit'; did you mean 'slat-digits'"),
     (["train", "SLAT"], r"SLAT is a method; recipes: slat-awp-cifar10, .*slat-digits, .* takes it with --method SLAT"),

@@ -64,6 +64,28 @@ class Scaled(nn.Module):
         return out
 
 
+class Rippled(nn.Module):
+    """The network of x + a sin(w x), or the same behind the module called `inside`."""
+
+    def __init__(self, network: nn.Module, a: float, w: float, *, inside: bool = False) -> None:
+        super().__init__()
+        self.network, self.a, self.w, self.inside = network, a, w, inside
+
+    def ripple(self, z: Tensor) -> Tensor:
+        return z + self.a * torch.sin(self.w * z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.inside:
+            return self.network(self.ripple(x))  # type: ignore[no-any-return]
+        layers = (nn.Linear, nn.Conv2d)
+        first = next(module for module in self.network.modules() if isinstance(module, layers))
+        handle = first.register_forward_hook(lambda module, args, z: self.ripple(z))
+        try:
+            return self.network(x)  # type: ignore[no-any-return]
+        finally:
+            handle.remove()
+
+
 class RandomResize(nn.Module):
     """Grow by a random factor and cut out a random place, also in evaluation mode (after Xie et al. 2018)."""
 

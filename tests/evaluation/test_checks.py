@@ -105,8 +105,9 @@ def test_few_images_do_not_cry_wolf(count: int) -> None:
 def test_values_are_lower_ends() -> None:
     check = Check("some-check", 0.1, "here", "there")
     (finding,) = check.share(30, 100)
-    assert finding == Finding("some-check", 0.1, wilson(30, 100, level=LEVEL)[0], "30 of 100 images: here: there")
-    assert str(finding).startswith("some-check: at least 0.206 (more than 0.1): 30 of 100 images: here: there")
+    text = "30 of 100 images (20.6 to 41.5 % of all such): here: there"
+    assert finding == Finding("some-check", 0.1, wilson(30, 100, level=LEVEL)[0], text)
+    assert str(finding).startswith(f"some-check: at least 0.206 (more than 0.1): {text}")
     assert check.share(0, 100) == []
     hits, against = first(0.5, count=100), first(0.7, count=100) & (torch.arange(100) >= 20)
     (finding,) = Check("c", -1.0, "here", "there").surplus(hits, against)  # 20 the one way, 20 the other

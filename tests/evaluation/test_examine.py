@@ -8,9 +8,9 @@ from layerwise.attacks import FGSMAttack, PGDAttack, ThreatModel
 from layerwise.attacks.base import Averaged
 from layerwise.core import norms
 from layerwise.core.random import Stream
-from layerwise.evaluation import Finding, evaluate
+from layerwise.evaluation import Finding, checks, evaluate
 from layerwise.evaluation.examine import Rescaled, _Probe, examine, examined, standing
-from tests.evaluation.planted import RandomResize, defects, images, labels, learn, mlp, recipe
+from tests.evaluation.planted import RandomResize, Rippled, Scaled, defects, images, labels, learn, mlp, recipe
 from tests.evaluation.problems import Linear, Wrapped, trained
 from tests.networks import batch
 
@@ -58,6 +58,25 @@ def test_planted_defects_are_found(
     x, y = images(128)
     torch.manual_seed(0)
     assert found <= set(names(examine(planted[defect], x, y, threat, Stream(0))))
+
+
+@THREATS
+@pytest.mark.parametrize("inside", [False, True])
+def test_ripples_are_found(honest: nn.Module, inside: bool, threat: ThreatModel) -> None:
+    rippled = Rippled(honest, 0.01 if inside else 0.004, 2000, inside=inside)
+    assert "smoothed-gradient-beats-gradient" in names(examine(rippled, *images(128), threat, Stream(0)))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-2])
+def test_tiny_logits_are_found(honest: nn.Module, factor: float) -> None:
+    assert "flat-logits" in names(examine(Scaled(honest, factor), *images(64), LINF, Stream(0)))
+
+
+def test_a_finding_near_its_threshold_says_so() -> None:
+    (far,), (near,) = (checks.RANDOM_SEARCH.share(hits, 100) for hits in (50, 13))
+    assert "50 of 100 images (38.7 to 61.3 % of all such)" in far.explanation
+    assert "near the threshold" in near.explanation
+    assert "near the threshold" not in far.explanation
 
 
 def test_an_overfitted_network_is_found() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from layerwise.report import figures, report
 from tests.report.browser import Browser, browsing, found
-from tests.report.folders import Words, evaluated, metrics, put
+from tests.report.folders import Words, evaluated, metrics, put, record
 
 CHROMIUM = found()
 
@@ -33,7 +33,11 @@ def test_the_page_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     png = figures.thumbnail(np.zeros((1, 8, 8), dtype=np.uint8))
     monkeypatch.setattr(figures, "_encoded", lambda figure: (png, (850, 300)))
     words = Words(*["<img src=http://example.org/x onerror=alert(1)> " + "long" * 99] * 6)
-    runs = [put(tmp_path / name, evaluated(words), lines=metrics(words)) for name in ("a" * 200, "b")]
+    better = record(clean=96, fgsm=40, pgd_20=30)
+    runs = [
+        put(tmp_path / name, evaluated(words, evaluation=found), lines=metrics(words))
+        for name, found in (("a" * 200, None), ("b", better))
+    ]
     page = report(runs).write(tmp_path / "report")
     assert CHROMIUM is not None
     with browsing(CHROMIUM) as browser:
@@ -42,6 +46,10 @@ def test_the_page_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for width in (1280, 390):
             for scheme in ("light", "dark"):
                 look(browser, page, width, scheme)
+        clicked = """(() => { const head = document.querySelector("table.sorts").tHead.rows[0].cells[2];
+            const rows = () => [...document.querySelectorAll("table.sorts tbody th")].slice(0, 2).map(e => e.textContent[0]);
+            head.firstChild.click(); const down = rows(); head.firstChild.click(); return [down, rows(), head.ariaSort]; })()"""
+        assert browser.value(clicked) == [["b", "a"], ["a", "b"], "ascending"]
         printed = browser.call("Page.printToPDF", printBackground=True)
         assert len(printed["data"]) > 10_000
         said = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from layerwise.errors import CheckpointError
+from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation import Measured, Rho
 from layerwise.evaluation.measurement import Measurement, Unknown
 from layerwise.evaluation.measures import (
@@ -29,6 +30,7 @@ from layerwise.evaluation.measures import (
     Landscape,
     RadiusCurve,
 )
+from layerwise.files import held
 from layerwise.report import Report, figures, report
 from layerwise.report.document import Table, escape
 from layerwise.report.measures import parts
@@ -37,6 +39,7 @@ from tests.report.folders import Words, config, evaluated, metrics, put, record,
 
 SECTIONS = [
     "Comparison",
+    "Adversarial examples",
     "Training",
     "Accuracy over radius",
     "Corruptions",
@@ -48,7 +51,6 @@ SECTIONS = [
     "Jacobian spectrum",
     "Features (t-SNE)",
     "Input gradients",
-    "Adversarial examples",
     "Perturbations by layer",
     "Cost",
     "Not measured",
@@ -57,7 +59,7 @@ SECTIONS = [
 ]
 
 
-MEASURED = SECTIONS[2:13]
+MEASURED = SECTIONS[1:2] + SECTIONS[3:13]
 """Those that are there only where something was measured."""
 
 
@@ -124,13 +126,17 @@ def test_everything_is_there_in_order(page: Page) -> None:
 
 
 def test_the_page_needs_nothing_beside_it(page: Page) -> None:
-    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "form", "svg"}
+    assert not {tag for tag, _ in page.tags} & {"iframe", "object", "embed", "form", "svg"}
+    assert page.of("script") == [{}]
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("data:", "#")), tag
     (policy,) = [m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
+    (script,) = page.said("script")
+    digest = base64.b64encode(hashlib.sha256(f"{script}\n".encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
     assert "url(" not in " ".join(page.said("style"))
 
 
@@ -143,9 +149,9 @@ def test_it_can_be_read_without_seeing(page: Page) -> None:
 
 
 def test_every_figure_is_drawn(two: Report, page: Page) -> None:
-    """Three of training, one of corruptions, ten diagnostics (two of them of each network alone), three pictures an example."""
+    """One of all, three of training, one of corruptions, ten diagnostics (two of them of each network alone), three pictures an example."""
     sources = [image["src"] for image in page.of("img")]
-    assert len(sources) == 3 + 1 + 12 + 2 * 3
+    assert len(sources) == 1 + 3 + 1 + 12 + 2 * 3
     for source in sources:
         kind, _, data = source.partition(";base64,")
         if kind == "data:image/svg+xml":
@@ -165,12 +171,30 @@ def test_the_weight_is_told(two: Report) -> None:
     assert len(html) < 3e6
 
 
-def test_mce_is_against_the_standard_run(two: Report) -> None:
-    """Twice as many errors of the base everywhere: 50 %; the relative one is (10 - 2) / (20 - 2)."""
+def test_mean_accuracy_comes_first_and_mce_beside_it_against_the_standard_run(two: Report) -> None:
+    """Twice as many errors of the base everywhere: 50 %; the relative one is (10 - 2) / (20 - 2). The base has no interval."""
     markdown = two.to_markdown()
-    assert re.search(r"^\| slat \| plain \| 50\.0 ± \S+ \| 44\.4 ± \S+ \|$", markdown, re.MULTILINE)
-    assert re.search(r"^\| plain \| plain \| 100\.0 ± \S+ \| 100\.0 ± \S+ \|$", markdown, re.MULTILINE)
-    assert re.search(r"^\| mFR, % of plain \| 100\.0 ± 0\.0 \| 100\.0 ± 0\.0 \|$", markdown, re.MULTILINE)
+    between = r"\S+, \S+\]"
+    assert re.search(
+        rf"^\| slat \| 90\.0 {between} \| plain \| 50\.0 {between} \| 44\.4 {between} \|$", markdown, re.MULTILINE
+    )
+    assert re.search(rf"^\| plain \| 80\.0 {between} \| plain \| 100 \| 100 \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| fog \| 100 \| 50\.0 ", markdown, re.MULTILINE)
+    assert re.search(rf"^\| mFR, % of plain \| 100 \| 100\.0 {between} \|$", markdown, re.MULTILINE)
+
+
+def test_there_is_no_ratio_to_fewer_than_ten_errors(tmp_path: Path) -> None:
+    """One image of a hundred, wrong at all five severities, is five errors; the base is the one that was named."""
+    one, other = put(tmp_path / "a", evaluated(wrong=10)), put(tmp_path / "b", evaluated(wrong=1))
+    markdown = report([one, other], baseline=other).to_markdown()
+    assert re.search(r"^\| a \| 90\.0 [^|]* \| b \|$", markdown, re.MULTILINE)
+    assert (
+        "No ratio to b where it made fewer than 10 errors, since chance decides that: under gaussian noise, "
+        in markdown
+    )
+    assert "CE of each corruption" not in markdown
+    with pytest.raises(ConfigError, match=r"--baseline .*c is none of the runs; .*a"):
+        report([one], baseline=tmp_path / "c")
 
 
 def test_sizes_cost_and_settings_are_told(two: Report) -> None:
@@ -205,15 +229,14 @@ def test_what_is_missing_stands_in_one_place_with_one_command(tmp_path: Path) ->
     made = report([folder])
     html = made.to_html()
     page = Page(html)
-    kept = [title for title in SECTIONS if title not in MEASURED]
-    assert page.said("h2") == ["bare", *kept]
-    # The verdict, everything that is missing, and how to evaluate again.
+    assert page.said("h2") == ["bare", "Comparison", "Cost", "Not measured", "Settings", "Provenance"]
+    # That AutoAttack was not run, everything that is missing, and how to evaluate again.
     typed = f"<code>layerwise evaluate {shlex.quote(str(folder))} --"
     assert html.replace("&#39;", "'").count(typed) == 3
-    assert "<code>layerwise train RECIPE</code>" in html
-    assert "<code>layerwise train slat-digits</code>" in html
     assert not page.of("img")
     markdown = made.to_markdown()
+    assert re.search(r"^\| Validation accuracy \| layerwise train \.\.\. --training\.eval", markdown, re.MULTILINE)
+    assert re.search(r"^\| Perturbations by layer \| .* layerwise train slat-digits", markdown, re.MULTILINE)
     for title in MEASURED:
         assert re.search(rf"^\| {re.escape(escape(title))} \| [a-z]", markdown, re.MULTILINE), title
     (command,) = re.findall("`(layerwise evaluate [^`]*landscape[^`]*)`", markdown)
@@ -413,7 +436,14 @@ def test_damage_beside_the_record_costs_what_the_file_holds(
     damage(folder / name)
     made = report([folder])
     assert made.verdicts[0].figure.startswith("40.0 %")
-    assert Page(made.to_html()).said("h2") == ["a", *(title for title in SECTIONS if title not in MEASURED)]
+    told = Page(made.to_html()).said("h2")
+    lost = {
+        "metrics.jsonl": {"Training", "Perturbations by layer"},
+        "config.yaml": {"Settings"},
+        "versions.json": set(),
+    }
+    whole = ["a", *(title for title in SECTIONS if title not in MEASURED)]
+    assert told in (whole, [title for title in whole if title not in lost[name]])
     problems = made.entries[0].first.problems
     if damage is foreign and name != "metrics.jsonl":
         assert not problems
@@ -496,3 +526,58 @@ def test_the_record_that_the_verdict_asks_for_is_taken_where_all_runs_have_it(tm
     evaluated().write(b, "evaluation-standard")
     assert report([a, b]).record == "evaluation-standard"
     assert report([a, b], record="evaluation").record == "evaluation"
+
+
+def test_settings_keep_their_lines_in_markdown(tmp_path: Path) -> None:
+    markdown = report([put(tmp_path / "a", record(clean=90, fgsm=40))]).to_markdown()
+    assert "\nmethod:\n  name: SLAT\nmodel:\n" in markdown
+
+
+def test_another_report_goes_beside_the_first(tmp_path: Path) -> None:
+    a, b = (put(tmp_path / name, record(clean=90, fgsm=40)) for name in "ab")
+    place = tmp_path / "report"
+    assert report([a, b]).place(place) == place
+    report([a, b]).write(place)
+    assert report([b, a]).place(place) == place
+    assert report([a]).place(place) == tmp_path / "report-2"
+    report([a]).write(tmp_path / "report-2")
+    assert report([b]).place(place) == tmp_path / "report-3"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_trains_has_its_curves(tmp_path: Path) -> None:
+    done, going = put(tmp_path / "a", record(clean=90, fgsm=40)), put(tmp_path / "b", record(clean=1))
+    (going / "evaluation.json").unlink()
+    settings = config() | {"training": {"epochs": 400}}
+    (going / "config.yaml").write_text(json.dumps(settings))
+    with held(going):
+        made = report([done, going])
+        assert made.verdicts[1].sentence == "still training (epoch 2 of 400)"
+        assert made.verdicts[0].figure.startswith("40.0 %")
+        alone = report([going])
+        assert Page(alone.to_html()).said("h2") == ["b", "Training", "Settings"]
+        assert "still training (epoch 2 of 400)" in alone.summary()
+        assert list(json.loads(alone.to_json())["unfinished"]) == [str(going)]
+        assert "b" in Page(made.to_html()).said("th")
+    assert (
+        report([going]).verdicts[0].text.startswith("stopped in epoch 2 of 400; go on with: layerwise train --resume ")
+    )
+
+
+def test_a_folder_of_runs_names_what_to_type(tmp_path: Path) -> None:
+    for name in "ab":
+        put(tmp_path / "my runs" / name, record(clean=90))
+    with pytest.raises(CheckpointError) as error:
+        report([tmp_path / "my runs"])
+    quoted = shlex.quote(str(tmp_path / "my runs"))
+    assert str(error.value) == f"{tmp_path}/my runs holds 2 runs: type layerwise report {quoted}/*"
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nothing; give a run folder"):
+        report([tmp_path / "nothing"])
+
+
+def test_figures_follow_a_dark_scheme(two: Report) -> None:
+    vectors = [uri.partition(",")[2] for uri in re.findall(r'src="(data:image/svg[^"]*)"', two.to_html())]
+    assert vectors
+    for drawn in map(base64.b64decode, vectors):
+        assert b"prefers-color-scheme: dark" in drawn
+        assert b"fill: #ffffff; stroke" not in drawn

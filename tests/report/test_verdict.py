@@ -6,8 +6,6 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from layerwise.evaluation import Evaluation, Finding
 from layerwise.report import report
 from layerwise.report.verdict import Verdict
@@ -24,18 +22,18 @@ def verdict(folder: Path, *evaluations: Evaluation, flags: tuple[str, ...] = ())
 
 def test_a_strong_evaluation_without_findings_is_sound(tmp_path: Path) -> None:
     found = verdict(tmp_path, record(clean=90, pgd_50_10=46, autoattack=45, worst=44))
-    assert (found.tone, found.command, found.alarms) == ("sound", None, ())
+    assert (found.tone, found.strong, found.alarms) == ("even", True, ())
     # Wilson's interval of 44 of 100: 34.7 to 53.8 %.
     assert found.sentence == (
-        "44.0 % ± 9.8 under AutoAttack (linf, eps 0.2; the worst of PGD-50-10 and AutoAttack for each image; 100 images of digits), "
-        "no sign of gradient masking; 90.0 % ± 7.4 without attack"
+        "44.0 % [34.7, 53.8] under AutoAttack (linf, eps 0.2; the worst of PGD-50-10 and AutoAttack for each image; 100 images of digits), "
+        "no sign of gradient masking; 90.0 % [82.6, 94.5] without attack"
     )
 
 
 def test_several_seeds_are_a_mean_with_students_interval(tmp_path: Path) -> None:
     found = verdict(tmp_path, *(record(clean=90, autoattack=r) for r in (44, 45, 46)))
     # 4.3027 x 1 / sqrt(3) points.
-    assert found.figure == "45.0 % ± 2.5"
+    assert found.figure == "45.0 % [42.5, 47.5]"
     assert "under AutoAttack (linf, eps 0.2; 100 images of digits, 3 seeds), no sign of gradient masking" in found.text
 
 
@@ -43,21 +41,26 @@ def test_the_members_of_autoattack_together_are_as_strong(tmp_path: Path) -> Non
     names = {"apgd_ce": 40, "apgd_t": 39, "fab_t": 41, "square": 50}
     evaluation = record(clean=90, **names)
     results = tuple(replace(r, settings={"name": r.attack}) for r in evaluation.results)
-    assert verdict(tmp_path, replace(evaluation, results=results)).tone == "sound"
-    assert verdict(tmp_path / "less", replace(evaluation, results=results[:-1])).tone == "weak"
+    assert verdict(tmp_path, replace(evaluation, results=results)).strong
+    assert not verdict(tmp_path / "less", replace(evaluation, results=results[:-1])).strong
 
 
-def test_weak_attacks_are_named_with_what_to_type(tmp_path: Path) -> None:
-    found = verdict(tmp_path, record(clean=90, fgsm=60, pgd_20=50))
-    assert found.tone == "weak"
-    assert found.text.endswith("No self-check spoke up. Only FGSM and PGD-20 were run, so this is an upper bound; type")
-    assert found.command == f"layerwise evaluate {shlex.quote(f'{tmp_path}/a-seed0')} --suite standard"
-    assert "Only FGSM was run, so" in verdict(tmp_path / "one", record(clean=90, fgsm=60)).text
+def test_weak_attacks_are_an_upper_bound_and_one_command_makes_it_stronger_for_all(tmp_path: Path) -> None:
+    weak = [put(tmp_path / name, record(clean=90, fgsm=60, pgd_20=50)) for name in ("my runs; rm", "b")]
+    strong = put(tmp_path / "c", record(clean=90, autoattack=45))
+    made = report([*weak, strong])
+    assert made.verdicts[0].text.endswith("An upper bound; no self-check spoke up")
+    caveat = made.remarks[0]
+    assert caveat.text.startswith("AutoAttack was not run on my runs; rm and b, so")
+    told = " ".join(shlex.quote(str(folder)) for folder in weak)
+    assert caveat.command == f"layerwise evaluate {told} --suite standard"
+    assert made.to_markdown().count("AutoAttack was not run") == 1
+    assert not report([strong]).remarks
 
 
 def test_no_attack_says_nothing(tmp_path: Path) -> None:
     found = verdict(tmp_path, record(clean=90))
-    assert (found.tone, found.figure) == ("weak", "90.0 % ± 7.4")
+    assert (found.tone, found.strong, found.figure) == ("even", False, "90.0 % [82.6, 94.5]")
     assert "no attack was run, so this says nothing about robustness" in found.text
 
 
@@ -86,7 +89,10 @@ def test_an_overfitted_training_is_an_alarm(tmp_path: Path) -> None:
     assert alarm.startswith("catastrophic-overfitting: robust validation accuracy of a-seed0 collapsed in epoch 2")
 
 
-@pytest.mark.parametrize(("seeds", "told"), [(1, "a-seed0"), (2, "a-seed0")])
-def test_the_command_quotes_what_a_shell_would_read(tmp_path: Path, seeds: int, told: str) -> None:
-    found = verdict(tmp_path / "my runs; rm", *[record(clean=90, fgsm=1)] * seeds)
-    assert found.command == f"layerwise evaluate '{tmp_path}/my runs; rm/{told}' --suite standard"
+def test_a_training_that_was_cut_is_marked(tmp_path: Path) -> None:
+    lines = [{"kind": "epoch", "epoch": 1, "step": 5, "planned": 360, "flags": []}]
+    (found,) = report([put(tmp_path / "a", record(clean=90, fgsm=60), lines=lines)]).verdicts
+    assert found.notes == ("a: its training was cut at 5 of 360 steps.",)
+    whole = [{**lines[0], "step": 360}]
+    (found,) = report([put(tmp_path / "b", record(clean=90, fgsm=60), lines=whole)]).verdicts
+    assert found.notes == ()

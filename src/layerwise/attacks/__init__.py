@@ -4,6 +4,7 @@ from layerwise.attacks.at import At
 from layerwise.attacks.autoattack import APGDCE, APGDT, FABT, AutoAttack, Square
 from layerwise.attacks.base import Attack, InputAttack, loss_gradient
 from layerwise.attacks.carlini_wagner import CW
+from layerwise.attacks.foreign import Foreign
 from layerwise.attacks.gradient import BIM, MIFGSM, Clean, DeepFoolAttack, FGSMAttack, PGDAttack, StepLL
 from layerwise.attacks.latent import LatentAttack
 from layerwise.attacks.text import parse_attack
@@ -26,6 +27,7 @@ __all__ = [
     "Clean",
     "DeepFoolAttack",
     "FGSMAttack",
+    "Foreign",
     "InputAttack",
     "LatentAttack",
     "PGDAttack",

@@ -139,7 +139,7 @@ class InputAttack(Attack):
             x_adv = self(model, x, y, threat, generator=source)
             allowed.check(x, x_adv, attack=str(self))
             with torch.no_grad():
-                yield is_correct(model(x_adv), y)
+                yield is_correct(bare(model)(x_adv), y)
 
 
 class Around(InputAttack):
@@ -196,6 +196,16 @@ class Averaged(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mean logits, shape (B, C)."""
         return torch.stack([self.network(x) for _ in range(self.passes)]).mean(dim=0)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network as it is, in one pass, where attacks see an average."""
+    return model.network if isinstance(model, Averaged) else model
+
+
+def random_state(device: torch.device) -> Tensor:
+    """What a network's random numbers come from: it moves where some are drawn."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -287,8 +297,9 @@ def ascend(
         start: first iterates.
         steps: how many.
         alpha: step size.
-        stop: an image stays at its first iterate that fools the network, and costs nothing from there on. Never for `Averaged`: a
-            network that draws random numbers is fooled by chance now and then, and the steps after that are what fools it for good.
+        stop: an image stays at its first iterate that fools the network, and costs nothing from there on. Never for `Averaged`, or
+            where the first pass draws random numbers: such a network is fooled by chance now and then, and the steps after that are
+            what fools it for good.
         rule: makes an update of the gradient and the update before (momentum).
     """
     stop = stop and not isinstance(model, Averaged)
@@ -298,11 +309,13 @@ def ascend(
     update: Tensor | None = None
 
     def gradient(x_adv: Tensor, last: bool) -> Tensor:
-        nonlocal rows, update
+        nonlocal rows, stop, update
         g = _finite(raw_gradient(model, x_adv, y)) if not stop else torch.zeros_like(x_adv)
         if stop and len(rows):
+            before = random_state(x.device)
             here, logits = gradient_and_logits(model, x_adv[rows], y[rows])
-            correct = is_correct(logits, y[rows])
+            stop = torch.equal(before, random_state(x.device))
+            correct = is_correct(logits, y[rows]) if stop else torch.ones_like(rows, dtype=torch.bool)
             gone, rows = rows[~correct], rows[correct]
             fooled[gone], stopped[gone] = True, x_adv[gone]
             g[rows] = _finite(here[correct])

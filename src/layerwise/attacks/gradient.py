@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from layerwise.attacks.base import (
     EVALUATED,
     GRADIENT,
+    Averaged,
     InputAttack,
     ascend,
     is_correct,
@@ -146,7 +147,7 @@ class PGDAttack(Iterated):
     """Projected gradient ascent from random starts: x_t+1 = clip(x + project(x_t - x + alpha sign(dL/dx_t))).
 
     Of several restarts the worst is kept for each image: one that fools the network, else the one of the highest loss. Images that
-    are fooled drop out, of the later steps and of the later restarts.
+    are fooled drop out, of the later steps and of the later restarts (not of `Averaged`, see `ascend`).
 
     Args:
         steps: steps of each restart.
@@ -186,15 +187,16 @@ class PGDAttack(Iterated):
             return worst
         fooled, loss = verdict(model, worst, y)
         for restart in range(1, self.restarts):
-            rows = (~fooled).nonzero().flatten()
+            rows = (~fooled | isinstance(model, Averaged)).nonzero().flatten()
             if not len(rows):
                 break
             start = starting_points(x, threat, generator, restart)[rows]
             found = self.ascend(model, x[rows], y[rows], threat, start)
             fooled_now, loss_now = verdict(model, found, y[rows])
-            better = fooled_now | (loss_now > loss[rows])
+            before = fooled[rows]
+            better = (fooled_now & ~before) | ((fooled_now | ~before) & (loss_now > loss[rows]))
             worst[rows[better]], loss[rows[better]] = found[better], loss_now[better]
-            fooled[rows] = fooled_now
+            fooled[rows] = before | fooled_now
         return worst
 
 
@@ -327,9 +329,12 @@ def run_deepfool(model: nn.Module, x: Tensor, **options: float | None) -> DeepFo
         ConfigError: no gradient reaches the images.
     """
     with frozen(model):
-        if not model(x[:1].detach().requires_grad_()).requires_grad:
+        leaf = x[:1].detach().requires_grad_()
+        logits = model(leaf)
+        if not logits.requires_grad or torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is None:
             raise ConfigError(
-                "DeepFool needs gradients, and none reaches the images: the network holds a step function"
+                "DeepFool needs gradients, and none reaches the images (a step function, a quantised network); type an attack "
+                "that needs none: square"
             )
         return deepfool(model, x, **options)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, final
 
 from torch import Tensor, nn
 
-from layerwise.attacks.base import EVALUATED, Around, Averaged, InputAttack
+from layerwise.attacks.base import EVALUATED, Around, Averaged, InputAttack, bare
 from layerwise.core.checks import Count
 from layerwise.core.random import Source
 from layerwise.core.registry import register
@@ -48,8 +48,7 @@ class BPDA(Around):
         Raises:
             SiteError: the module does not exist, or changes the shape.
         """
-        network = model.network if isinstance(model, Averaged) else model
-        with identity_gradient(network, self.module):
+        with identity_gradient(bare(model), self.module):
             return self.attack(model, x, y, threat, generator=generator)
 
     def __str__(self) -> str:
@@ -123,7 +122,7 @@ class EOT(Around):
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: Source = None
     ) -> Tensor:
         """Those of the attack inside, on the averaged network."""
-        return self.attack(Averaged(model, self.count), x, y, threat, generator=generator)
+        return self.attack(Averaged(bare(model), self.count), x, y, threat, generator=generator)
 
     def __str__(self) -> str:
         """Write `eot-COUNT:ATTACK`."""

@@ -17,8 +17,14 @@ Put runs side by side on one page: verdicts first, then tables and figures.
   layerwise report runs/slat-digits --format md
                                        markdown for a pull request
 
+  layerwise report runs/* --baseline runs/standard-digits
+                                       the others' differences from that run,
+                                       with intervals and a paired test
+
 The page shows what the run folders hold, and names the command for what they
-lack. Seeds of one recipe (-seed0, -seed1, ...) are one entry.
+lack. Seeds of one recipe (-seed0, -seed1, ...) are one entry; a run that is
+still training has its curves. A report on other runs does not take the place
+of one in the folder `report`: it goes to report-2, report-3, ...
 """
 
 
@@ -28,8 +34,10 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("report"),
-        help="folder of report.html, report.md and report.json (default: report)",
+        help="folder of report.html, report.md and report.json (default: report, or report-2, ... beside one on other runs)",
+    )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="RUN", help="the run that others are compared with (default: the first)"
     )
     parser.add_argument(
         "--record", help="which record of the runs (default: evaluation-standard where all have it, else evaluation)"
@@ -46,12 +54,12 @@ def run(arguments: Any, settings: list[str]) -> None:
     from layerwise.cli.console import say
     from layerwise.report import report
 
-    made = report(arguments.folders, record=arguments.record, trust=arguments.trust)
+    made = report(arguments.folders, record=arguments.record, baseline=arguments.baseline, trust=arguments.trust)
     if arguments.format != "html":
         # As it is, not aligned for a terminal: it goes into a file or another program.
         sys.stdout.write(made.to_markdown() if arguments.format == "md" else made.to_json())
         return
-    path = made.write(arguments.output)
+    path = made.write(arguments.output or made.place(Path("report")))
     say(made.summary())
     say(f"\nreport: {path}")
 

@@ -150,6 +150,7 @@ def _checks(kind: Any) -> list[tuple[str, bool, Check]]:
     for f in fields(kind):
         hint = hints[f.name]
         parts = (hint,) if get_origin(hint) in (Annotated, Literal) else (hint, *get_args(hint))
+        parts = tuple(part for part in parts if not isinstance(part, list))  # the arguments of a Callable
         ranges = [check for part in parts if get_origin(part) is Annotated for check in part.__metadata__]
         choices = [v for part in parts for v in (get_args(part) if get_origin(part) is Literal else ALSO.get(part, ()))]
         if any(get_origin(part) is Literal for part in parts):

@@ -116,9 +116,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the duration, each module restored to its own.
 
-    The flags are set one by one: `eval()` may do more in a user's module (merge adapters, say), and cannot be taken back.
+    The flags are set one by one: `eval()` may do more in a user's module (merge adapters, say), and cannot be taken back. Modules
+    that `torch.jit.freeze` made have none.
     """
-    with _modes_kept(trained := [module for module in all_modules(model) if module.training]):
+    with _modes_kept(trained := [module for module in all_modules(model) if getattr(module, "training", False)]):
         for module in trained:
             module.training = False
         yield

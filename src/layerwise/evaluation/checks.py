@@ -24,6 +24,9 @@ from layerwise.evaluation.intervals import wilson
 LEVEL = 0.98
 """Coverage of the intervals: an honest network at a threshold exceeds it by chance in one evaluation of a hundred."""
 
+NEAR = 1.5
+"""A finding below so many times its threshold says that it is near it."""
+
 BLACK_BOX, WHITE_BOX = ("square", "transfer"), ("apgd-ce", "apgd-t", "fab-t")
 """Attacks that use no gradient of the network and others that do, by name."""
 
@@ -78,7 +81,10 @@ class Check:
             total: of how many.
         """
         count = int(hits.sum()) if isinstance(hits, Tensor) else hits
-        return self._finding(wilson(count, total, level=LEVEL)[0] if count else 0.0, count, total)
+        low, high = wilson(count, total, level=LEVEL)
+        return self._finding(
+            low if count else 0.0, count, total, f" ({100 * low:.1f} to {100 * high:.1f} % of all such)"
+        )
 
     def surplus(self, hits: Tensor, against: Tensor) -> list[Finding]:
         """A finding if `hits` outnumber `against` by more than the threshold allows, both of the same images.
@@ -95,6 +101,8 @@ class Check:
 
     def _finding(self, value: float, count: int, total: int, beside: str = "") -> list[Finding]:
         text = f"{count} of {total} images{beside}: {self.explanation}"
+        if value < NEAR * self.threshold:
+            text += f"; this is near the threshold of {self.threshold:g}: look at more images before you rely on it"
         return [Finding(self.name, self.threshold, value, text)] if value > self.threshold else []
 
 
@@ -163,6 +171,13 @@ PROBABILITIES = Check(
     "they look like probabilities instead of logits: the loss is computed on softmax of softmax, its gradient is too small; remove "
     "the last softmax or sigmoid",
 )
+FLAT_LOGITS = Check(
+    "flat-logits",
+    0.5,
+    "the two largest logits are less than 0.1 apart though the prediction is correct",
+    "cross entropy is all but linear in such logits, so that attacks push towards all classes at once and towards none; use apgd-t, "
+    "or multiply the logits by a constant",
+)
 UNRELATED_GRADIENT = Check(
     "unrelated-gradient",
     0.1,
@@ -189,6 +204,13 @@ RANDOM_SEARCH = Check(
     "withstands PGD and falls to a short random search",
     "the gradient hides what is there (gradient masking); use Square or AutoAttack",
 )
+ROUGH = Check(
+    "smoothed-gradient-beats-gradient",
+    0.05,
+    "withstands PGD and falls to PGD whose gradients are means over noise around each image",
+    "gradients are right at a point and lead nowhere around it (ripples, very rough layers); use Square or AutoAttack with more "
+    "queries, or average gradients over noise on the images",
+)
 UNBOUNDED = Check(
     "unbounded-attack-fails",
     0.05,
@@ -199,8 +221,8 @@ UNBOUNDED = Check(
 CHECKS: dict[str, Check] = {
     check.name: check
     for check in (
-        *(ZERO_GRADIENT, BAD_GRADIENT, RANDOM_GRADIENT, PROBABILITIES, UNRELATED_GRADIENT),
-        *(OVERFITTING, SATURATED, RANDOM_SEARCH, UNBOUNDED, LARGER_RADIUS, MORE_STEPS),
+        *(ZERO_GRADIENT, BAD_GRADIENT, RANDOM_GRADIENT, PROBABILITIES, FLAT_LOGITS),
+        *(UNRELATED_GRADIENT, OVERFITTING, SATURATED, ROUGH, RANDOM_SEARCH, UNBOUNDED, LARGER_RADIUS, MORE_STEPS),
         *(FGSM_ABOVE_CLEAN, PGD_ABOVE_FGSM, FGSM_FAR_ABOVE_PGD, BLACK_BOX_BETTER),
     )
 }

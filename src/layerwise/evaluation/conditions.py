@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from layerwise.attacks.base import Batch
-from layerwise.core.calling import count_classes
+from layerwise.core.calling import count_classes, logits_of
 from layerwise.core.modes import evaluation_mode, exact_arithmetic
 from layerwise.core.random import Stream
 from layerwise.core.sites import unwrap
@@ -226,6 +226,16 @@ def _home(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     if half := [v.dtype for v in values if v.dtype not in (torch.float32, torch.float64)]:
         raise ConfigError(f"the network holds {half[0]}; robustness is evaluated in float32: call model.float() first")
     return values[0].device, values[0].dtype
+
+
+def draws(network: nn.Module, x: Tensor) -> bool:
+    """Whether the network draws random numbers: two passes differ, by more than sums in another order do.
+
+    With gradients to come, since some networks draw other numbers then.
+    """
+    leaf = x.detach().requires_grad_()
+    first, second = (logits_of(network(leaf)).detach().double() for _ in range(2))
+    return bool((first - second).abs().max() > 1e-4 * first.abs().max())
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, final
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.at import At
 from layerwise.attacks.base import Attack, Averaged, InputAttack
+from layerwise.attacks.foreign import FORM, Foreign, Perturb
 from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
 from layerwise.attacks.wrappers import EOT
@@ -25,14 +27,14 @@ from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, rank_rows
 from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.evaluation.checks import Finding, compare
-from layerwise.evaluation.conditions import Conditions, Data, digest, evaluating
+from layerwise.evaluation.conditions import Conditions, Data, digest, draws, evaluating
 from layerwise.evaluation.examine import examine, examined
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measure import Measure, Target, choose_measures
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board, tracked
 from layerwise.evaluation.ranks import joined, of_the_first, rank_and_world
-from layerwise.evaluation.record import DataRecord, Evaluation, Measured, ModelRecord, Result, settings_of
+from layerwise.evaluation.record import DataRecord, Evaluation, Measured, ModelRecord, Result, packed, settings_of
 from layerwise.evaluation.store import Store, versions
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def evaluate(
     data: Data,
     *,
     threat: ThreatModel = ThreatModel(),  # noqa: B008 - immutable
-    attacks: Sequence[Attack | str] = (Clean(), FGSMAttack(), PGDAttack(20)),
+    attacks: Sequence[Attack | Perturb | str] = (Clean(), FGSMAttack(), PGDAttack(20)),
     measures: Sequence[Measure | str] = (),
     others: Mapping[str, nn.Module] | None = None,
     num_examples: int | None = None,
@@ -71,7 +73,7 @@ def evaluate(
         model: any classifier that takes pixels in [0, 1] and gives logits (B, C), wrapped or not.
         data: a data set (its test split is used), a split, or images and labels.
         threat: against what.
-        attacks: objects, or their names (`"pgd-50-10"`, see `parse_attack`).
+        attacks: objects, their names (`"pgd-50-10"`, see `parse_attack`), or anybody's own, called as attack(model, x, y).
         measures: their names (`"landscape points=21"`, `"all"`, `"my_module:mine"`, see `layerwise.evaluation.measure`). One that does
             not fit the network is left out, and said so.
         others: {name: network} to compare with, for measures of two networks.
@@ -80,7 +82,8 @@ def evaluate(
         batch_size: images a batch.
         device: where; None is where the network is.
         progress: show bars with the estimated end on standard error, where a person watches.
-        eot: average every gradient over so many passes, for networks that draw random numbers in evaluation mode.
+        eot: average every gradient over so many passes, for networks that draw random numbers in evaluation mode. Under attack
+            such a network, found by itself, is never taken for fooled after a single pass: steps and restarts go on.
         num_workers: processes that read streamed data.
         model_name: for the record; by default the class.
         data_name: for the record.
@@ -118,7 +121,8 @@ def evaluate(
         names = data.classes if isinstance(data, ImageData) else ()
         name = model_name or type(conditions.network).__name__
         target = Target(conditions, threat, name, tuple(chosen), tuple(names), dict(others or {}), board)
-        work = _Work(target, store, eot)
+        random = draws(conditions.network, first)
+        work = _Work(target, store, eot, random)
         with store.open(), store.under(work.circumstances, tell=journal is not None), board.shown():
             findings = work.examine()
             outcomes = [work.attack(attack) for attack in chosen]
@@ -135,34 +139,46 @@ def evaluate(
         findings=(*findings, *compare(dict(zip(chosen, masks, strict=True)), threat)),
         batch_size=batch_size,
         eot=eot,
+        random=random,
         device=_device_name(conditions.batches.device),
         versions=versions(),
         measures=tuple(measured),
     )
 
 
-def choose(attacks: Sequence[Attack | str], eot: int = 1, *, trust: bool = False) -> list[Attack]:
+def choose(attacks: Sequence[Attack | Perturb | str], eot: int = 1, *, trust: bool = False) -> list[Attack]:
     """The attacks to run, names read and gradients averaged.
 
     Args:
-        attacks: objects, or how they are written.
+        attacks: objects, how they are written, or callables.
         eot: passes that gradients are averaged over.
         trust: see `parse_attack`.
 
     Raises:
-        ConfigError: none, or two that are the same.
+        ConfigError: none, two that are the same, or something that is no attack.
     """
     if eot < 1:
         raise ConfigError(f"eot={eot} passes cannot be averaged; type 1 or more")
     if isinstance(attacks, str):
         attacks = [attacks]
-    chosen = [_averaged(parse_attack(a, trust=trust) if isinstance(a, str) else a, eot) for a in attacks]
+    chosen = [_averaged(_attack_of(a, trust), eot) for a in attacks]
     names = [str(a) for a in chosen]
     if not names:
         raise ConfigError("there is no attack to evaluate under; give at least one, such as 'clean'")
     if double := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"attack {double[0]!r} is given {names.count(double[0])} times; give it once")
     return chosen
+
+
+def _attack_of(given: Attack | Perturb | str, trust: bool) -> Attack:
+    if isinstance(given, str):
+        return parse_attack(given, trust=trust)
+    if isinstance(given, Attack):
+        return given
+    if isinstance(given, type) or not callable(given):
+        name = given.__name__ if isinstance(given, type) else repr(given)
+        raise ConfigError(f"{name:.60} is no attack; give an object such as {name:.60}(), or a name: {FORM}")
+    return Foreign(given)
 
 
 def _averaged(attack: Attack, eot: int) -> Attack:
@@ -195,6 +211,7 @@ class _Work:
     target: Target
     store: Store
     eot: int
+    random: bool
 
     @property
     def conditions(self) -> Conditions:
@@ -261,11 +278,15 @@ class _Work:
         correct = torch.tensor([bit == "1" for value in done for bit in value["correct"]])
         seconds = sum(value["seconds"] for value in done)
         count = Count(int(correct.sum()), len(correct))
-        return Result(name, settings_of(attack, self.target.threat), count, seconds, attack.in_threat_model), correct
+        kept, settings = packed(correct.tolist()), settings_of(attack, self.target.threat)
+        return Result(name, settings, count, seconds, attack.in_threat_model, kept), correct
 
     def _outcomes(self, attack: Attack, numbers: range) -> Iterator[dict[str, Any]]:
         """What the store keeps of each of these batches."""
-        outcomes = attack.outcomes(self.target.model, self.conditions.batches.after(numbers.start), self.target.threat)
+        model = self.target.model
+        if self.random and isinstance(attack, InputAttack):
+            model = Averaged(model, 1)  # which no attack takes for fooled after a single pass
+        outcomes = attack.outcomes(model, self.conditions.batches.after(numbers.start), self.target.threat)
         for number in numbers:
             # Each batch begins at a state of PyTorch's generator of its own, so that a random network's results depend neither on
             # the other attacks nor on interruptions.
@@ -298,6 +319,8 @@ def _item(attack: Attack) -> str:
     networks = [n for n in getattr(attack, "sources", ()) if isinstance(n, nn.Module)]
     weights = [digest(chain.from_iterable(n.state_dict().items())) for n in networks]
     inner = getattr(attack, "attack", None)
+    if isinstance(attack, Foreign):  # its code may be another by now
+        return f"attack {attack} {uuid4()}"
     return " ".join([f"attack {attack}", *weights, *([_item(inner)] if isinstance(inner, Attack) else [])])
 
 

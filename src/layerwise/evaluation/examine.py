@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import ascend, is_correct, raw_gradient, starting_points
+from layerwise.attacks.base import Averaged, ascend, is_correct, raw_gradient, starting_points
 from layerwise.core import norms
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
@@ -24,6 +24,12 @@ QUERIES = 24
 
 INNER: dict[norms.Norm, float] = {"linf": 0.75, "l2": 0.6}
 """Share of the radius within which iterated steps beat a full single step on overfitted networks only; an l2 step is a poorer attack."""
+
+FLAT = 0.1
+"""Nats; networks that are trained as usual, with label smoothing or TRADES too, keep most of their images' logits farther apart."""
+
+NOISES = 8
+"""Points around an image that the smoothed gradient is the mean over, new ones in every step."""
 
 EVERYTHING = ThreatModel("linf", 1.0)
 """The threat model that holds every image."""
@@ -57,6 +63,8 @@ def examine(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, sourc
     random = checks.RANDOM_GRADIENT.share(_differ(gradient, again), len(x))
     findings = [*_look(logits, gradient), *random]
     right = is_correct(logits, y).nonzero().flatten()
+    best = logits[right].topk(2, dim=1).values
+    findings += checks.FLAT_LOGITS.share(best[:, 0] - best[:, 1] < FLAT, max(1, len(right)))
     if random or not threat.eps or not len(right):
         return findings
     probe = _Probe(network, x, y, threat, source)
@@ -125,6 +133,27 @@ class Rescaled(nn.Module):
         return logits / (best[:, :1] - best[:, 1:]).clamp(min=torch.finfo(logits.dtype).tiny ** 0.5)
 
 
+@final
+class Smoothed(nn.Module):
+    """A network as attacks see it through noise: where `Averaged` is around it, gradients are means over points around each image.
+
+    Args:
+        network: the network.
+        reach: uniform noise of so much in every pixel.
+        generator: of the noise.
+    """
+
+    def __init__(self, network: nn.Module, reach: float, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.network, self.reach, self.generator = network, reach, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (B, C)."""
+        noise = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=x.dtype) * 2 - 1
+        logits: Tensor = self.network(x + self.reach * noise)
+        return logits
+
+
 @dataclass(frozen=True)
 class _Pursuit:
     """Where an attack ended, and which images stayed right."""
@@ -188,15 +217,25 @@ class _Probe:
         found = self.pursue(rows[left], self.threat, steps=6, start=points[left])
         kept, ends, total = rows[left][found.right], found.points[found.right], len(rows)
         fooled = rows[~torch.isin(rows, kept)]
+        smoothed = self.pursue(kept, self.threat, steps=20, network=Averaged(self.smoothed(), NOISES))
         rescaled = self.pursue(kept, self.threat, steps=10, network=Rescaled(self.network))
         anything = self.pursue(kept, EVERYTHING, steps=12, start=ends)
         farther = self.pursue(fooled, _scaled(self.threat, 2.0), steps=10)
         return [
             *checks.SATURATED.share(~rescaled.right, total),
+            *checks.ROUGH.share(~smoothed.right, total),
             *checks.RANDOM_SEARCH.share(self.search(kept), total),
             *checks.UNBOUNDED.share(anything.right, total),
             *checks.LARGER_RADIUS.share(farther.right, total),
         ]
+
+    def smoothed(self) -> Smoothed:
+        """The network through noise of half the radius, and at least two levels: ripples that nobody sees are shorter."""
+        eps = self.threat.eps / (self.x[0].numel() ** 0.5 if self.threat.norm == "l2" else 1)
+        return Smoothed(self.network, max(eps / 2, 2 / 255), self.generator("smooth"))
+
+    def generator(self, key: str) -> torch.Generator | None:
+        return self.source.generator(key, self.x.device) if isinstance(self.source, Stream) else self.source
 
     @torch.no_grad()
     def search(self, rows: Tensor) -> Tensor:
@@ -207,7 +246,7 @@ class _Probe:
         x, y = self.x[rows], self.y[rows]
         fooled = torch.zeros_like(rows, dtype=torch.bool)
         best, lowest = torch.zeros_like(x), torch.full(rows.shape, torch.inf, dtype=torch.float64, device=x.device)
-        generator = self.source.generator("search", x.device) if isinstance(self.source, Stream) else self.source
+        generator = self.generator("search")
         for query in range(QUERIES):
             alive = (~fooled).nonzero().flatten()
             if not len(alive):

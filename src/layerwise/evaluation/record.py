@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias, TypeVar, final
 from layerwise.attacks.base import Attack
 from layerwise.core.registry import find
 from layerwise.core.threat import ThreatModel
-from layerwise.errors import CheckpointError, LayerwiseError
+from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
 from layerwise.evaluation.checks import Finding
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measurement import Measurement, Unknown, plain
@@ -26,6 +26,8 @@ Settings: TypeAlias = dict[str, Any]
 M = TypeVar("M", bound=Measurement)
 
 FORMAT, VERSION = "layerwise-evaluation", 2
+
+RANDOM = "The network draws random numbers: gradients are means over {} passes of it, no attack stops at a pass that happens to be wrong."
 
 
 @final
@@ -73,6 +75,7 @@ class Result:
         count: correct out of total.
         seconds: how long it took.
         in_threat_model: False for an attack on hidden layers, which does not count for the worst case.
+        kept: which images stay correct, see `outcomes`, a bit each, written in hexadecimal; empty in older records.
     """
 
     attack: str
@@ -80,6 +83,22 @@ class Result:
     count: Count
     seconds: float
     in_threat_model: bool = True
+    kept: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that bits and count agree."""
+        outcomes = self.outcomes
+        if outcomes and (len(outcomes), sum(outcomes)) != (self.count.total, self.count.correct):
+            raise ConfigError(f"kept has not {self.count.correct} of {self.count.total} bits set: evaluate again")
+
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        """Whether each image stays correct, in the order of the evaluation: what a paired comparison needs; empty if not known."""
+        try:
+            bits = f"{int(self.kept, 16):0{self.count.total}b}" if self.kept else ""
+        except ValueError:
+            raise ConfigError("kept is no number in hexadecimal: evaluate again") from None
+        return tuple(bit == "1" for bit in bits)
 
     @property
     def accuracy(self) -> float:
@@ -149,6 +168,7 @@ class Evaluation:
         device: the machine's part that computed.
         versions: of Python, torch and layerwise.
         measures: what else was measured, in order.
+        random: whether the network draws random numbers, so that no attack stopped at a single pass that was wrong.
     """
 
     model: ModelRecord
@@ -162,6 +182,7 @@ class Evaluation:
     device: str
     versions: dict[str, str]
     measures: tuple[Measured, ...] = ()
+    random: bool = False
 
     def __getitem__(self, attack: str) -> Result:
         """The result of an attack, by the way it is written."""
@@ -271,6 +292,7 @@ class Evaluation:
             f"**{_cell(self.model.name)}** on {_cell(self.data.name)}, {self.worst.total} of {self.data.size} images "
             f"(seed {self.data.seed}), {self.threat}.\n",
             *warnings,
+            *([f"{RANDOM.format(self.eot)}\n"] if self.random else []),
             "| attack | accuracy % | 95 % interval | correct | seconds |",
             "|---|---:|---:|---:|---:|",
         ]
@@ -329,6 +351,15 @@ def _cell(value: object) -> str:
     return text
 
 
+def packed(outcomes: Iterable[bool]) -> str:
+    """`Result.kept` of these outcomes.
+
+    >>> packed([True, False, True, True])
+    'b'
+    """
+    return f"{int(''.join('01'[outcome] for outcome in outcomes), 2):x}"
+
+
 def settings_of(attack: Attack, threat: ThreatModel) -> Settings:
     """An attack's fields, defaults filled in."""
     resolved = attack.resolved(threat)
@@ -337,7 +368,9 @@ def settings_of(attack: Attack, threat: ThreatModel) -> Settings:
 
 
 def _plain(value: Any, threat: ThreatModel) -> Any:
-    return settings_of(value, threat) if isinstance(value, Attack) else plain(value)
+    if isinstance(value, Attack):
+        return settings_of(value, threat)
+    return str(value) if callable(value) else plain(value)
 
 
 def black_box_worst(evaluation: Evaluation) -> Result | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from layerwise.errors import LayerwiseError
 from layerwise.evaluation import mean_of
@@ -42,8 +43,9 @@ def corruptions(entries: Sequence[Group]) -> Iterator[Block]:
 
 
 def base_of(entries: Sequence[Group]) -> Group:
-    """Whose errors count as 100 %: the first recipe of standard training, else the first."""
-    return next((entry for entry in entries if entry.first.method == "Standard"), entries[0])
+    """Whose errors count as 100 %: the baseline that was named, else the first recipe of standard training, else the first."""
+    named = (entry for entry in entries if entry.named)
+    return next(named, next((entry for entry in entries if entry.first.method == "Standard"), entries[0]))
 
 
 def _errors(entry: Group) -> dict[str, list[float]]:
@@ -82,28 +84,76 @@ def _bars(entries: Sequence[Group]) -> Figure:
 
 
 def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
+    """Mean accuracies first: a ratio of two small errors says little, and one to fewer than ten errors nothing."""
+    measured = [entry for entry in entries if entry.first.evaluation.found(CorruptionErrors)]
     found, problems = _against(entries, base, CorruptionErrors, CorruptionScores)
     yield from (Text(f"No mCE: {problem}") for problem in problems)
-    if not found:
-        return
-    relative = ", ".join(sorted({scores.relative for group in found.values() for scores in group}))
-    rows = [
-        (name, _base(group[0], base), *(_mean(values) for values in zip(*map(_means, group), strict=True)))
-        for name, group in found.items()
-    ]
-    yield Table(
-        ("run", "base", "mCE", f"relative mCE ({relative})", "mCE of the extra ones", "relative"),
-        tuple(rows),
-        f"Corruption errors in % of the base model's, means of the {len(STANDARD)} standard and {len(EXTRA)} extra corruptions where all "
-        "were measured; lower is better. Intervals take the base model's errors as they are.",
-    ).without_empty_columns()
-    kinds = dict.fromkeys(kind for group in found.values() for kind in group[0].ce)
-    ce = [(_spaced(kind), *(_mean(s.ce.get(kind) for s in group) for group in found.values())) for kind in kinds]
-    yield Table(("corruption", *found), tuple(ce), "CE of each corruption, in % of the base model's errors.")
+    few = [name for errors in base.first.evaluation.found(CorruptionErrors)[:1] for name in _few(errors.counted)]
+    rows = []
+    for entry in measured:
+        scores = found.get(entry.name, [])
+        means = [_ratio(entry is base, group) for group in zip(*map(_means, scores), strict=True)]
+        means = [""] * 4 if few or not means else means
+        rows.append((entry.name, _mean_accuracy(entry), _base(scores[0], base) if scores else "", *means))
+    relative = ", ".join(sorted({s.relative for scores in found.values() for s in scores})) or "differences"
+    if rows:
+        yield Table(
+            ("run", "mean accuracy", "base", "mCE", f"relative mCE ({relative})", "mCE of the extra ones", "relative"),
+            tuple(rows),
+            "Mean accuracy under corruptions in %, higher is better; beside it corruption errors in % of the base's (mCE; lower is "
+            f"better), means of the {len(STANDARD)} standard and the {len(EXTRA)} extra corruptions where all were measured. "
+            "Intervals of ratios take the base's errors as they are.",
+            sorts=True,
+        ).without_empty_columns()
+    if few and found:
+        yield Text(
+            f"No ratio to {base.name} where it made fewer than {FEWEST} errors, since chance decides that: under "
+            f"{', '.join(map(_spaced, few))}; so no mean over all of them either."
+        )
+    kinds = dict.fromkeys(kind for group in found.values() for kind in group[0].ce if kind not in few)
+    if kinds and found:
+        ce = [
+            (
+                _spaced(kind),
+                *(_ratio(name == base.name, [s.ce.get(kind) for s in group]) for name, group in found.items()),
+            )
+            for kind in kinds
+        ]
+        yield Table(("corruption", *found), tuple(ce), "CE of each corruption, in % of the base's errors.")
+
+
+FEWEST = 10
+"""Errors of the base from which on others' are counted in percent of them."""
 
 
 def _means(scores: CorruptionScores) -> tuple[Percent | None, ...]:
     return scores.mce, scores.relative_mce, scores.extra_mce, scores.extra_relative_mce
+
+
+def _few(counts: Mapping[str, int]) -> list[str]:
+    """The corruptions or sequences under which the base made too few errors or flips to divide by."""
+    return [name for name, count in counts.items() if count < FEWEST and name != "clean"]
+
+
+def _ratio(itself: bool, values: Sequence[Percent | None]) -> str:
+    """A mean ratio, the base's own without an interval."""
+    return f"{values[0].value:.0f}" if itself and values and values[0] is not None else _mean(values)
+
+
+def _mean_accuracy(entry: Group) -> str:
+    """The mean accuracy over the standard corruptions, or over those that were measured where some are missing."""
+    found = []
+    for run in entry.runs:
+        for errors in run.evaluation.found(CorruptionErrors)[:1]:
+            names = (
+                [n for n in errors.counts if n in STANDARD]
+                if set(STANDARD) <= set(errors.counts)
+                else list(errors.counts)
+            )
+            weights = dict.fromkeys(names, 100 / (len(names) * 5 * errors.images))
+            wrong = errors.sums.percent(weights, errors.counted, errors.images)
+            found.append(Percent(100 - wrong.value, wrong.half_width))
+    return _mean(found, most=100.0)
 
 
 def _rates(entries: Sequence[Group], base: Group) -> Iterator[Block]:
@@ -113,15 +163,17 @@ def _rates(entries: Sequence[Group], base: Group) -> Iterator[Block]:
         return
     found, problems = _against(entries, base, FlipProbabilities, FlipRates)
     yield from (Text(f"No mFR: {problem}") for problem in problems)
-    first = next(iter(measured.values()))[0]
-    rows = []
-    if found:
+    first, rows = next(iter(measured.values()))[0], []
+    base_flips = base.first.evaluation.found(FlipProbabilities)[:1]
+    if few := [name for each in base_flips for name in _few(each.counted)]:
+        yield Text(f"No mFR: {base.name} flipped fewer than {FEWEST} times under {', '.join(map(_spaced, few))}.")
+    elif found:
         against = sorted({_base(group[0], base) for group in found.values()})
-        mean = [_mean(rates.mfr for rates in found.get(name, [])) for name in measured]
+        mean = [_ratio(name == base.name, [rates.mfr for rates in found.get(name, [])]) for name in measured]
         rows += [(f"mFR, % of {', '.join(against)}", *mean)] if any(mean) else []
     for kind in dict.fromkeys(kind for group in measured.values() for kind in group[0].flips):
-        flips = (_mean(f.probability(kind) if kind in f.flips else None for f in group) for group in measured.values())
-        rows.append((_spaced(kind), *flips))
+        each = (_mean(f.probability(kind) if kind in f.flips else None for f in group) for group in measured.values())
+        rows.append((_spaced(kind), *each))
     yield Table(
         ("sequence", *measured),
         tuple(rows),
@@ -163,10 +215,13 @@ def _against(
     return {name: scores for name, scores in found.items() if scores}, list(dict.fromkeys(problems))
 
 
-def _mean(values: Any) -> str:
+def _mean(values: Iterable[Percent | None], *, most: float = math.inf) -> str:
     """The mean over seeds; one seed has its own interval over images."""
-    found: list[Percent] = [value for value in values if value is not None]
-    if len(found) < 2:
-        return str(found[0]).replace("+-", "±") if found else ""
+    found = [value for value in values if value is not None]
+    if not found:
+        return ""
     mean = mean_of([value.value for value in found])
-    return f"{mean.value:.1f} ± {mean.half_width:.1f}"
+    arm = found[0].half_width if mean.half_width is None else mean.half_width
+    if arm is None:
+        return f"{mean.value:.1f}"
+    return f"{mean.value:.1f} [{max(0.0, mean.value - arm):.1f}, {min(most, mean.value + arm):.1f}]"

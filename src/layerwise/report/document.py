@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ class Table:
         caption: what the cells are, with their unit.
         marked: (row, column) of each cell that stands out.
         numbers: whether the columns after the first hold numbers.
+        sorts: whether a reader can sort it by a column.
     """
 
     header: tuple[str, ...]
@@ -46,6 +48,7 @@ class Table:
     caption: str
     marked: frozenset[tuple[int, int]] = frozenset()
     numbers: bool = True
+    sorts: bool = False
 
     def without_empty_columns(self) -> Table:
         """The table without the columns that have no cell filled; nothing may be marked."""
@@ -109,11 +112,11 @@ class Folded:
 
     Args:
         title: what opens it.
-        text: with line breaks.
+        lines: of the text.
     """
 
     title: str
-    text: str
+    lines: tuple[str, ...]
 
 
 Block: TypeAlias = Text | Table | Plot | Gallery | Folded
@@ -126,10 +129,12 @@ class Section:
     Args:
         title: its heading.
         blocks: what it holds.
+        folded: whether it is closed at first.
     """
 
     title: str
     blocks: tuple[Block, ...]
+    folded: bool = False
 
     @property
     def anchor(self) -> str:
@@ -217,8 +222,9 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Gallery):
         rows = "\n".join(f"- {'fooled' if item.wrong else 'held'}: {escape(item.text)}" for item in block.items)
         return f"**{escape(block.title)}** {escape(block.caption)}\n\n{rows}"
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
-    return f"<details><summary>{_html(block.title)}</summary>\n\n{fence}\n{block.text}\n{fence}\n\n</details>"
+    text = "\n".join(block.lines)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"<details><summary>{html.escape(block.title)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>"
 
 
 def table(block: Table) -> str:
@@ -234,9 +240,3 @@ def table(block: Table) -> str:
     ]
     head = row([escape(name) for name in block.header])
     return "\n".join([head, "|---|" + f"{rule}|" * (len(block.header) - 1), *body])
-
-
-def _html(text: str) -> str:
-    from html import escape as escape_html
-
-    return escape_html(text)

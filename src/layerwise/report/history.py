@@ -56,6 +56,22 @@ class History:
         return None
 
     @property
+    def epoch(self) -> int:
+        """The epoch that the last line is of, from 1."""
+        return int(max((e for line in self.lines if 0 < (e := number(line.get("epoch"))) < math.inf), default=1))
+
+    @property
+    def steps(self) -> int:
+        """Batches done at the last line."""
+        return int(max((s for line in self.lines if 0 < (s := number(line.get("step"))) < math.inf), default=0))
+
+    @property
+    def planned(self) -> int:
+        """Batches of all epochs, whatever else ended the training; 0 where nothing says so, as in older runs."""
+        found = [n for epoch in self.of("epoch") if 0 < (n := number(epoch.get("planned"))) < math.inf]
+        return int(found[-1]) if found else 0
+
+    @property
     def passes(self) -> str:
         """Passes a batch of the method that trained last; empty where nothing says so, as in older runs."""
         found = [n for epoch in self.of("epoch") if math.isfinite(n := number(epoch.get("passes")))]

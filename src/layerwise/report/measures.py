@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 COMPARISON = "Comparison"
 """The part that holds the accuracies; measurements that are a number or two stand below them."""
 
-FEW = 8
+EXAMPLES = Examples.section or Examples.title
+"""The part that holds adversarial examples."""
+
+FEW = 4
 """Examples of a run that are shown."""
 
 
@@ -53,7 +56,7 @@ def missing(entries: Sequence[Group]) -> dict[str, list[str]]:
 def _blocks(title: str, entries: Sequence[Group]) -> Iterator[Block]:
     special: Mapping[str, Callable[[Sequence[Group]], Iterator[Block]]] = {
         "Corruptions": corruptions,
-        part_of(Examples): galleries,
+        EXAMPLES: galleries,
     }
     yield from special[title](entries) if title in special else (*figures(title, entries), *tables(title, entries))
 

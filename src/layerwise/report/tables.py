@@ -11,7 +11,7 @@ from layerwise.core.checks import format_radius
 from layerwise.core.cost import duration
 from layerwise.report.document import Block, Folded, Table, Text, shorten
 from layerwise.report.history import Line, number
-from layerwise.report.runs import Group, RunRead
+from layerwise.report.runs import Group, RunRead, Trained, Waiting
 from layerwise.trees import dump_yaml
 
 
@@ -81,7 +81,7 @@ def _device(run: RunRead) -> str:
     return names or str(run.versions.get("device", ""))
 
 
-def settings(entries: Sequence[Group]) -> Iterator[Block]:
+def settings(entries: Sequence[Group | Waiting]) -> Iterator[Block]:
     """What differs between the recipes, and every setting of each."""
     known = [entry for entry in entries if entry.first.config]
     leaves = [dict(_leaves(entry.first.config)) for entry in known]
@@ -92,8 +92,7 @@ def settings(entries: Sequence[Group]) -> Iterator[Block]:
         caption = "Settings that differ; blank where a run has no such setting."
         yield Table(("setting", *(entry.name for entry in known)), rows, caption, numbers=False)
     for entry in known:
-        text = dump_yaml(entry.first.config)
-        yield Folded(f"Every setting of {entry.name}", text.rstrip())
+        yield Folded(f"Every setting of {entry.name}", tuple(dump_yaml(entry.first.config).rstrip().splitlines()))
 
 
 def provenance(entries: Sequence[Group], record: str) -> Iterator[Block]:
@@ -120,7 +119,7 @@ def provenance(entries: Sequence[Group], record: str) -> Iterator[Block]:
     yield Table(header, tuple(rows), "What was evaluated.", numbers=False)
     attacks = tuple(
         (entry.name, shorten(r.attack), ", ".join(f"{k} {_setting(v)}" for k, v in r.settings.items() if k != "name"),
-         _seconds(r.seconds), f"{r.count.correct} / {r.count.total}", _interval(r.count.interval))
+         f"{r.seconds:.1f}", f"{r.count.correct} / {r.count.total}", _interval(r.count.interval))
         for entry in entries for r in entry.first.evaluation.results
     )  # fmt: skip
     yield Table(
@@ -134,18 +133,18 @@ def provenance(entries: Sequence[Group], record: str) -> Iterator[Block]:
         folder = entry.first.folder
         again = f"layerwise train {_again(entry.first)} --name {shlex.quote(folder.name + '-again')}"
         yield Text(f"Train {entry.name} again:", again)
-        yield Text(f"Evaluate {entry.name} again:", evaluated_again(entry.first, record))
+        yield Text(f"Evaluate {entry.name} again:", evaluated_again([entry.first], record))
     for entry in entries:
         for run in entry.runs:
             yield from (Text(f"{run.folder}: {problem}") for problem in run.problems)
 
 
-def evaluated_again(run: RunRead, record: str, more: Sequence[str] = ()) -> str:
-    """The command that repeats an evaluation, whatever it was asked for with, and more measures: it takes the record's place."""
-    e = run.evaluation
+def evaluated_again(runs: Sequence[RunRead], record: str, more: Sequence[str] = ()) -> str:
+    """The command that repeats evaluations, whatever the first was asked for with, and more measures: they take the records' place."""
+    e, folders = runs[0].evaluation, " ".join(shlex.quote(str(run.folder)) for run in runs)
     attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
     measures = [*(m.measure for m in e.measures if "," not in m.measure), *more]
-    parts = [f"layerwise evaluate {shlex.quote(str(run.folder))} --record {shlex.quote(record)}"]
+    parts = [f"layerwise evaluate {folders} --record {shlex.quote(record)}"]
     parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
     parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
     parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
@@ -177,7 +176,7 @@ def _seed(run: RunRead) -> str:
     return str(training.get("seed", "")) if isinstance(training, dict) else ""
 
 
-def _again(run: RunRead) -> str:
+def _again(run: Trained) -> str:
     return shlex.quote(str(run.folder / "config.yaml"))
 
 
@@ -195,7 +194,3 @@ def _short(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.3g} %" if math.isfinite(value) else ""
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f}"

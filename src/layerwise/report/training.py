@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
-from layerwise.report.document import Block, Text
+from layerwise.report.document import Block
 from layerwise.report.figures import labels, picture
 from layerwise.report.history import History, Points
-from layerwise.report.runs import Group
+from layerwise.report.runs import Group, Waiting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ MOST = 250
 """Points of a curve; of more, neighbours are averaged."""
 
 
-def curves(entries: Sequence[Group]) -> Iterator[Block]:
+def curves(entries: Sequence[Group | Waiting]) -> Iterator[Block]:
     """The figures that the records hold."""
     histories = [run.history for entry in entries for run in entry.runs]
     unit = "epochs" if all(h.per_epoch for h in histories if h.lines) else "batches"
@@ -49,17 +49,15 @@ def curves(entries: Sequence[Group]) -> Iterator[Block]:
         )
         accuracy = picture(lambda: _accuracy(entries, unit), title="Validation accuracy", caption=caption)
         drawn.insert(min(1, len(drawn)), accuracy)
-    elif drawn:
-        drawn.append(Text("Validation accuracy was not recorded; train with:", "--training.eval_every 1"))
     yield from drawn
 
 
-def _setting(entry: Group, name: str) -> object:
+def _setting(entry: Group | Waiting, name: str) -> object:
     training = entry.first.config.get("training")
     return training.get(name) if isinstance(training, dict) else None
 
 
-def _figure(entries: Sequence[Group], title: str, label: str, field: str, unit: str) -> Figure:
+def _figure(entries: Sequence[Group | Waiting], title: str, label: str, field: str, unit: str) -> Figure:
     with styled():
         figure, (axes,) = canvas(height=3.0)
         said = []
@@ -74,7 +72,7 @@ def _figure(entries: Sequence[Group], title: str, label: str, field: str, unit: 
     return describe(figure, f"{title}. {'; '.join(said)}.")
 
 
-def _accuracy(entries: Sequence[Group], unit: str) -> Figure:
+def _accuracy(entries: Sequence[Group | Waiting], unit: str) -> Figure:
     with styled():
         figure, (axes,) = canvas(height=3.0)
         said = []

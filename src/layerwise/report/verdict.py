@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from layerwise.evaluation import Estimate, Result
-from layerwise.report.comparison import cell
-from layerwise.report.document import shorten
+from layerwise.evaluation import Evaluation, Result
+from layerwise.report.comparison import WORST, ranged
+from layerwise.report.document import Text, shorten
 from layerwise.report.runs import Group
 
 ENSEMBLE = frozenset({"apgd-ce", "apgd-t", "fab-t", "square"})
 """The members of AutoAttack's standard version."""
+
+Tone: TypeAlias = Literal["even", "better", "worse", "alarm"]
 
 LONGEST_FINDING = 600
 """Characters of a finding that are shown."""
@@ -36,62 +38,90 @@ NAMES = {
 """The attacks' names as papers write them; others are written as they were typed."""
 
 
+TONES: Mapping[str, Tone] = {"better": "better", "worse": "worse", "undecided": "even"}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What there is to say about the runs of one recipe.
 
     Args:
         name: of the recipe.
-        figure: accuracy in the worst case, with its interval.
+        figure: accuracy in the worst case, with its interval; empty where nothing was evaluated.
         text: the rest of the sentence.
-        command: what to type for a stronger verdict; None where there is nothing better.
-        tone: "sound", "weak" (strong attacks are missing) or "alarm" (do not believe it).
+        tone: of the baseline and where nothing is decided "even", else "better" or "worse" than the baseline; "alarm" where the
+            figure is not to be believed.
         alarms: what the self-checks and the training found.
+        notes: what else has to be known: the difference to the baseline, a training that was cut.
+        strong: whether AutoAttack or its members were run.
     """
 
     name: str
     figure: str
     text: str
-    command: str | None
-    tone: Literal["sound", "weak", "alarm"]
-    alarms: tuple[str, ...]
+    tone: Tone
+    alarms: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    strong: bool = True
 
     @property
     def sentence(self) -> str:
-        """All of it but the command."""
-        return f"{self.figure} {self.text}"
+        """The figure and the text."""
+        return f"{self.figure} {self.text}".strip()
 
 
-def verdict(entry: Group) -> Verdict:
-    """What the evaluations of a recipe's runs amount to."""
+def verdict(entry: Group, baseline: str) -> Verdict:
+    """What the evaluations of a recipe's runs amount to, and how they compare with the baseline's."""
+    alarms, compared = tuple(_alarms(entry)), entry.row.against.get(WORST)
+    notes = [] if compared is None else [f"{compared} against {baseline} ({compared.over})."]
+    notes += [f"{run.folder.name}: {state}." for run in entry.runs if (state := run.state)]
+    return Verdict(
+        name=entry.name,
+        figure=ranged(entry.row.worst, " %"),
+        text=_text(entry, believed=not alarms),
+        tone="alarm" if alarms else TONES[compared.verdict] if compared else "even",
+        alarms=alarms,
+        notes=tuple(notes),
+        strong=_is_strong(entry.first.evaluation),
+    )
+
+
+def _text(entry: Group, *, believed: bool) -> str:
     evaluations = [run.evaluation for run in entry.runs]
     first = evaluations[0]
-    attacked = [r for r in first.results if r.in_threat_model and _name(r) != "clean"]
-    clean = next((cell([e[r.attack].count for e in evaluations]) for r in first.results if _name(r) == "clean"), None)
     seeds = f", {len(evaluations)} seeds" if len(evaluations) > 1 else ""
     images = f"{first.worst.total:,} images of {first.data.name}{seeds}"
-    command = f"layerwise evaluate {shlex.quote(str(entry.first.folder))} --suite standard"
-    alarms = tuple(_alarms(entry))
+    attacked = _attacked(first)
     if not attacked:
-        text = f"without attack on {images}; no attack was run, so this says nothing about robustness: type"
-        return Verdict(entry.name, _shown(entry.row.worst), text, command, "alarm" if alarms else "weak", alarms)
+        return f"without attack on {images}; no attack was run, so this says nothing about robustness"
     under = _listed(map(spelled, attacked))
     strongest = next((spelled(r) for r in attacked if _name(r) == "autoattack"), under)
     several = "; the worst for each image" if strongest == under else f"; the worst of {under} for each image"
-    worst = several if len(attacked) > 1 else ""
-    facts = f"under {strongest} ({first.threat}{worst}; {images})"
-    beside = "" if clean is None else f"; {_shown(clean)} without attack"
-    strong = strongest != under or _is_strong(attacked)
-    if alarms:
-        text = f"{facts}{beside}; not to be believed before what stands below is explained"
-    elif strong:
-        text = f"{facts}, no sign of gradient masking{beside}"
-    else:
-        text = f"{facts}{beside}. No self-check spoke up"
-    if not strong:
-        text += f". Only {under} {'were' if len(attacked) > 1 else 'was'} run, so this is an upper bound; type"
-    tone: Literal["sound", "weak", "alarm"] = "alarm" if alarms else "sound" if strong else "weak"
-    return Verdict(entry.name, _shown(entry.row.worst), text, None if strong else command, tone, alarms)
+    facts = f"under {strongest} ({first.threat}{several if len(attacked) > 1 else ''}; {images})"
+    unattacked = [r.attack for r in first.results if _name(r) == "clean"][:1]
+    beside = "".join(f"; {ranged(entry.row.cells[name], ' %')} without attack" for name in unattacked)
+    if not believed:
+        return f"{facts}{beside}; not to be believed before what stands below is explained"
+    if _is_strong(first):
+        return f"{facts}, no sign of gradient masking{beside}"
+    return f"{facts}{beside}. An upper bound; no self-check spoke up"
+
+
+def caveat(entries: Sequence[Group]) -> Text | None:
+    """What the weakly attacked runs lack, once for all of them."""
+    weak = [entry for entry in entries if not _is_strong(entry.first.evaluation)]
+    if not weak:
+        return None
+    folders = " ".join(shlex.quote(str(run.folder)) for entry in weak for run in entry.runs)
+    names = "these runs" if len(weak) == len(entries) else _listed(entry.name for entry in weak)
+    return Text(
+        f"AutoAttack was not run on {names}, so what is said above is an upper bound; type:",
+        f"layerwise evaluate {folders} --suite standard",
+    )
+
+
+def _attacked(evaluation: Evaluation) -> list[Result]:
+    return [r for r in evaluation.results if r.in_threat_model and _name(r) != "clean"]
 
 
 def spelled(result: Result) -> str:
@@ -100,17 +130,13 @@ def spelled(result: Result) -> str:
     return NAMES.get(name, name) + result.attack.removeprefix(name) if result.attack.startswith(name) else result.attack
 
 
-def _is_strong(attacked: Iterable[Result]) -> bool:
-    names = {_name(result) for result in attacked}
+def _is_strong(evaluation: Evaluation) -> bool:
+    names = {_name(result) for result in _attacked(evaluation)}
     return "autoattack" in names or names >= ENSEMBLE
 
 
 def _name(result: Result) -> str:
     return str(result.settings.get("name", result.attack))
-
-
-def _shown(share: Estimate) -> str:
-    return f"{100 * share.value:.1f} % ± {100 * share.arm:.1f}"
 
 
 def _listed(names: Iterable[str]) -> str:

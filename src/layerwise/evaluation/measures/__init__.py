@@ -17,6 +17,8 @@ from layerwise.evaluation.measures.boundary import BoundaryDistance as BoundaryD
 from layerwise.evaluation.measures.boundary import DecisionBoundary as DecisionBoundary
 from layerwise.evaluation.measures.boundary import boundary_distance as boundary_distance
 from layerwise.evaluation.measures.boundary import decision_boundary as decision_boundary
+from layerwise.evaluation.measures.calibration import Calibration as Calibration
+from layerwise.evaluation.measures.calibration import calibration as calibration
 from layerwise.evaluation.measures.eps_ref import EpsRef as EpsRef
 from layerwise.evaluation.measures.eps_ref import eps_ref as eps_ref
 from layerwise.evaluation.measures.eps_ref import fgsm_accuracies as fgsm_accuracies
