@@ -91,7 +91,8 @@ def without_gradient(kind: str) -> nn.Module:
         warnings.simplefilter("ignore")  # torch calls its own quantisation and scripts deprecated
         if kind == "quantised":
             flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
-            found = torch.ao.quantization.quantize_dynamic(flat, {nn.Linear}, dtype=torch.qint8)
+            quantise: Any = torch.ao.quantization.quantize_dynamic
+            found = quantise(flat, {nn.Linear}, dtype=torch.qint8)
         elif kind == "frozen script":
             found = torch.jit.freeze(torch.jit.script(model))
         elif kind == "exported":

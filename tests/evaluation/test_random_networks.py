@@ -35,9 +35,10 @@ def data(network: Noisy) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("attack", ["pgd-20", "pgd-10-3", "bim-20", "mi-fgsm-10"])
 def test_nothing_stops_at_a_single_pass(attack: str) -> None:
     network = Noisy(0.3, hidden=False)
-    options = {"threat": THREAT, "progress": False}
-    stopping = evaluate(network, data(network), attacks=[attack], **options)
-    last = evaluate(network, data(network), attacks=[f"{attack} stop_when_fooled=False"], **options)
+    stopping, last = (
+        evaluate(network, data(network), attacks=[text], threat=THREAT, progress=False)
+        for text in (attack, f"{attack} stop_when_fooled=False")
+    )
     assert stopping.results[0].count == last.results[0].count
     assert stopping.random
     assert "draws random numbers: gradients are means over 1 passes" in stopping.to_markdown()
