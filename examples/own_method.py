@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import layerwise as lw
 from layerwise.core import norms
 from layerwise.core.ascent import chain, normalize, scale
+from layerwise.core.calling import Inputs
 from layerwise.core.cost import Passes
 from layerwise.evaluation import Evaluation
 from layerwise.methods import Losses, Step
@@ -33,7 +34,7 @@ class RelativeNoise(lw.LayerMethod):
     base: lw.InputMethod = field(default_factory=lw.FGSMRS)
     criterion: lw.Criterion = field(default_factory=lw.CrossEntropy)
 
-    def make_sites(self, model: nn.Module, example: Tensor) -> lw.Sites:
+    def make_sites(self, model: nn.Module, example: Inputs) -> lw.Sites:
         """Attach the sites, once."""
         return lw.Sites(model, self.sites, example=example)
 

@@ -112,7 +112,8 @@ def train(
     torch.manual_seed(seed)
     for epoch in range(epochs):
         order = torch.randperm(len(data[1]), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        for rows in order.split(batch):
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
             lw.step(method, model, data[0][rows], data[1][rows], optimizer, generator=Stream(seed, step))
             step += 1
     method.detach()
