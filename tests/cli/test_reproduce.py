@@ -123,14 +123,15 @@ def test_mistakes_are_told(layerwise: Command, argv: list[str], message: str) ->
     told(layerwise("reproduce", *argv), message)
 
 
+@pytest.mark.parametrize("axis", ["", "eta"])  # a table, and one that is drawn
 def test_when_nothing_could_be_run_the_command_fails_and_names_the_whole_path(
-    layerwise: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    axis: str, layerwise: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = item(rows={"SLAT": {"recipe": "slat-mnist"}, "PGD": {"recipe": "pgd-mnist"}})
+    missing = item(axis=axis, rows={"SLAT": {"recipe": "slat-mnist"}, "PGD": {"recipe": "pgd-mnist"}})
     monkeypatch.setattr(definitions, "items", lambda: {"slat/table-x": missing})
     monkeypatch.setattr(definitions, "find", lambda name: [missing])
-    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path / "my data"))
-    said = layerwise("reproduce", "slat/table-x", "--scale", "reduced", "--quiet")
+    data = ["--data.root", str(tmp_path / "my data")]
+    said = layerwise("reproduce", "slat/table-x", "--scale", "reduced", "--quiet", *data)
     assert said.code == 2
     assert said.err.endswith(
         "error: nothing could be run, and each reason is told above; mend it and type the same again\n"

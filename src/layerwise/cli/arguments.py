@@ -108,12 +108,14 @@ def parse(argv: list[str], known: Mapping[str, Command]) -> tuple[Any, list[str]
         raise ConfigError(f"there is no command {argv[0]!r}; {did_you_mean(argv[0], commands)}")
     if section := next((t[2:].rpartition(".")[0] for t in argv if t.startswith("--") and t.endswith(".help")), ""):
         raise ConfigError(f"`layerwise train RECIPE --help` explains every setting, those of {section} too")
+    options = commands[argv[0]]._option_string_actions if argv[0] in commands else {}
     own, settings = [], []
     rest = list(argv)
     while rest:
         token = rest.pop(0)
         name = token[2:].partition("=")[0]
-        if not token.startswith("--") or not ("." in name or name in SECTIONS):
+        is_setting = token.startswith("--") and ("." in name or name in SECTIONS) and f"--{name}" not in options
+        if not is_setting:
             own.append(token)
             continue
         settings.append(token)

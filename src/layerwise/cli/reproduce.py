@@ -39,6 +39,10 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
+    parser.add_argument("--data.root", dest="root", metavar="FOLDER", help="folder that holds the data sets")
+    parser.add_argument(
+        "--data.download", dest="download", default="false", choices=("true", "false"), help="fetch what is missing"
+    )
     add_runs(parser)
     add_quiet(parser)
 
@@ -68,7 +72,7 @@ def run(arguments: Any, settings: list[str]) -> None:
             say(to_markdown(record))
         return
     chosen = list({item.id: item for name in arguments.what for item in definitions.find(name)}.values())
-    size = scale(arguments.scale)
+    size = scale(arguments.scale).on_data(arguments.root, download=arguments.download == "true")
     if arguments.plan:
         show_table(*costs.plan(chosen, size, arguments.runs / runner.PLACE / size.name))
         say(costs.ASSUMED)

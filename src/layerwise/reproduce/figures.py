@@ -312,7 +312,13 @@ def _toy(item: Item, bench: Bench, folder: Path) -> list[Picture]:
 
 
 def draw_sweep(item: Item, rows: Sequence[RowRecord], folder: Path) -> Picture:
-    """The columns of a table as curves over the rows' places; rows without a place are lines across, or bars where no row has one."""
+    """The columns of a table as curves over the rows' places; rows without a place are lines across, or bars where no row has one.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    if not any(cell.ours for row in rows for cell in row.cells.values()):
+        raise ConfigError("no row has a number, so there is nothing to draw")
     with styled():
         figure, panels = canvas(1, len(item.columns), width=max(5.2, 3.4 * len(item.columns)))
         for axes, column in zip(panels, item.columns, strict=True):

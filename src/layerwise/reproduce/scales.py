@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, final
@@ -60,6 +60,11 @@ class Scale:
         """How many images are evaluated under an attack."""
         costly = attack.partition(" ")[0].partition("-")[0] in ("autoattack", "cw", "apgd", "fab", "square")
         return self.few if costly else self.images
+
+    def on_data(self, root: str | None, *, download: bool) -> Scale:
+        """The same with the data from a folder, or from where they lie by default, and fetched if they may be."""
+        found = {"data.root": root, "data.download": download}
+        return replace(self, rules=[*self.rules, {"set": found}])
 
     def apply(self, tree: Tree) -> dict[str, Any]:
         """What the rules set, {dotted setting: value}, in a resolved tree."""
