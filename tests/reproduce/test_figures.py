@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from layerwise.core.random import Stream
+from layerwise.errors import ConfigError
 from layerwise.evaluation.measures import fgsm
 from layerwise.evaluation.style import canvas, styled
 from layerwise.reproduce import runner
@@ -91,13 +92,17 @@ def row(name: str, value: float | None, at: float | None, series: str = "") -> R
     [
         [row("a", 1, 1.0, "s"), row("b", 2, 2.0, "s"), row("c", 3, 1.0, "t"), row("NAT", 2, None)],
         [row("a", 1, None), row("b", None, None)],
-        [row("a", None, 1.0)],
     ],
 )
 def test_a_sweep_is_drawn_whatever_is_there(rows: list[RowRecord], tmp_path: Path) -> None:
     picture = draw_sweep(item("figure-z", axis="m", columns={"clean": "clean"}), rows, tmp_path)
     assert (tmp_path / picture.file).stat().st_size < 100 * 1024
     assert picture.alt.startswith("Digits, over m: clean")
+
+
+def test_a_sweep_without_a_number_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no row has a number"):
+        draw_sweep(item("figure-z", axis="m", columns={"clean": "clean"}), [row("a", None, 1.0)], tmp_path)
 
 
 @pytest.mark.parametrize("name", list(NOISES))

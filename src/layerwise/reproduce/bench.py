@@ -126,8 +126,7 @@ class Subject:
     @property
     def data(self) -> ImageData:
         """What it was trained on; its test split is evaluated on."""
-        settings = self.system.tree["data"]
-        return _data(json.dumps({**settings, "root": None}, sort_keys=True))
+        return _data(json.dumps(self.system.tree["data"], sort_keys=True))
 
     def images(self, count: int) -> tuple[Tensor, Tensor]:
         """So many test images and labels, those that attacks begin with too."""
@@ -135,6 +134,18 @@ class Subject:
         rows = epoch_order(len(test), shuffle=True, seed=0, epoch=0)[:count]
         x, y = next(batches(test.subset(rows), count, device=experiment.best_device()))
         return x.float(), y
+
+    def logged(self, key: str) -> list[tuple[float, float]]:
+        """What training logged under a key once an epoch, of validation or by the method itself: (epoch, value).
+
+        Raises:
+            CheckpointError: nothing was logged.
+        """
+        lines = (line for line in _lines(self.folder / METRICS) if line["kind"] in ("epoch", "diagnose"))
+        found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+        if not found:
+            raise CheckpointError(f"nothing was logged of {key!r} in {self.folder / METRICS}")
+        return found
 
     def seconds(self) -> float:
         """How long its training took, without evaluation, from the rates that it logged.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,9 @@ from layerwise.evaluation.corruptions import corrupt
 from layerwise.evaluation.measurement import Curves, Measurement
 from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
 from layerwise.files import atomic, writing
-from layerwise.reproduce.bench import Bench, Subject, attempt
+from layerwise.reproduce.bench import Bench, attempt
 from layerwise.reproduce.definitions import Item, System
 from layerwise.reproduce.record import Picture, RowRecord
-from layerwise.training.run import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +36,6 @@ TOY_STEPS = 300
 
 Found: TypeAlias = dict[str, Measurement]
 """What was found of one network, by panel."""
-
-Look: TypeAlias = Callable[[Bench, Subject, Mapping[str, Any]], Found]
 
 DOTS = 80
 """Dots per inch: a picture stays below 100 KiB."""
@@ -64,7 +61,7 @@ def draw(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[st
     panels: dict[str, Found] = {}
     failures = []
     for row in item.rows:
-        found = attempt(_look, item.draw, item.options, bench, row.system)
+        found = attempt(looked_at, item.draw, item.options, bench, row.system)
         if isinstance(found, str):
             failures.append(f"{row.name}: {found}")
             continue
@@ -79,11 +76,15 @@ def draw(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[st
     return pictures, failures
 
 
-def _look(name: str, options: Mapping[str, Any], bench: Bench, system: System) -> Found:
+def looked_at(name: str, options: Mapping[str, Any], bench: Bench, system: System) -> Found:
+    """What a diagnostic finds of a system, by panel; one alone has no name."""
     subject = bench.subject(system)
+    most, find = LOOKS[name]
 
     def make() -> dict[str, Any]:
-        return {panel: found.to_dict() for panel, found in LOOKS[name](bench, subject, options).items()}
+        found = find(View(bench, subject.network, *subject.images(min(most, bench.scale.few or most)), options))
+        panels = {"": found} if isinstance(found, Measurement) else found
+        return {panel: measurement.to_dict() for panel, measurement in panels.items()}
 
     stored = bench.cached(subject, ["figure", name, options], make)
     return {panel: Measurement.from_dict(found, source=str(subject.folder)) for panel, found in stored.items()}
@@ -131,10 +132,6 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-def _few(bench: Bench, subject: Subject, most: int) -> tuple[Tensor, Tensor]:
-    return subject.images(min(most, bench.scale.few or most))
-
-
 def _attacked(text: str) -> Callable[[nn.Module, Tensor, Tensor, float, Source], Tensor]:
     attack = parse_attack(text)
     if not isinstance(attack, InputAttack):
@@ -160,128 +157,126 @@ def _noise(name: str) -> Any:
     return NOISES[name] if name in NOISES else _attacked(name)
 
 
-def _radius(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    radii = [parse_radius(radius) for radius in options["radii"]]
-    attack = _attacked(bench.scale.attack(options["attack"]))
-    return {"": look.accuracy_over_radius(subject.network, *_few(bench, subject, 1000), attack, radii=radii)}
+@final
+@dataclass(frozen=True)
+class View:
+    """What a diagnostic looks at.
+
+    Args:
+        bench: where other systems are.
+        model: the network.
+        x: test images.
+        y: their labels.
+        options: of the figure.
+    """
+
+    bench: Bench
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    options: Mapping[str, Any]
+
+    @property
+    def first(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """What every diagnostic begins with."""
+        return self.model, self.x, self.y
 
 
-def _landscape(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    del options
-    return {"": look.loss_landscape(subject.network, *_few(bench, subject, 100))}
+def _radius(view: View) -> Measurement:
+    attack = _attacked(view.bench.scale.attack(view.options["attack"]))
+    return look.accuracy_over_radius(
+        *view.first, attack, radii=[parse_radius(radius) for radius in view.options["radii"]]
+    )
 
 
-def _feature_gradients(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    x, y = _few(bench, subject, 1000)
-    return {"": look.feature_gradient_norms(subject.network, x, y, sites=tuple(options["sites"]))}
+def _reassignment(view: View) -> Found:
+    other = view.bench.row(view.options["other"]).network
+    images = {"clean": view.x, "fgsm": look.fgsm(*view.first, 8 / 255, None)}
+    return {name: look.layer_reassignment(view.model, other, x, view.y) for name, x in images.items()}
 
 
-def _alignment(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    del options
-    return {"alignment": look.gradient_alignment(subject.network, *_few(bench, subject, 1000))}
-
-
-def _reassignment(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    x, y = _few(bench, subject, 1000)
-    other = bench.row(options["other"]).network
-    images = look.fgsm(subject.network, x, y, 8 / 255, None)
+def _representation(view: View) -> Found:
+    polluted = {"pgd": PGDAttack(10)(*view.first, ThreatModel()), "gaussian": corrupt(view.x, "gaussian_noise", 3)}
+    sites = tuple(view.options["sites"])
     return {
-        "clean": look.layer_reassignment(subject.network, other, x, y),
-        "fgsm": look.layer_reassignment(subject.network, other, images, y),
-    }
-
-
-def _representation(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    x, y = _few(bench, subject, 100)
-    polluted = {"pgd": PGDAttack(10)(subject.network, x, y, ThreatModel()), "gaussian": corrupt(x, "gaussian_noise", 3)}
-    sites = tuple(options["sites"])
-    return {
-        name: look.representation_insensitivity(subject.network, x, images, sites=sites)
+        name: look.representation_insensitivity(view.model, view.x, images, sites=sites)
         for name, images in polluted.items()
     }
 
 
-def _input_gradients(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    return {"": look.input_gradient_pictures(subject.network, *_few(bench, subject, options["images"]))}
+def _boundary(view: View) -> Measurement:
+    directions = min(1000, view.bench.scale.few or 1000, view.x[0].numel())
+    return look.boundary_distance(*view.first, directions=directions)
 
 
-def _boundary(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    del options
-    x, y = _few(bench, subject, 100)
-    directions = min(1000, bench.scale.few or 1000, x[0].numel())
-    return {"": look.boundary_distance(subject.network, x, y, directions=directions)}
-
-
-def _noise_insensitivity(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    x, y = _few(bench, subject, 100)
+def _noise_insensitivity(view: View) -> Found:
     eps = [k / 255 for k in (2, 4, 8, 16)]
     return {
-        name: look.noise_insensitivity(subject.network, x, y, eps=eps, pollute=_noise(name), copies=10)
-        for name in options["noises"]
+        name: look.noise_insensitivity(*view.first, eps=eps, pollute=_noise(name), copies=10)
+        for name in view.options["noises"]
     }
 
 
-def _clouds(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    x, y = _few(bench, subject, 1000)
-    return {"": look.feature_clouds(subject.network, x, y, eps=options["eps"], classes=options.get("classes"))}
-
-
-def _spectrum(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    del options
-    x, _ = _few(bench, subject, 200)
-    return {"": look.jacobian_spectrum(subject.network, x)}
-
-
-def _state_ratio(bench: Bench, subject: Subject, options: Mapping[str, Any]) -> Found:
-    del options
-    return {"": look.state_gradient_ratio(subject.network, *_few(bench, subject, 1000))}
-
-
-LOOKS: dict[str, Look] = {
-    "radius": _radius,
-    "landscape": _landscape,
-    "feature-gradients": _feature_gradients,
-    "alignment": _alignment,
-    "reassignment": _reassignment,
-    "representation": _representation,
-    "input-gradients": _input_gradients,
-    "boundary": _boundary,
-    "noise-insensitivity": _noise_insensitivity,
-    "clouds": _clouds,
-    "spectrum": _spectrum,
-    "state-ratio": _state_ratio,
+LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
+    "radius": (1000, _radius),
+    "landscape": (100, lambda view: look.loss_landscape(*view.first)),
+    "feature-gradients": (
+        1000,
+        lambda view: look.feature_gradient_norms(*view.first, sites=tuple(view.options["sites"])),
+    ),
+    "alignment": (1000, lambda view: look.gradient_alignment(*view.first)),
+    "reassignment": (1000, _reassignment),
+    "representation": (100, _representation),
+    "input-gradients": (8, lambda view: look.input_gradient_pictures(view.model, *_some(view, "images"))),
+    "boundary": (100, _boundary),
+    "noise-insensitivity": (100, _noise_insensitivity),
+    "clouds": (
+        1000,
+        lambda view: look.feature_clouds(*view.first, eps=view.options["eps"], classes=view.options.get("classes")),
+    ),
+    "spectrum": (200, lambda view: look.jacobian_spectrum(view.model, view.x)),
+    "state-ratio": (1000, lambda view: look.state_gradient_ratio(*view.first)),
 }
-"""What draws a figure, by the name that definitions use; `curves` and `toy` are two others."""
+"""What draws a figure, by the name that definitions use: how many images it looks at, and what it finds of them, alone or by panel.
+
+`curves` and `toy` are two others.
+"""
+
+
+def _some(view: View, option: str) -> tuple[Tensor, Tensor]:
+    """As many images as an option says."""
+    return view.x[: view.options[option]], view.y[: view.options[option]]
 
 
 def _training_curves(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[str]]:
     """Curves over the epochs, from what training logged; then a diagnostic of the last weights, if one is named."""
-    series: Mapping[str, str] = item.options["series"]
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {key: {} for key in series}
-    failures = []
-    for row in item.rows:
-        subject = attempt(bench.subject, row.system)
-        if isinstance(subject, str):
-            failures.append(f"{row.name}: {subject}")
-            continue
-        lines = map(json.loads, (subject.folder / METRICS).read_text(encoding="utf-8").splitlines())
-        epochs = [found for found in lines if found["kind"] == "epoch"]
-        for key in series:
-            curves[key][row.name] = [(e["epoch"], 100 * e[key]) for e in epochs if e.get(key) is not None]
-    pictures = []
-    for key, label in series.items():
-        if any(curves[key].values()):
-            figure = plot(curves[key], title=item.title, x="epoch", y=label)
-            pictures.append(_saved(figure, folder / _file(item, key), {"curves": curves[key]}))
-        else:
-            failures.append(f"{label}: nothing was logged at this scale")
+    pictures, failures = [], []
+    for key, label in item.options["series"].items():
+        curves = {}
+        for row in item.rows:
+            found = attempt(_curve, bench, row.system, key, label)
+            if isinstance(found, str):
+                failures.append(f"{label}, {row.name}: {found}")
+            else:
+                curves[row.name] = found
+        if curves:
+            figure = plot(curves, title=item.title, x="epoch", y=label)
+            pictures.append(_saved(figure, folder / _file(item, key), {"curves": curves}))
     if (name := item.options.get("diagnostic")) is not None:
-        looked = {row.name: attempt(_look, name, {}, bench, row.system) for row in item.rows}
-        shown = {row: found[name] for row, found in looked.items() if not isinstance(found, str)}
+        looked = {row.name: attempt(looked_at, name, {}, bench, row.system) for row in item.rows}
+        shown = {row: found[""] for row, found in looked.items() if not isinstance(found, str)}
         for _, figure in _figures(shown) if shown else ():
             data = {row: found.to_dict() for row, found in shown.items()}
             pictures.append(_saved(figure, folder / _file(item, name), data))
     return pictures, failures
+
+
+def _curve(bench: Bench, system: System, key: str, label: str) -> list[tuple[float, float]]:
+    """What training logged, in the label's unit; where it is an error, what is not right."""
+    found = bench.subject(system).logged(key)
+    if "%" not in label:
+        return found
+    return [(epoch, 100 * (1 - value if "error" in label else value)) for epoch, value in found]
 
 
 def _toy(item: Item, bench: Bench, folder: Path) -> list[Picture]:

@@ -37,6 +37,7 @@ from layerwise.experiments import experiment
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
+from layerwise.reproduce.figures import LOOKS, looked_at
 
 M = TypeVar("M", bound=Measurement)
 
@@ -247,7 +248,32 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
     return Outcome(value=value, low=value, high=value, images=0, what=f"training time over that of {options['base']}")
 
 
+def _looked(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at` or their mean."""
+    settings = options.get("options", {})
+    row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
+    found = looked_at(options["look"], settings, bench, row.system)[options.get("panel", "")]
+    value = getattr(found, options["field"])
+    if isinstance(value, tuple):
+        value = value[options["at"]] if "at" in options else sum(value) / len(value)
+    what = f"{options['look']}, {options['field']}"
+    return Outcome(value=value, low=value, high=value, images=LOOKS[options["look"]][0], what=what)
+
+
+def _logged(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """What training logged under `key`: its `first`, `last`, `least` or `most` (`of`), times `scale`."""
+    del bench
+    values = [value for _, value in subject.logged(options["key"])]
+    of = {"first": values[0], "last": values[-1], "least": min(values), "most": max(values)}
+    value = options.get("scale", 1) * of[options["of"]]
+    return Outcome(
+        value=value, low=value, high=value, images=0, what=f"{options['key']}, {options['of']} over the epochs"
+    )
+
+
 MEASURES: dict[str, Measure] = {
+    "look": _looked,
+    "logged": _logged,
     "attack": _attack,
     "transfer": _transfer,
     "evaluated-by": _evaluated_by,
