@@ -25,7 +25,8 @@ verdict anew. What is set is that of the scale `full`, read from the recipes. **
 setting that a row's weights depend on has to stand here, or the row is *absent*; a difference without a reason is *wrong*.
 
 Systems are the rows of a paper's own method, baselines all others; attacks are the columns of the tables, protocol is seeds and the
-options of figures; equations are held by the tests that are named.
+options of figures; equations are held by the tests that are named. Claims are sentences with a predicate that decides them from a record's
+numbers; those that none decides are listed with the reason.
 """
 
 

@@ -60,6 +60,13 @@ def test_verdicts(predicate: dict[str, Any], expected: str) -> None:
     assert verdict(predicate, cells()) == expected
 
 
+def test_a_gain_is_the_difference_of_two_rows() -> None:
+    found = cells({"a": (9, 8, 10), "b": (3, 2, 4), "c": (5, 4.9, 5.1), "d": (4, 3.9, 4.1), "e": (1, -3, 2)})
+    assert verdict({"gain": [["a", "b"], ["c", "d"]], "in": "x"}, found) == HOLDS
+    assert verdict({"gain": [["c", "d"], ["a", "b"]], "in": "x"}, found) == FAILS
+    assert verdict({"gain": [["a", "b"], ["c", "e"]], "in": "x"}, found) == OPEN
+
+
 def test_equal_numbers_without_intervals_are_not_above_each_other() -> None:
     same = {"a": (1, 1, 1), "b": (1, 1, 1)}
     assert verdict({"greater": ["a", "b"], "in": "x"}, cells(same)) == FAILS

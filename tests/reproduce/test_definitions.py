@@ -28,7 +28,7 @@ UNRUN = {"GB", "CE pixelate"}
 def test_every_printed_table_and_measured_figure_is_defined() -> None:
     printed = {f"{name}/{t.id}" for name in PAPERS for t in paper(name).tables}
     drawn = {f"{name}/{f.id}" for name in PAPERS for f in paper(name).figures if f.drawn_by is not None}
-    assert set(ITEMS) == printed | drawn
+    assert {id for id in ITEMS if "/text-" not in id} == printed | drawn
 
 
 @pytest.mark.parametrize("id", [id for id, item in ITEMS.items() if item.printed])
@@ -47,7 +47,7 @@ def test_measures_and_drawings_exist() -> None:
     for item in ITEMS.values():
         names = [row.name for row in item.rows]
         assert len(names) == len(set(names)), item.id
-        assert bool(item.columns) != bool(item.draw), item.id
+        assert item.columns or item.draw, item.id
         bases = {c.options["base"] for c in item.columns if "base" in c.options}
         assert bases | {row.options["base"] for row in item.rows if "base" in row.options} <= set(names), item.id
 

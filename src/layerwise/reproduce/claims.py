@@ -6,6 +6,7 @@ A predicate is a mapping with one of these forms; a cell is `ROW / COLUMN`, or a
     {greater: [A, B], by: 2, times: 3}   A above 3 B + 2 (by and times may be left out); {less: [A, B]} likewise
     {at_least: [A, 50]}, {at_most: [A, 5]}
     {near: [A, B], within: 1.5}          at most so far apart
+    {gain: [[A, B], [C, D]]}             A - B above C - D
     {best: A, in: COLUMN}                A above every other row there, {least: A, in: COLUMN} below; rows: [...] limits the rows
     {all: [...]}, {any: [...]}           of predicates
 
@@ -104,6 +105,9 @@ def truth(predicate: Mapping[str, Any], cells: Cells) -> Truth:
         others = [row for row in predicate.get("rows", cells.rows) if row != value]
         pairs = [(value, other) if form == "best" else (other, value) for other in others]
         return _all([above(a, b) for a, b in pairs])
+    if form == "gain":
+        first, second = (_minus(cell(a), cell(b)) for a, b in value)
+        return _above(first, second)
     if form == "near":
         (a, b), within = value, float(predicate["within"])
         return _all([above(a, b, by=-within), above(b, a, by=-within)])
@@ -112,7 +116,7 @@ def truth(predicate: Mapping[str, Any], cells: Cells) -> Truth:
     return _all([above(a, b, **options) for a, b in pairwise(value)])
 
 
-FORMS = ("order", "greater", "less", "at_least", "at_most", "near", "best", "least", "all", "any")
+FORMS = ("order", "greater", "less", "at_least", "at_most", "near", "gain", "best", "least", "all", "any")
 
 
 def _form(predicate: Mapping[str, Any]) -> tuple[str, Any]:
@@ -133,6 +137,15 @@ def _above(a: Estimate | None, b: Estimate | None, *, by: float = 0.0, times: fl
     if gap - below > 0:
         return True
     return False if gap + above < 0 or (gap == 0 and below == above == 0) else None
+
+
+def _minus(a: Estimate | None, b: Estimate | None) -> Estimate | None:
+    """The difference of independent numbers."""
+    if a is None or b is None:
+        return None
+    gap = a.value - b.value
+    below, above = math.hypot(a.value - a.low, b.high - b.value), math.hypot(a.high - a.value, b.value - b.low)
+    return Estimate(gap, gap - below, gap + above)
 
 
 def _all(found: Sequence[Truth]) -> Truth:
