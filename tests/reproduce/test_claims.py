@@ -60,6 +60,10 @@ def test_verdicts(predicate: dict[str, Any], expected: str) -> None:
     assert verdict(predicate, cells()) == expected
 
 
+def test_where_no_number_is_nothing_is_best() -> None:
+    assert verdict({"best": "a", "in": "x"}, Cells((), lambda row, column: None)) == OPEN
+
+
 def test_a_gain_is_the_difference_of_two_rows() -> None:
     found = cells({"a": (9, 8, 10), "b": (3, 2, 4), "c": (5, 4.9, 5.1), "d": (4, 3.9, 4.1), "e": (1, -3, 2)})
     assert verdict({"gain": [["a", "b"], ["c", "d"]], "in": "x"}, found) == HOLDS

@@ -67,7 +67,18 @@ def test_training_curves_come_from_what_was_logged(place: Path) -> None:
     curves, alignment = record.pictures
     assert {name: len(points) for name, points in curves.data["curves"].items()} == {"standard": 1, "SLAT": 1}
     assert list(alignment.data) == list(ROWS)
-    assert record.failures == ("no such thing: nothing was logged at this scale",)
+    nothing = "training logged nothing of 'nothing' at this scale"
+    assert record.failures == tuple(f"no such thing, {row}: {nothing}" for row in ROWS)
+
+
+def test_a_column_is_what_training_logged_or_what_a_diagnostic_found(place: Path) -> None:
+    clean = {"measure": "logged", "key": "clean", "of": "last", "scale": 100}
+    columns = {"last": clean, "aligned": {"measure": "look", "look": "alignment", "field": "mean", "unit": ""}}
+    record = drawn(place, scale=replace(LOGGING, name="logging"), draw="alignment", columns=columns)
+    cells = record.rows[0].cells
+    assert 0 <= cells["last"].ours[0].value <= 100
+    assert -1 <= cells["aligned"].ours[0].value <= 1
+    assert cells["last"].ours[0].what == "clean, last over the epochs"
 
 
 def test_the_toy_is_trained_and_drawn_for_every_method(place: Path) -> None:

@@ -15,6 +15,7 @@ from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation.intervals import mean_of
 from layerwise.reproduce.bench import Outcome
 from layerwise.reproduce.claims import FAILS, HOLDS, OPEN
+from layerwise.reproduce.definitions import items
 from layerwise.reproduce.index import records, write_index
 from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord, failures
 from layerwise.reproduce.render import render, to_markdown, write
@@ -34,7 +35,7 @@ def row(name: str, **cells: CellRecord) -> RowRecord:
 
 def made(**changes: Any) -> Record:
     fields: dict[str, Any] = {
-        "item": "slat/table-1",
+        "item": "slat/table-x",
         "title": "Robust accuracy | all methods",
         "paper": "Park and Lee 2021",
         "scale": "reduced",
@@ -108,7 +109,7 @@ def test_a_claim_may_be_about_the_papers_number() -> None:
 def test_a_record_reads_back(tmp_path: Path) -> None:
     record = made(pictures=(Picture(file="a.png", alt="A curve.", data={"A": {"x": [1.0]}}),), failures=("no picture",))
     file = write(record, tmp_path)
-    assert file == tmp_path / "reduced" / "slat" / "table-1.json"
+    assert file == tmp_path / "reduced" / "slat" / "table-x.json"
     assert Record.from_json(file.read_text(), source="x") == record
     summary = json.loads(file.read_text())["rows"][0]["cells"]["PGD"]["summary"]
     assert summary["difference"] == pytest.approx(50 - 51.63)
@@ -156,7 +157,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_the_page_has_ours_beside_the_papers() -> None:
     page = to_markdown(made())
-    assert "# slat/table-1: Robust accuracy | all methods" in page
+    assert "# slat/table-x: Robust accuracy | all methods" in page
     assert "| A | 50.00 (48.88 to 51.12) \\[" not in page
     assert "| A | 50.00 (48.88 to 51.12) [51.63 +- 0.13, -1.63] | 3 (1.99 to 4.01) |" in page
     assert "| B | 40.00 (38.88 to 41.12) [48.90, -8.9] | not available |" in page
@@ -180,7 +181,7 @@ def test_what_the_self_checks_found_is_told() -> None:
 
 def test_the_index_counts_what_holds_and_shows_every_page(tmp_path: Path) -> None:
     picture = Picture(file="figure-4.png", alt="A landscape.")
-    write(made(), tmp_path)
+    write(made(item="slat/table-1"), tmp_path)
     write(made(item="slat/figure-4", claims=(), pictures=(picture,), columns=(), rows=()), tmp_path)
     Image.new("RGB", (30, 20)).save(tmp_path / "reduced" / "slat" / "figure-4.png")
     file = write_index(tmp_path / "reduced")
@@ -194,3 +195,8 @@ def test_the_index_counts_what_holds_and_shows_every_page(tmp_path: Path) -> Non
     assert 'width="30" height="20"' in page
     assert "no log" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_record_is_rendered_with_the_claims_that_its_item_has_now(tmp_path: Path) -> None:
+    (record,) = render([write(made(item="slat/table-1"), tmp_path)])
+    assert [claim.id for claim in record.claims] == [claim.id for claim in items()["slat/table-1"].claims]

@@ -144,7 +144,7 @@ class Subject:
         lines = (line for line in _lines(self.folder / METRICS) if line["kind"] in ("epoch", "diagnose"))
         found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
         if not found:
-            raise CheckpointError(f"nothing was logged of {key!r} in {self.folder / METRICS}")
+            raise CheckpointError(f"training logged nothing of {key!r} at this scale")
         return found
 
     def seconds(self) -> float:

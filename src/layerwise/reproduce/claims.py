@@ -151,7 +151,7 @@ def _minus(a: Estimate | None, b: Estimate | None) -> Estimate | None:
 def _all(found: Sequence[Truth]) -> Truth:
     if any(t is False for t in found):
         return False
-    return None if any(t is None for t in found) else True
+    return None if not found or any(t is None for t in found) else True  # of nothing, nothing is said
 
 
 def _not(found: Truth) -> Truth:

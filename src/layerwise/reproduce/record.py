@@ -68,7 +68,8 @@ class CellRecord:
             math.hypot(noise, sum(abs(getattr(o, side) - o.value) for o in self.ours) / len(self.ours))
             for side in ("low", "high")
         )
-        return Estimate(mean.value, max(0.0, mean.value - below), mean.value + above)  # no measure is negative
+        least = 0.0 if mean.value >= 0 else -math.inf  # but for alignment, no measure is negative
+        return Estimate(mean.value, max(least, mean.value - below), mean.value + above)
 
 
 @final

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from layerwise.errors import ConfigError
 from layerwise.files import write_text
 from layerwise.reproduce.claims import OPEN
-from layerwise.reproduce.definitions import PERCENT
+from layerwise.reproduce.definitions import PERCENT, items
 from layerwise.reproduce.papers import Printed
 from layerwise.reproduce.record import CellRecord, ClaimRecord, Record, failures, findings
 
@@ -39,11 +40,20 @@ def render(files: Iterable[Path]) -> list[Record]:
     for file in files:
         if not file.is_file():
             raise ConfigError(f"there is no file {file}; give a record such as results/full/deep-defense/table-1.json")
-        record = Record.from_json(file.read_text(encoding="utf-8"), source=str(file))
+        record = _with_claims_of_today(Record.from_json(file.read_text(encoding="utf-8"), source=str(file)))
         write_text(file, record.to_json())
         write_text(file.with_suffix(".md"), to_markdown(record))
         found.append(record)
     return found
+
+
+def _with_claims_of_today(record: Record) -> Record:
+    """A record with the claims that its item has now, which may be more than when it was measured."""
+    item = items().get(record.item)
+    if item is None:
+        return record
+    claims = tuple(ClaimRecord(id=c.id, says=c.says, predicate=c.predicate) for c in item.claims)
+    return replace(record, claims=claims).with_verdicts()
 
 
 def to_markdown(record: Record) -> str:
