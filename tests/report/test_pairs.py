@@ -53,7 +53,7 @@ def test_the_same_images_decide_what_intervals_beside_each_other_do_not(tmp_path
     made = report([a, b])
     assert [v.tone for v in made.verdicts] == ["even", "better"]
     assert made.verdicts[1].notes == (
-        "+8.0 points [+2.3, +13.4], better against a (the same 100 images, McNemar's test).",
+        "+8.0 points [+2.3, +13.4], better than a (the same 100 images, McNemar's test).",
     )
     assert [v.tone for v in report([a, b], baseline=b).verdicts] == ["worse", "even"]
     c = put(tmp_path / "c", kept(record(clean=90, pgd=52), first=50))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito (2008) without its yellow, which is too pale on white."""
+CLASSES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#F28E2B", "#7F7F7F", "#8C510A", "#2E2585")
+"""Ten colours for points of classes, which touch: those of Tol (bright) and three more; marks differ as well."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 MAP = "cividis"
@@ -105,10 +107,7 @@ def scatter(
     for k in sorted(set(labels)):
         chosen = [point for point, label in zip(points, labels, strict=True) if label == k]
         first, second = zip(*chosen, strict=True)
-        look: dict[str, Any] = {
-            "color": COLOURS[k % len(COLOURS)],
-            "marker": MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],
-        }
+        look: dict[str, Any] = {"color": CLASSES[k % len(CLASSES)], "marker": MARKERS[k % len(MARKERS)]}
         axes.scatter(first, second, s=size, linewidths=0, alpha=0.8, label=f"{prefix}{k}", **look)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from layerwise.errors import LayerwiseError
@@ -84,11 +84,11 @@ def _bars(entries: Sequence[Group]) -> Figure:
 
 
 def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
-    """Mean accuracies first: a ratio of two small errors says little, and one to fewer than ten errors nothing."""
+    """Mean accuracies first: a ratio of two small errors says little, and one to errors on fewer than ten images nothing."""
     measured = [entry for entry in entries if entry.first.evaluation.found(CorruptionErrors)]
     found, problems = _against(entries, base, CorruptionErrors, CorruptionScores)
     yield from (Text(f"No mCE: {problem}") for problem in problems)
-    few = [name for errors in base.first.evaluation.found(CorruptionErrors)[:1] for name in _few(errors.counted)]
+    few = [name for errors in base.first.evaluation.found(CorruptionErrors)[:1] for name in _few(errors)]
     rows = []
     for entry in measured:
         scores = found.get(entry.name, [])
@@ -107,7 +107,7 @@ def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
         ).without_empty_columns()
     if few and found:
         yield Text(
-            f"No ratio to {base.name} where it made fewer than {FEWEST} errors, since chance decides that: under "
+            f"No ratio to {base.name} where it erred on fewer than {FEWEST} images, since chance decides that: under "
             f"{', '.join(map(_spaced, few))}; so no mean over all of them either."
         )
     kinds = dict.fromkeys(kind for group in found.values() for kind in group[0].ce if kind not in few)
@@ -123,16 +123,21 @@ def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
 
 
 FEWEST = 10
-"""Errors of the base from which on others' are counted in percent of them."""
+"""Images that the base errs on from which on others' errors are counted in percent of its."""
 
 
 def _means(scores: CorruptionScores) -> tuple[Percent | None, ...]:
     return scores.mce, scores.relative_mce, scores.extra_mce, scores.extra_relative_mce
 
 
-def _few(counts: Mapping[str, int]) -> list[str]:
-    """The corruptions or sequences under which the base made too few errors or flips to divide by."""
-    return [name for name, count in counts.items() if count < FEWEST and name != "clean"]
+def _few(base: CorruptionErrors | FlipProbabilities) -> list[str]:
+    """The corruptions or sequences under which the base erred, or flipped, on too few images to divide by.
+
+    The same images are wrong at every severity: (sum of times)^2 / sum of times^2 is how many images that is worth.
+    """
+    sums = base.sums
+    found = zip(base.counted, sums.firsts, range(len(sums.firsts)), strict=True)
+    return [n for n, first, i in found if first**2 < FEWEST * sums.products[i][i] or first < FEWEST if n != "clean"]
 
 
 def _ratio(itself: bool, values: Sequence[Percent | None]) -> str:
@@ -165,8 +170,8 @@ def _rates(entries: Sequence[Group], base: Group) -> Iterator[Block]:
     yield from (Text(f"No mFR: {problem}") for problem in problems)
     first, rows = next(iter(measured.values()))[0], []
     base_flips = base.first.evaluation.found(FlipProbabilities)[:1]
-    if few := [name for each in base_flips for name in _few(each.counted)]:
-        yield Text(f"No mFR: {base.name} flipped fewer than {FEWEST} times under {', '.join(map(_spaced, few))}.")
+    if few := [name for each in base_flips for name in _few(each)]:
+        yield Text(f"No mFR: {base.name} flipped on fewer than {FEWEST} images under {', '.join(map(_spaced, few))}.")
     elif found:
         against = sorted({_base(group[0], base) for group in found.values()})
         mean = [_ratio(name == base.name, [rates.mfr for rates in found.get(name, [])]) for name in measured]

@@ -48,7 +48,8 @@ def _drawn(entries: Sequence[Group], timed: bool) -> Figure:
             spent = "" if math.isnan(cost) else f", {duration(cost) if timed else f'{cost:g} passes'}"
             area = 30 + 220 * (0 if math.isnan(cost) else cost / largest)
             look: dict[str, Any] = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "label": f"{name}{spent}"}
-            axes.scatter([x], [y], s=area, alpha=0.8, **look)
+            axes.scatter([x], [y], s=area, alpha=0.8, color=colour, marker=look["marker"])
+            axes.plot([], [], linestyle="", **look)  # for the legend: marks of one size
             said.append(f"{entry.name}: {x:.1f} % clean, {y:.1f} % in the worst case{spent}")
         axes.set(xlabel="accuracy without attack (%)", ylabel="worst-case accuracy (%)", title="Accuracy and cost")
         axes.set_xlim(max(0, axes.get_xlim()[0] - 2), 101)

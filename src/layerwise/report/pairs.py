@@ -38,7 +38,7 @@ class Difference:
         return "better" if self.points.value > 0 else "worse"
 
     def __str__(self) -> str:
-        """Write `+2.9 points [-1.0, 7.0], undecided`."""
+        """Write `+2.9 points [-1.0, +7.0], undecided`."""
         return f"{signed(self.points, ' points')}, {self.verdict}"
 
 

@@ -73,7 +73,11 @@ class Verdict:
 def verdict(entry: Group, baseline: str) -> Verdict:
     """What the evaluations of a recipe's runs amount to, and how they compare with the baseline's."""
     alarms, compared = tuple(_alarms(entry)), entry.row.against.get(WORST)
-    notes = [] if compared is None else [f"{compared} against {baseline} ({compared.over})."]
+    notes = (
+        []
+        if compared is None
+        else [f"{compared} {'against' if compared.verdict == 'undecided' else 'than'} {baseline} ({compared.over})."]
+    )
     notes += [f"{run.folder.name}: {state}." for run in entry.runs if (state := run.state)]
     return Verdict(
         name=entry.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
@@ -108,6 +109,12 @@ class FeatureClouds(Measurement):
 
     def _panel(self, axes: Axes, cloud: Cloud) -> None:
         scatter(axes, cloud.points, self.labels, size=7)
+        for k in sorted(set(self.labels)):
+            x, y = (
+                statistics.median(p[i] for p, label in zip(cloud.points, self.labels, strict=True) if label == k)
+                for i in (0, 1)
+            )
+            axes.text(x, y, str(k), fontsize=9, fontweight="bold", ha="center", va="center")
         axes.set(title=f"noise {cloud.eps:.3g}: {100 * cloud.accuracy:.0f} % correct", xticks=[], yticks=[])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,9 @@ class Landscape(Measurement):
         "Smooth and flat is good. A jagged loss, or one that rises more along the random direction, is a sign of gradient masking."
     )
 
+    shared: ClassVar[bool] = True
+    alike: ClassVar[tuple[str, ...]] = ("eps", "adversarial", "random")
+
     adversarial: tuple[float, ...]
     random: tuple[float, ...]
     loss: tuple[tuple[float, ...], ...]
@@ -54,14 +57,24 @@ class Landscape(Measurement):
     eps: float
     images: int
 
-    def figure(self) -> Figure:
-        """Loss and accuracy as surfaces from above."""
-        percent = [[100 * value for value in row] for row in self.accuracy]
+    def figure(self, *, name: str = "", others: Mapping[str, Landscape] | None = None) -> Figure:
+        """Loss and accuracy as surfaces from above, a row a network, all on the same two scales.
+
+        Args:
+            name: what to call this network.
+            others: {name: what was found for it}, on the same grid.
+        """
+        shown: dict[str, Landscape] = {name: self, **(others or {})}
+        most = max(value for found in shown.values() for row in found.loss for value in row)
         with styled():
-            figure, panels = canvas(1, 2, height=3.6)
-            self._surface(panels[0], self.loss, f"{self.title}, mean of {self.images} images", "cross entropy (nats)")
-            self._surface(panels[1], percent, "Accuracy", "accuracy (%)")
-        return describe(figure, f"{self.title}: {self.sentence()}")
+            figure, panels = canvas(len(shown), 2, height=2.7)
+            for index, (label, found) in enumerate(shown.items()):
+                title = label or f"{self.title}, mean of {found.images} images"
+                percent = [[100 * value for value in row] for row in found.accuracy]
+                found._surface(panels[2 * index], found.loss, title, "cross entropy (nats)", most)
+                found._surface(panels[2 * index + 1], percent, label or "Accuracy", "accuracy (%)", 100.0)
+        said = " ".join(f"{label}: {found.sentence()}" if label else found.sentence() for label, found in shown.items())
+        return describe(figure, f"{self.title}: {said}")
 
     def sentence(self) -> str:
         """The ranges."""
@@ -72,17 +85,15 @@ class Landscape(Measurement):
             f"from {min(percent):.1f} to {max(percent):.1f} % over the adversarial and a random direction at {pixels(self.eps)}."
         )
 
-    def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str) -> None:
+    def _surface(self, axes: Axes, values: Sequence[Sequence[float]], title: str, unit: str, most: float) -> None:
         rows = [list(column) for column in zip(*values, strict=True)]
-        shown = axes.pcolormesh(
-            list(self.adversarial), list(self.random), rows, cmap=MAP, shading="gouraud", rasterized=True
-        )
-        low, high = min(map(min, rows)), max(map(max, rows))
-        if high > low:
-            levels = [low + (high - low) * k / 6 for k in range(1, 6)]
+        grid = list(self.adversarial), list(self.random), rows
+        look: dict[str, Any] = {"cmap": MAP, "vmin": 0.0, "vmax": most}
+        shown = axes.pcolormesh(*grid, shading="gouraud", rasterized=True, **look)
+        levels = [most * k / 8 for k in range(1, 8)]
+        if min(map(min, rows)) < levels[-1] and max(map(max, rows)) > levels[0]:
             # Light lines on the dark half of the map, dark ones on the light half.
-            colours = ["white" if k < 3 else "black" for k in range(5)]
-            axes.contour(list(self.adversarial), list(self.random), rows, levels, colors=colours, linewidths=0.7)
+            axes.contour(*grid, levels, colors=["white" if k < 4 else "black" for k in range(7)], linewidths=0.7)
         figure = axes.get_figure(root=True)
         assert figure is not None
         figure.colorbar(shown, ax=axes, label=unit)
