@@ -24,6 +24,7 @@ from layerwise.core import norms
 from layerwise.core.norms import Norm
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source, normal, uniform
+from layerwise.core.shards import grouped
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a 0-dim tensor when it changes from step to step inside a captured step."""
@@ -171,6 +172,6 @@ def scaled_signs(g: Gradients, *, eps: float, reference_batch: int, relative: bo
 def _ranges(tensors: list[Tensor]) -> list[Tensor]:
     """Max - min of each tensor over all ranks, one reduction for all."""
     extremes = torch.stack([bound for t in tensors for bound in (t.amax(), -t.amin())])
-    if dist.is_available() and dist.is_initialized():
+    if grouped():
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
     return list(extremes.reshape(-1, 2).sum(dim=1))

@@ -1,4 +1,4 @@
-"""Weights that FSDP2 has cut into shards, one a process; what is not cut is left as it is.
+"""Several processes, and weights that FSDP2 has cut into shards, one a process; what is not cut is left as it is.
 
 Only torch's own classes are asked for by what they can do: importing them costs half a second that most programs need not pay.
 """
@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
+
+
+def grouped() -> bool:
+    """Whether this process belongs to a group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def sharded(tensor: Tensor) -> bool:

@@ -10,13 +10,14 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from layerwise.core.shards import grouped
+
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number, and how many there are: (0, 1) without a process group."""
-    grouped = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if grouped() else (0, 1)
 
 
 @contextmanager

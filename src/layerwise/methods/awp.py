@@ -18,6 +18,7 @@ from layerwise.core.modes import batch_norm
 from layerwise.core.norms import safe_divide
 from layerwise.core.random import Stream, own_rows, repeatable
 from layerwise.core.registry import register
+from layerwise.core.shards import grouped
 from layerwise.core.sites import unwrap
 from layerwise.core.tape import Tape
 from layerwise.errors import ConfigError
@@ -211,7 +212,7 @@ class _Watched:
         leaf, self.leaf = self.leaf, None
         if leaf is None or leaf.grad is None or leaf.ndim < 2:
             return None
-        if dist.is_available() and dist.is_initialized():  # it is no parameter, so nobody else adds up the ranks'
+        if grouped():  # it is no parameter, so nobody else adds up the ranks'
             dist.all_reduce(leaf.grad)
         return _perturbation(self.weight.value(), leaf.grad, gamma)
 

@@ -18,6 +18,7 @@ from layerwise.core.driving import Partial, Step
 from layerwise.core.modes import batch_norm, frozen
 from layerwise.core.probe import Probe
 from layerwise.core.registry import register
+from layerwise.core.shards import grouped
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.threat import EPS, radius
 from layerwise.core.tracing import Site, tensors_of
@@ -71,7 +72,7 @@ class YOPO(LayerMethod):
 
     def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """Algorithm 1."""
-        if self.adjoint_update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.adjoint_update and grouped() and dist.get_world_size() > 1:
             raise ConfigError(
                 "adjoint_update=True descends on one process only; type adjoint_update=false or devices=1"
             )

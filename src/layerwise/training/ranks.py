@@ -9,12 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from layerwise.core.shards import grouped
 from layerwise.errors import LayerwiseError
-
-
-def grouped() -> bool:
-    """Whether this process belongs to a group."""
-    return dist.is_available() and dist.is_initialized()
 
 
 def total(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerwise.training.ranks import grouped
+from layerwise.core.shards import grouped
 
 
 @contextmanager
