@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -424,3 +425,14 @@ def test_sites_print_themselves() -> None:
     assert str(Sites(model, ["conv1", "input", "fc"], example=X)) == (
         "site   shape      entries\ninput  (3, 8, 8)      192\nconv1  (4, 8, 8)      256\nfc     (5,)             5"
     )
+
+
+def test_a_network_with_sites_can_be_pickled_and_copied() -> None:
+    model = TinyConv().double().eval()
+    sites = Sites(model, ["conv1", "bn2"], example=X)
+    stored = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
+    for other in (stored, copy.deepcopy(model)):
+        with sites.perturb({site: torch.ones(len(X), *sites.shape(site), dtype=X.dtype) for site in sites}):
+            moved = model(X)
+            assert not torch.equal(other(X), moved)
+        assert torch.equal(other(X), model(X))

@@ -81,9 +81,38 @@ def test_onnx(net: nn.Module, tmp_path: Path) -> None:
     assert {i.name for i in model.graph.initializer} >= {"conv1.weight", "linear.weight", "normalize.mean"}
     evaluator = ReferenceEvaluator(model)
     (name,) = [i.name for i in model.graph.input]
+    assert (name, [o.name for o in model.graph.output]) == ("pixels", ["logits"])
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     for number in (1, 5):
         (found,) = evaluator.run(None, {name: images(number).numpy()})
         torch.testing.assert_close(torch.from_numpy(found), expected(net, images(number)), rtol=1e-5, atol=1e-5)
+
+
+class ByName(nn.Module):
+    """Called as language models are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head((self.words(input_ids) * attention_mask[..., None]).sum(1))}
+
+
+def test_onnx_of_a_network_that_is_called_by_name(tmp_path: Path) -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    ids = torch.arange(15).reshape(3, 5) % 9
+    x, model = {"input_ids": ids, "attention_mask": torch.ones(3, 5)}, ByName()
+    written = onnx.load(export(model, tmp_path / "words.onnx", example=x))
+    assert [i.name for i in written.graph.input] == list(x)
+    assert [o.name for o in written.graph.output] == ["logits"]
+    assert {i.type.tensor_type.shape.dim[0].dim_param for i in written.graph.input} == {"batch"}
+    (found,) = ReferenceEvaluator(written).run(None, {name: value[:2].numpy() for name, value in x.items()})
+    expected = model(**{name: value[:2] for name, value in x.items()})["logits"]
+    torch.testing.assert_close(torch.from_numpy(found), expected.detach())
 
 
 def test_onnx_says_what_to_install(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
