@@ -61,6 +61,8 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 3) -> str:
     "did you mean 'slat'?"
     """
     known = list(known)
+    if not known:
+        return "there is none"
     folded = {k.lower(): k for k in known}
     if name.lower() in folded:
         return f"did you mean '{folded[name.lower()]}'?"

@@ -87,6 +87,18 @@ def check_radius(name: str, value: float | None) -> None:
         )
 
 
+def of_kind(name: str, value: object, kind: Any, *, example: str) -> None:
+    """Complain about an object of another kind.
+
+    Raises:
+        ConfigError: what it is, and what to give.
+    """
+    if isinstance(value, kind):
+        return
+    given = f"the class {value.__name__}" if isinstance(value, type) else " ".join(f"{value!r:.80}".split())
+    raise ConfigError(f"{name} is {given}; give {example}")
+
+
 def at_least(name: str, value: float, smallest: float) -> None:
     """Complain about a number that is too small (or not a number)."""
     _no_text(name, value)
@@ -108,6 +120,8 @@ def check_share(name: str, value: float) -> None:
 
 
 def _no_text(name: str, value: object) -> None:
+    if value is None:
+        raise ConfigError(f"{name}=None is not a number; leave it out for the default")
     if isinstance(value, str):
         raise ConfigError(f"{name}={value!r} is not a number; type for example {name}=8/255, without quotation marks")
 

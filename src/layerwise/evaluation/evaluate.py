@@ -22,6 +22,7 @@ from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
 from layerwise.attacks.wrappers import EOT
 from layerwise.core.calling import count_classes
+from layerwise.core.checks import of_kind
 from layerwise.core.random import Stream
 from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, rank_rows
@@ -104,6 +105,7 @@ def evaluate(
     >>> record["pgd-5"].accuracy <= record["clean"].accuracy
     True
     """
+    of_kind("threat", threat, ThreatModel, example="layerwise.ThreatModel(eps=8/255)")
     chosen = choose(attacks, eot, trust=True)
     wanted = choose_measures(measures, other=bool(others), trust=True)
     # Of several processes the first one keeps the journal.

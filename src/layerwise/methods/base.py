@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, examples, logits, rows
-from layerwise.core.checks import check_fields
+from layerwise.core.checks import check_fields, of_kind
 from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, as_criterion
@@ -49,6 +49,8 @@ class Method(ABC):
 
     def __setattr__(self, name: str, value: object) -> None:
         """Any loss is taken for a criterion, see `layerwise.core.criteria.as_criterion`."""
+        if name == "base" and isinstance(value, str | type):
+            of_kind("base", value, Method, example="layerwise.PGD()")
         super().__setattr__(name, as_criterion(value) if name == "criterion" else value)
 
     def losses(

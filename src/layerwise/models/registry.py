@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from layerwise.core import registry
+from layerwise.core.checks import of_kind
 from layerwise.core.registry import Entry
 from layerwise.errors import ConfigError
 from layerwise.models.checks import integer, sizes
@@ -110,6 +111,7 @@ def build(
     >>> list(dict(network.named_children()))[:4]
     ['normalize', 'conv1', 'layer1', 'layer2']
     """
+    of_kind("a network's name", name, str, example="'digits_cnn'; a network of your own is used as it is")
     entry = find(name, trust=trust)
     size = sizes(shape)
     statistics = _statistics(mean, std, size)

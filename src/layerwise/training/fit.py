@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.checks import of_kind
 from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
 from layerwise.core.modes import training_mode
 from layerwise.core.shards import weights_of, whole
@@ -101,7 +102,14 @@ def fit(
     >>> fit(net, methods.FGSM(eps=0.1), data.load("digits"), training=settings, progress=False).steps
     3
     """
-    settings, raw, data = training or Training(), unwrap(model), as_image_data(data)
+    settings, raw, data = Training() if training is None else training, unwrap(model), as_image_data(data)
+    of_kind("the method", method, Method, example="layerwise.SLAT()")
+    of_kind("training", settings, Training, example="layerwise.Training(epochs=10)")
+    of_kind("phases", phases, Sequence, example="[layerwise.Phase(epochs=5), layerwise.Phase(epochs=5, method=...)]")
+    if threat is not None:
+        of_kind("threat", threat, ThreatModel, example="layerwise.ThreatModel(eps=8/255)")
+    if run is not None:
+        of_kind("run", os.fspath(run) if hasattr(run, "__fspath__") else run, str, example="'runs/mine'")
     against = threat or _only(method.threats().values())
     if threat is not None:
         method, phases = (
