@@ -5,8 +5,11 @@ python -m benchmarks.papers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from layerwise.files import write_text
 from layerwise.reproduce import compared
@@ -34,22 +37,75 @@ def page() -> str:
     """The page's text as it should be."""
     parts = [HEAD, _table(("paper", *compared.PARTS), [_summary(name) for name in compared.METHODS])]
     lines = {name: compared.compare(name) for name in compared.METHODS}
-    common = compared.merged(line for found in lines.values() for line in found if line.entry.shared)
+    common = _merged(line for found in lines.values() for line in found if line.entry.shared)
     sections = {"All papers": common}
     sections |= {paper(name).title: [x for x in found if not x.entry.shared] for name, found in lines.items()}
     for title, chosen in sections.items():
-        parts += [f"## {title}", _table(HEADER, list(compared.rows(chosen)))]
+        parts += [f"## {title}", _table(HEADER, list(_rows(chosen)))]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def _summary(name: str) -> tuple[str, ...]:
     found = compared.summary(name)
-    return (paper(name).name, *(compared.numbers(found[part]) for part in compared.PARTS))
+    return (paper(name).name, *(_numbers(found[part]) for part in compared.PARTS))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *([cell_text(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _numbers(counts: Mapping[str, int]) -> str:
+    """Counts of a part in a cell: `20`, or `18, 2 wrong`."""
+    return ", ".join(
+        [str(counts["present"]), *(f"{n} {name}" for name, n in counts.items() if n and name != "present")]
+    )
+
+
+def _merged(lines: Iterable[compared.Line]) -> list[compared.Line]:
+    """Lines of several papers that stand on the same shared entry, as one."""
+    found: dict[tuple[int, str, str], compared.Line] = {}
+    for number, line in enumerate(lines):
+        key = (id(line.entry), line.key, line.verdict)
+        before = found[key].found if key in found else {}
+        found[key] = replace(
+            line, found={**before, **{f"{number} {name}": value for name, value in line.found.items()}}
+        )
+    return list(found.values())
+
+
+def _rows(lines: Iterable[compared.Line]) -> Iterator[tuple[str, ...]]:
+    """The lines as rows of a table: setting, section, what is printed, what is set and how often, verdict."""
+    for line in lines:
+        values = list(dict.fromkeys(str(_plain(value)) for value in line.found.values()))
+        some = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
+        printed = (
+            "" if line.verdict in (compared.OURS, compared.LEFT) else str(_plain(line.entry.printed.get(line.key, "")))
+        )
+        verdict = line.verdict + (f", because {line.why}" if line.why else "")
+        where = line.entry.where if printed else ""
+        yield _scope(line.entry), line.key, where, printed, some, str(len(line.found)), verdict
+
+
+def _scope(entry: compared.Entry) -> str:
+    names = "" if entry.only == ("*",) else ", ".join(entry.only)
+    conditions = ", ".join(f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in entry.when.items())
+    return "; ".join(part for part in (names, conditions) if part) or f"all {entry.of}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping) and "among" in value:
+        return " or ".join(str(_plain(one)) for one in value["among"])
+    if isinstance(value, float):
+        parts = value * 255
+        return (
+            f"{parts:.4g}/255"
+            if 0 < value < 0.1 and math.isclose(parts, round(parts, 1), rel_tol=1e-6)
+            else f"{value:g}"
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_plain(one)) for one in value)
+    return value
 
 
 if __name__ == "__main__":

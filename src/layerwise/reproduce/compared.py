@@ -18,8 +18,8 @@ Of a subject and a key the last entry that fits decides. Every setting that a sy
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
@@ -339,58 +339,3 @@ def summary(paper: str) -> dict[str, dict[str, int]]:
         for one in parts:
             found[part]["present" if f"{paper}/{one.id}" in known else ABSENT] += 1
     return found
-
-
-def numbers(counts: Mapping[str, int]) -> str:
-    """Counts of a part in a cell: `20`, or `18, 2 wrong`.
-
-    >>> numbers({"present": 18, "wrong": 2, "absent": 0})
-    '18, 2 wrong'
-    """
-    return ", ".join(
-        [str(counts["present"]), *(f"{n} {name}" for name, n in counts.items() if n and name != "present")]
-    )
-
-
-def merged(lines: Iterable[Line]) -> list[Line]:
-    """Lines of several papers that stand on the same shared entry, as one."""
-    found: dict[tuple[int, str, str], Line] = {}
-    for number, line in enumerate(lines):
-        key = (id(line.entry), line.key, line.verdict)
-        before = found[key].found if key in found else {}
-        found[key] = replace(
-            line, found={**before, **{f"{number} {name}": value for name, value in line.found.items()}}
-        )
-    return list(found.values())
-
-
-def rows(lines: Iterable[Line]) -> Iterator[tuple[str, ...]]:
-    """The lines as rows of a table: setting, section, what is printed, what is set and how often, verdict."""
-    for line in lines:
-        values = list(dict.fromkeys(str(_plain(value)) for value in line.found.values()))
-        some = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
-        printed = "" if line.verdict in (OURS, LEFT) else str(_plain(line.entry.printed.get(line.key, "")))
-        verdict = line.verdict + (f", because {line.why}" if line.why else "")
-        where = line.entry.where if printed else ""
-        yield _scope(line.entry), line.key, where, printed, some, str(len(line.found)), verdict
-
-
-def _scope(entry: Entry) -> str:
-    names = "" if entry.only == ("*",) else ", ".join(entry.only)
-    conditions = ", ".join(f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in entry.when.items())
-    return "; ".join(part for part in (names, conditions) if part) or f"all {entry.of}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping) and "among" in value:
-        return " or ".join(str(_plain(one)) for one in value["among"])
-    if isinstance(value, float):
-        parts = value * 255
-        return (
-            f"{parts:.4g}/255"
-            if 0 < value < 0.1 and math.isclose(parts, round(parts, 1), rel_tol=1e-6)
-            else f"{value:g}"
-        )
-    if isinstance(value, list | tuple):
-        return ", ".join(str(_plain(one)) for one in value)
-    return value
