@@ -94,7 +94,7 @@ def _scores(entries: Sequence[Group], base: Group) -> Iterator[Block]:
         scores = found.get(entry.name, [])
         means = [_ratio(entry is base, group) for group in zip(*map(_means, scores), strict=True)]
         means = [""] * 4 if few or not means else means
-        rows.append((entry.name, _mean_accuracy(entry), _base(scores[0], base) if scores else "", *means))
+        rows.append((entry.name, _mean_accuracy(entry), _base(scores[0], base) if scores and not few else "", *means))
     relative = ", ".join(sorted({s.relative for scores in found.values() for s in scores})) or "differences"
     if rows:
         yield Table(
