@@ -112,6 +112,7 @@ def hugging_face(folder: Path, method: Method, model: nn.Module | None = None, *
         "max_steps": 3,
         "max_grad_norm": 0.0,
         "lr_scheduler_type": "constant",
+        "save_strategy": "no",
     }
     own = {k: options.pop(k) for k in ("parts",) if k in options}
     args = TrainingArguments(
@@ -119,7 +120,6 @@ def hugging_face(folder: Path, method: Method, model: nn.Module | None = None, *
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        save_strategy="no",
         **{**arguments, **options},
     )
 
@@ -139,6 +139,17 @@ def test_the_trainer_of_transformers(make: Callable[[], Method], tmp_path: Path)
     trainer = hugging_face(tmp_path, make())
     trainer.train()
     assert same(trainer.model.state_dict(), by_hand(make()))
+
+
+def test_a_trainer_of_transformers_that_is_resumed_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = hugging_face(tmp_path, METHODS["LAT"](), **saving)
+    whole.train()
+    again = hugging_face(tmp_path, METHODS["LAT"](), **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.method.state_dict()
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert same(again.model.state_dict(), by_hand(METHODS["LAT"]()))
 
 
 def test_the_trainer_clips(tmp_path: Path) -> None:

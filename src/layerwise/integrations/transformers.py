@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,13 +11,17 @@ from layerwise.core.driving import step
 from layerwise.errors import ConfigError
 from layerwise.integrations.optional import library
 from layerwise.methods.base import Method
+from layerwise.models.weights import pack_tensors, unpack_tensors
+
+STATE = "layerwise_method.safetensors"
+"""What the method's state is called in a checkpoint's folder."""
 
 
 class TrainingStep:
     """What makes a `Trainer` a `LayerwiseTrainer`: put it before the class of your own trainer.
 
     A method may step several times on a batch (ANP), and go on after its step (AWP, Parseval). So the whole batch is trained on in
-    `training_step`; the trainer's own step afterwards finds no gradients, and moves nothing.
+    `training_step`; the trainer's own step afterwards finds no gradients, and moves nothing. The method's state is in the checkpoints.
 
     Args:
         arguments: of the trainer.
@@ -66,6 +71,18 @@ class TrainingStep:
                 clip_norm=limit if limit and limit > 0 else None,
                 parts=self.parts,
             )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Put the method's state beside the optimiser's."""
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        if self.args.should_save:
+            (Path(output_dir) / STATE).write_bytes(pack_tensors(self.method.state_dict()))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take it up again."""
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and (file := Path(checkpoint) / STATE).is_file():
+            self.method.load_state_dict(unpack_tensors(file))
 
 
 if TYPE_CHECKING:
