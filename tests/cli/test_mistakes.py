@@ -44,6 +44,11 @@ MISTAKES = [
     (["help", "trian"], r"there is no command 'trian'; did you mean 'train'\?"),
     (["list", "data", "--data.root", "x"], r"list has no option '--data.root'"),
     (["evaluate"], r"evaluate needs a run folder, for example"),
+    (
+        ["evaluate", "slat-digits"],
+        r"slat-digits does not exist; it is a recipe: `layerwise train slat-digits` trains and",
+    ),
+    (["sites"], r"sites needs a network, for example: layerwise sites digits_cnn --shape 1,8,8"),
     (["evaluate", "runs/nothing"], r"runs/nothing does not exist; train one with"),
     (["report", "runs/nothing"], r"there is no folder runs/nothing; give a run folder, such as runs/"),
     # Recipes and settings.

@@ -12,7 +12,7 @@ HINT = "choose with --select: names (conv1 layer1), a regular expression ('layer
 
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
-    parser.add_argument("model", help="a network's name or import path")
+    parser.add_argument("model", nargs="?", help="a network's name or import path")
     parser.add_argument("--shape", default="3,32,32", help="of one image, channels,height,width (default: 3,32,32)")
     parser.add_argument(
         "--select", nargs="+", help="names, or one regular expression or phrase such as 'affine outputs' or 'first(4)'"
@@ -31,6 +31,8 @@ def run(arguments: Any, settings: list[str]) -> None:
     from layerwise.core.tracing import trace
     from layerwise.experiments import recipe
 
+    if arguments.model is None:
+        raise ConfigError("sites needs a network, for example: layerwise sites digits_cnn --shape 1,8,8")
     if arguments.model in recipe.names():
         raise ConfigError(
             f"{arguments.model} is a recipe; type `layerwise train {arguments.model} --dry-run` for the sites of its "

@@ -372,7 +372,9 @@ def check_run(folder: Path) -> None:
         raise CheckpointError(f"{folder} has {left[0]}, but {CONFIG} is missing; {again} writes it again")
     what = f"is no run folder: it holds no {CONFIG}" if folder.exists() else "does not exist"
     if inside:
-        hint = f"it holds {len(inside)} runs, {folder}/*"
+        hint = f"it holds runs, {folder}/*"
+    elif str(folder) in recipe.names():
+        hint = f"it is a recipe: `layerwise train {folder}` trains and evaluates it"
     elif beside:
         hint = did_you_mean(folder.name, beside)
     else:
