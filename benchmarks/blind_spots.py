@@ -1,8 +1,8 @@
 """Do the self-checks find ripples and tiny logits that they have never seen, and leave honest networks alone?
 
-Run from the root of the repository, which writes the record:
+Run from the root of the repository, which adds a run to the record:
 
-    python -m benchmarks.blind_spots benchmarks/results/blind-spots.json
+    python -m benchmarks.blind_spots benchmarks/results/blind-spots.json --note "why"
 
 Networks of the embedded digits, honest ones and the same behind a mask: a ripple on the input or on
 the first layer's output, x + a sin(w x), or logits times a small factor. Every other pair, in the
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,14 +48,12 @@ MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     },
     **{f"logits x {factor:g}": partial(Scaled, factor=factor) for factor in (1e-6, 1e-2, 1e-4, 1e-9)},
 }
-ON_EACH = 4
-"""Networks that each mask is put on, the next ones in turn."""
 
 
-def honest() -> Iterator[tuple[str, nn.Module]]:
+def honest(seeds: Sequence[int]) -> Iterator[tuple[str, nn.Module]]:
     """Networks that hide nothing: natural, adversarial and smooth training, three architectures."""
     smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
-    for seed in (0, 1):
+    for seed in seeds:
         for name in ("standard-digits", "pgd-digits", "n-fgsm-digits"):
             yield f"{name}, seed {seed}", recipe(name, seed=seed)
         yield f"mlp, seed {seed}", learn(mlp(seed=seed), nn.functional.cross_entropy, labels(), steps=100)
@@ -95,15 +93,15 @@ class Case:
             return is_correct(self.network(found), y).double().mean().item()
 
 
-def cases() -> Iterator[Case]:
-    """Honest networks first, then every mask on some of them in turn."""
-    bare = list(honest())
+def cases(seeds: Sequence[int], each: int) -> Iterator[Case]:
+    """Honest networks first, then every mask on some of them, the next ones in turn."""
+    bare = list(honest(seeds))
     for name, network in bare:
         for threat in THREATS:
             yield Case(name, network, threat)
     for index, (mask, make) in enumerate(MASKS.items()):
-        for turn in range(ON_EACH):
-            name, network = bare[(ON_EACH * index + turn) % len(bare)]
+        for turn in range(each):
+            name, network = bare[(each * index + turn) % len(bare)]
             # The threat changes with the halves' rhythm, so that both halves hold both.
             threat = THREATS[(turn // 2 + index) % 2]
             yield Case(f"{mask} on {name}", make(network), threat, network)
@@ -129,14 +127,19 @@ def main() -> None:
     as_it_is = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--each", type=int, default=4, help="networks that each mask is put on")
+    parser.add_argument("--note", default="", help="what this run is for")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for number, case in enumerate(cases()):
+    for number, case in enumerate(cases(arguments.seeds, arguments.each)):
         rows.append({**case.looked_at(), "half": ("fixed on", "looked at once")[number // 2 % 2]})
         print(rows[-1], flush=True)
     halves = {half: rates([r for r in rows if r["half"] == half]) for half in ("fixed on", "looked at once")}
-    arguments.out.write_text(json.dumps({"rates": halves, "rows": rows}, indent=1) + "\n")
+    runs = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    runs.append({"note": arguments.note, "torch": torch.__version__, "rates": halves, "rows": rows})
+    arguments.out.write_text(json.dumps(runs, indent=1) + "\n")
     print(json.dumps(halves, indent=1))
 
 

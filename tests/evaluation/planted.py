@@ -43,7 +43,7 @@ def recipe(name: str, *overrides: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_model(experiment.model, found)
-    fit(network, experiment.method, found, training=experiment.training, progress=False)
+    fit(network, experiment.method, found, threat=experiment.threat, training=experiment.training, progress=False)
     return network.eval()
 
 
