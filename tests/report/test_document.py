@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from layerwise.report.document import Table, clean, code, escape, shorten, table
+from layerwise.evaluation.record import escape
+from layerwise.report.document import Table, clean, code, shorten, table
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 

@@ -30,9 +30,10 @@ from layerwise.evaluation.measures import (
     Landscape,
     RadiusCurve,
 )
+from layerwise.evaluation.record import escape
 from layerwise.files import held
 from layerwise.report import Report, figures, report
-from layerwise.report.document import Table, escape
+from layerwise.report.document import Table
 from layerwise.report.measures import parts
 from layerwise.training.monitor import OVERFITTING
 from tests.report.folders import Words, config, evaluated, metrics, put, record, without

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -285,11 +286,11 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """A heading, the findings, a table with a row for each attack, and a sentence or a table for each measure."""
-        rows = [_row(_cell(r.attack), r.count, f"{r.seconds:.1f}") for r in self.results]
+        rows = [_row(escape(r.attack), r.count, f"{r.seconds:.1f}") for r in self.results]
         rows.append(_row("**worst case**", self.worst, ""))
-        warnings = [f"> **Warning** {_cell(finding)}\n" for finding in self.findings]
+        warnings = [f"> **Warning** {escape(finding)}\n" for finding in self.findings]
         head = [
-            f"**{_cell(self.model.name)}** on {_cell(self.data.name)}, {self.worst.total} of {self.data.size} images "
+            f"**{escape(self.model.name)}** on {escape(self.data.name)}, {self.worst.total} of {self.data.size} images "
             f"(seed {self.data.seed}), {self.threat}.\n",
             *warnings,
             *([f"{RANDOM.format(self.eot)}\n"] if self.random else []),
@@ -343,12 +344,9 @@ def _row(name: str, count: Count, seconds: str) -> str:
     )
 
 
-def _cell(value: object) -> str:
-    """Text that stays inside its cell: no bars, no line breaks, no markup."""
-    text = " ".join(str(value).split())
-    for character in "\\|<>*`_[]":
-        text = text.replace(character, "\\" + character)
-    return text
+def escape(text: object) -> str:
+    """Text that stays text in markdown, also inside a table's cell: no bars, no line breaks, no markup, no mentions."""
+    return re.sub(r"([\\|<>*`_\[\]&#~$@])", r"\\\1", " ".join(str(text).split()))
 
 
 def packed(outcomes: Iterable[bool]) -> str:

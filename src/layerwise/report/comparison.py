@@ -9,7 +9,8 @@ from pathlib import Path
 
 from layerwise.errors import CheckpointError
 from layerwise.evaluation import Count, Estimate, Evaluation, mean_of
-from layerwise.report.document import Table, escape, shorten, table
+from layerwise.evaluation.record import escape
+from layerwise.report.document import Table, shorten, table
 from layerwise.report.history import read_history
 from layerwise.report.pairs import Difference, difference, kept, signed
 from layerwise.training.run import METRICS

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, TypeAlias, TypeVar
 
+from layerwise.evaluation.record import escape
+
 T = TypeVar("T")
 
 LONGEST = 120
@@ -186,11 +188,6 @@ def shorten(text: str, length: int = LONGEST) -> str:
         return text
     tail = (length - 1) // 2 if length > 2 else 0
     return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def escape(text: object) -> str:
-    """Text that stays text in markdown, also inside a table's cell: no bars, no line breaks, no markup, no mentions."""
-    return re.sub(r"([\\|<>*`_\[\]&#~$@])", r"\\\1", " ".join(str(text).split()))
 
 
 def code(text: str) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.evaluation.measurement import plain
+from layerwise.evaluation.record import escape
 from layerwise.files import write_text
 from layerwise.report.comparison import Comparison
-from layerwise.report.document import LONGEST, Block, Section, Table, Text, clean, code, escape, shorten, to_markdown
+from layerwise.report.document import LONGEST, Block, Section, Table, Text, clean, code, shorten, to_markdown
 from layerwise.report.measures import COMPARISON, EXAMPLES, missing, parts, tables
 from layerwise.report.overview import overview
 from layerwise.report.runs import Group, RunRead, Waiting, gather
