@@ -8,8 +8,9 @@ from pathlib import Path
 
 from layerwise.errors import ConfigError
 from layerwise.files import write_text
+from layerwise.reproduce import definitions
 from layerwise.reproduce.claims import OPEN
-from layerwise.reproduce.definitions import PERCENT, items
+from layerwise.reproduce.definitions import PERCENT
 from layerwise.reproduce.papers import Printed
 from layerwise.reproduce.record import CellRecord, ClaimRecord, Record, failures, findings
 
@@ -49,7 +50,7 @@ def render(files: Iterable[Path]) -> list[Record]:
 
 def _with_claims_of_today(record: Record) -> Record:
     """A record with the claims that its item has now, which may be more than when it was measured."""
-    item = items().get(record.item)
+    item = definitions.items().get(record.item)
     if item is None:
         return record
     claims = tuple(ClaimRecord(id=c.id, says=c.says, predicate=c.predicate) for c in item.claims)
