@@ -142,7 +142,7 @@ def test_the_trainer_of_transformers(make: Callable[[], Method], tmp_path: Path)
 
 
 def test_a_trainer_of_transformers_that_is_resumed_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 2}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     whole = hugging_face(tmp_path, METHODS["LAT"](), **saving)
     whole.train()
     again = hugging_face(tmp_path, METHODS["LAT"](), **saving)
