@@ -40,6 +40,8 @@ from tests.training.graphs import Recorder
 HOST = {
     "EAT": "draws numbers for the whole batch on the CPU",
     "Parseval": "draws numbers for the whole batch on the CPU",
+    "ManifoldMixup": "draws numbers for the whole batch on the CPU",
+    "NFM": "draws numbers for the whole batch on the CPU",
     "AdvTrainI": "reads values back",
     "DeepDefense": "differentiates gradients",
     "GradAlign": "differentiates gradients",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs
@@ -55,8 +55,8 @@ class NEFTune(LayerMethod):
         x_adv, _ = base.batch_perturb(model, x, y, step)
 
         def noise(site: Site, z: Tensor) -> Tensor:
-            # In float32 as theirs, on the CPU, where reading it waits for nothing.
-            reach = float(self.alpha / torch.sqrt(torch.tensor(z[0].numel())))
+            # In float32, as theirs.
+            reach = float(np.float32(self.alpha) / np.sqrt(np.float32(z[0].numel())))
             return between(z, reach, step.generator, key=f"{site}")
 
         with sites.perturb(drawn(sites, x_adv, noise, masked=False)):
