@@ -206,7 +206,7 @@ RANDOM_SEARCH = Check(
 )
 ROUGH = Check(
     "smoothed-gradient-beats-gradient",
-    0.05,
+    0.1,
     "withstands PGD and falls to PGD whose gradients are means over noise around each image",
     "gradients are right at a point and lead nowhere around it (ripples, very rough layers); use Square or AutoAttack with more "
     "queries, or average gradients over noise on the images",
