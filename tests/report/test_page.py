@@ -9,21 +9,18 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, final
 from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
 
-from layerwise.errors import CheckpointError, ConfigError
+from layerwise.errors import CheckpointError
 from layerwise.evaluation import Measured, Rho
-from layerwise.evaluation.measurement import Measurement, Unknown
 from layerwise.evaluation.measures import (
-    Alignment,
     Examples,
     FeatureGradients,
     InputGradients,
@@ -31,10 +28,7 @@ from layerwise.evaluation.measures import (
     RadiusCurve,
 )
 from layerwise.evaluation.record import escape
-from layerwise.files import held
 from layerwise.report import Report, figures, report
-from layerwise.report.document import Table
-from layerwise.report.measures import parts
 from layerwise.training.monitor import OVERFITTING
 from tests.report.folders import Words, config, evaluated, metrics, put, record, without
 
@@ -184,20 +178,6 @@ def test_mean_accuracy_comes_first_and_mce_beside_it_against_the_standard_run(tw
     assert re.search(rf"^\| mFR, % of plain \| 100 \| 100\.0 {between} \|$", markdown, re.MULTILINE)
 
 
-def test_there_is_no_ratio_to_errors_on_fewer_than_ten_images(tmp_path: Path) -> None:
-    """Nine images of a hundred are 45 errors at five severities, always the same ones; the base is the one that was named."""
-    one, other = put(tmp_path / "a", evaluated(wrong=10)), put(tmp_path / "b", evaluated(wrong=9))
-    markdown = report([one, other], baseline=other).to_markdown()
-    assert re.search(r"^\| a \| 90\.0 [^|]* \|$", markdown, re.MULTILINE)
-    assert (
-        "No ratio to b where it erred on fewer than 10 images, since chance decides that: under gaussian noise, "
-        in markdown
-    )
-    assert "CE of each corruption" not in markdown
-    with pytest.raises(ConfigError, match=r"--baseline .*c is none of the runs; .*a"):
-        report([one], baseline=tmp_path / "c")
-
-
 def test_sizes_cost_and_settings_are_told(two: Report) -> None:
     markdown = two.to_markdown()
     assert "| conv1 | 0.5 | 1 | 1 | 25 % | 12.5 % | 75 % |" in markdown
@@ -245,48 +225,6 @@ def test_what_is_missing_stands_in_one_place_with_one_command(tmp_path: Path) ->
     assert "[rho steps=5, " in command
     assert "two networks" not in command
     assert "reassignment" not in command
-
-
-def test_a_measure_of_somebody_elses_is_shown_as_it_speaks(tmp_path: Path) -> None:
-    theirs = Unknown("theirs:Margin", "the margin is 3.", {"mean": 3})
-    folder = put(tmp_path / "a", replace(record(clean=90, fgsm=40), measures=(Measured("theirs:margin", theirs),)))
-    markdown = report([folder]).to_markdown()
-    assert "## Measures of somebody's own" in markdown
-    assert "| a | theirs:Margin | the margin is 3. |" in markdown
-
-
-@final
-@dataclass(frozen=True)
-class Margin(Measurement):
-    """A measurement that no other file names."""
-
-    title: ClassVar[str] = "Margin"
-    caption: ClassVar[str] = "Larger is better."
-    drawn: ClassVar[bool] = False
-
-    mean: float
-
-    def sentence(self) -> str:
-        return f"the margin is {self.mean}."
-
-    def cells(self) -> dict[str, str]:
-        return {"margin": str(self.mean)}
-
-
-def test_a_new_measurement_has_its_place(tmp_path: Path) -> None:
-    found = (Measured("margin", Margin(3.0)), Measured("alignment", Alignment(0.5, (0.5,), 0, 0.1)))
-    (tmp_path / "a").mkdir()
-    entry = report([put(tmp_path / "a", record(clean=90, fgsm=40))]).entries[0]
-    run = replace(entry.first, evaluation=replace(entry.first.evaluation, measures=found))
-    titles = [title for title, _ in parts([replace(entry, runs=(run,))])]
-    assert titles == ["Gradient alignment", "Margin"]
-    ((_, blocks),) = parts(
-        [replace(entry, runs=(replace(run, evaluation=replace(run.evaluation, measures=found[:1])),))]
-    )
-    (shown,) = blocks
-    assert isinstance(shown, Table)
-    assert (shown.header, shown.rows) == (("run", "margin"), (("a", "3.0"),))
-    assert shown.caption == "Larger is better. Of several seeds, the first."
 
 
 def test_overfitting_is_marked_in_the_curves(tmp_path: Path) -> None:
@@ -527,53 +465,6 @@ def test_the_record_that_the_verdict_asks_for_is_taken_where_all_runs_have_it(tm
     evaluated().write(b, "evaluation-standard")
     assert report([a, b]).record == "evaluation-standard"
     assert report([a, b], record="evaluation").record == "evaluation"
-
-
-def test_settings_keep_their_lines_in_markdown(tmp_path: Path) -> None:
-    markdown = report([put(tmp_path / "a", record(clean=90, fgsm=40))]).to_markdown()
-    assert "\nmethod:\n  name: SLAT\nmodel:\n" in markdown
-
-
-def test_another_report_goes_beside_the_first(tmp_path: Path) -> None:
-    a, b = (put(tmp_path / name, record(clean=90, fgsm=40)) for name in "ab")
-    place = tmp_path / "report"
-    assert report([a, b]).place(place) == place
-    report([a, b]).write(place)
-    assert report([b, a]).place(place) == place
-    assert report([a]).place(place) == tmp_path / "report-2"
-    report([a]).write(tmp_path / "report-2")
-    assert report([b]).place(place) == tmp_path / "report-3"
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_run_that_trains_has_its_curves(tmp_path: Path) -> None:
-    done, going = put(tmp_path / "a", record(clean=90, fgsm=40)), put(tmp_path / "b", record(clean=1))
-    (going / "evaluation.json").unlink()
-    settings = config() | {"training": {"epochs": 400}}
-    (going / "config.yaml").write_text(json.dumps(settings))
-    with held(going):
-        made = report([done, going])
-        assert made.verdicts[1].sentence == "still training (epoch 2 of 400)"
-        assert made.verdicts[0].figure.startswith("40.0 %")
-        alone = report([going])
-        assert Page(alone.to_html()).said("h2") == ["b", "Training", "Settings"]
-        assert "still training (epoch 2 of 400)" in alone.summary()
-        assert list(json.loads(alone.to_json())["unfinished"]) == [str(going)]
-        assert "b" in Page(made.to_html()).said("th")
-    assert (
-        report([going]).verdicts[0].text.startswith("stopped in epoch 2 of 400; go on with: layerwise train --resume ")
-    )
-
-
-def test_a_folder_of_runs_names_what_to_type(tmp_path: Path) -> None:
-    for name in "ab":
-        put(tmp_path / "my runs" / name, record(clean=90))
-    with pytest.raises(CheckpointError) as error:
-        report([tmp_path / "my runs"])
-    quoted = shlex.quote(str(tmp_path / "my runs"))
-    assert str(error.value) == f"{tmp_path}/my runs holds 2 runs: type layerwise report {quoted}/*"
-    with pytest.raises(CheckpointError, match=r"there is no folder .*nothing; give a run folder"):
-        report([tmp_path / "nothing"])
 
 
 def test_figures_follow_a_dark_scheme(two: Report) -> None:
