@@ -23,7 +23,8 @@ Run the papers' tables and figures, and put ours beside theirs.
                                            verdicts anew from a record's numbers
 
 Scales: smoke (two cores, proves that the machinery runs), reduced (a GPU,
-minutes a system), full (the paper's setting). What was trained or measured is
+minutes a system), full (the paper's setting), sample (full training, 1,000 test
+images: one CPU). What was trained or measured is
 reused, what was interrupted goes on, what fails is told in the result.
 """
 
@@ -33,7 +34,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "what", nargs="+", help="list, all, a paper, PAPER/TABLE ..., or render and the records to render"
     )
-    parser.add_argument("--scale", default="smoke", help="smoke, reduced or full (default: smoke)")
+    parser.add_argument("--scale", default="smoke", help="smoke, reduced, full or sample (default: smoke)")
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="run these rows only; * stands for any text (default: all)"
     )

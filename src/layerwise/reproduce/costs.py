@@ -64,6 +64,7 @@ ASSUMED = (
 SIZES = {
     "digits": ((1, 8, 8), 10, 1131),
     "mnist": ((1, 28, 28), 10, 60_000),
+    "fashion-mnist": ((1, 28, 28), 10, 60_000),
     "cifar10": ((3, 32, 32), 10, 50_000),
     "cifar100": ((3, 32, 32), 100, 50_000),
     "tiny-imagenet": ((3, 64, 64), 200, 100_000),
@@ -72,7 +73,7 @@ SIZES = {
 }
 """{data set: (shape, classes, training images)}, so that nothing has to be read."""
 
-MEASURES = {"corruption": 96, "flips": 420, "rho": 65, "fgs-at-eps-ref": 60, "evaluated-by": 4}
+MEASURES = {"corruption": 96, "corrupted": 96, "flips": 420, "rho": 65, "fgs-at-eps-ref": 60, "evaluated-by": 4}
 """Passes an image of the other measures."""
 
 

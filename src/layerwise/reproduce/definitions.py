@@ -28,7 +28,7 @@ from typing import Any, final
 
 from layerwise.core.checks import parse_radius
 from layerwise.errors import ConfigError, did_you_mean
-from layerwise.reproduce.papers import PAPERS, PaperFigure, PaperTable, paper
+from layerwise.reproduce.papers import BESIDE, PAPERS, PaperFigure, PaperTable, paper
 from layerwise.trees import parse_yaml
 
 PERCENT = "%"
@@ -177,7 +177,7 @@ def find(text: str) -> list[Item]:
     """
     known = items()
     if text == "all":
-        return [item for item in known.values() if item.paper != "fastat"]
+        return [item for item in known.values() if item.paper not in BESIDE]
     if text in PAPERS:
         return [item for item in known.values() if item.paper == text]
     if text not in known:

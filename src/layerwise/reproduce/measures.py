@@ -34,6 +34,7 @@ from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.measures import boundary_distance
 from layerwise.experiments import experiment
+from layerwise.experiments.experiment import SCHEMA
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
@@ -193,6 +194,16 @@ def _errors(bench: Bench, subject: Subject) -> CorruptionErrors:
     return _read(CorruptionErrors, bench.cached(subject, "corruption errors", make))
 
 
+def _corrupted(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Mean accuracy under the fifteen standard corruptions and their severities, in percent."""
+    del options
+    errors = _errors(bench, subject)
+    found = 100 * (1 - sum(map(errors.error, STANDARD)) / len(STANDARD))
+    return Outcome(
+        value=found, low=found, high=found, images=errors.images, what="mean accuracy of fifteen corruptions"
+    )
+
+
 def _flips(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """FR of `name`, or mFR without a name, against the row `base`."""
     rates = flip_rates(_sequences(bench, subject), _sequences(bench, bench.row(options["base"])))
@@ -242,6 +253,13 @@ def _minutes(bench: Bench, subject: Subject, options: Options) -> Outcome:
     return Outcome(value=value, low=value, high=value, images=0, what="training time")
 
 
+def _passes(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """What the method costs: passes a batch, of which standard training takes three."""
+    del bench, options
+    value = float(SCHEMA.read(subject.system.tree)[0].method.passes.total)
+    return Outcome(value=value, low=value, high=value, images=0, what="passes a batch")
+
+
 def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """Time of training divided by that of the row `base`."""
     value = subject.seconds() / bench.row(options["base"]).seconds()
@@ -281,9 +299,11 @@ MEASURES: dict[str, Measure] = {
     "rho": _rho,
     "fgs-at-eps-ref": _fgs_at_eps_ref,
     "corruption": _corruption,
+    "corrupted": _corrupted,
     "flips": _flips,
     "boundary": _boundary,
     "minutes": _minutes,
+    "passes": _passes,
     "times": _times,
 }
 """The measures by name."""

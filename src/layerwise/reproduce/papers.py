@@ -13,8 +13,11 @@ from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.evaluation.record import unpack
 from layerwise.reading import read_record
 
-PAPERS = ("slat", "lad", "anp", "lat", "deep-defense", "fastat")
-"""The five papers, and the benchmark of fast adversarial training."""
+PAPERS = ("slat", "lad", "anp", "lat", "deep-defense", "fastat", "comparison")
+"""The five papers, the benchmark of fast adversarial training, and the library's own comparison."""
+
+BESIDE = ("fastat", "comparison")
+"""Those that are no paper of a layer-wise method: `all` leaves them out."""
 
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)(?: \+- (\d+(?:\.\d+)?))?")
 

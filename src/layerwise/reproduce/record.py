@@ -133,7 +133,7 @@ class Record:
         item: its id.
         title: what it shows.
         paper: authors, year and title.
-        scale: `smoke`, `reduced` or `full`.
+        scale: its name.
         scale_title: what that is.
         decides: whether claims can be decided at it.
         seeds: of each row.

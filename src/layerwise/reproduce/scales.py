@@ -21,7 +21,7 @@ class Scale:
     """One scale.
 
     Args:
-        name: `smoke`, `reduced` or `full`.
+        name: of `scales.yaml`.
         title: what it is.
         decides: whether claims can be decided at it.
         machine: `cpu` or `gpu`: what its costs are stated for.
