@@ -195,7 +195,7 @@ def test_own_recipes_with_several_seeds(layerwise: Command, tmp_path: Path) -> N
     said = layerwise("train", "mine.yaml", "--seeds", "2", "--runs", "there", "--method.eta.conv1", "8/255")
     assert said.code == 0
     assert re.search(r"^run +seeds +clean +train s$", said.out, re.MULTILINE)
-    assert re.search(r"^mine +2 +\d+\.\d ± \d+\.\d +\d+\.\d$", said.out, re.MULTILINE)
+    assert re.search(r"^mine +2 +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d$", said.out, re.MULTILINE)
     assert narrow(said.out.partition("\n\n")[2])
     chosen, _ = experiment.read("there/mine-seed1/config.yaml")
     assert (chosen.training.seed, chosen.method.eta) == (1, {"conv1": 8 / 255, "layer1": 0.03})  # type: ignore[attr-defined]

@@ -66,7 +66,22 @@ FIELDS: dict[str, dict[str, Any]] = {
 """For a small network without residual blocks: its graphs take little time to make."""
 
 
-@NAMES
+MADE_ANEW = dict.fromkeys(
+    ("FreeLB", "LatentPGD", "NEFTune", "PNI", "R3F", "SMART", "TargetedLAT", "VAT"),
+    "its noise is drawn when its activation is seen, in the middle of the network's graph, which has no way to seed a generator",
+) | dict.fromkeys(
+    ("ManifoldMixup", "NFM"), "how much is mixed is a number of the batch, for which the graph is made anew"
+)
+"""What torch.compile gives up on, and why."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=MADE_ANEW[name], strict=True) if name in MADE_ANEW else ())
+        for name in METHODS
+    ],
+)
 def test_compiled_it_is_the_same_and_nothing_is_compiled_again_after_the_first_steps(name: str, dynamo: Any) -> None:
     """Two steps, since LAT has noise from the second on."""
     expected = train(make(name, **FIELDS.get(name, {})), TinyMLP().double(), data(STEPS))

@@ -31,19 +31,27 @@ from layerwise.methods import (
     NFGSM,
     PAT,
     PGD,
+    PNI,
+    R3F,
     SLAT,
+    SMART,
     TRADES,
+    VAT,
     YOPO,
     AdvTrainI,
     DeepDefense,
     FGSInter,
     FGSOrig,
     FreeAT,
+    FreeLB,
     GaussianNoise,
     GradAlign,
+    LatentPGD,
     Method,
+    NEFTune,
     Parseval,
     Standard,
+    TargetedLAT,
 )
 from layerwise.training import AdamW, FitResult, checkpoint, fsdp
 from tests.forks import together
@@ -81,6 +89,20 @@ METHODS: dict[str, Callable[[], Method]] = {
     "noise": lambda: GaussianNoise(std=0.1),
     "deep-defense": lambda: DeepDefense(num_steps=1, weight=0.1, d=0.1),
 }
+LATENT: dict[str, Callable[[], Method]] = {
+    "latent-pgd": lambda: LatentPGD(sites=["conv1", "conv2"], eps=0.5, steps=2),
+    "targeted": lambda: TargetedLAT(sites=["conv1"], eps=0.5, steps=2),
+    "freelb": lambda: FreeLB(sites=["conv1"]),
+    "neftune": lambda: NEFTune(sites=["conv1"]),
+    "smart": lambda: SMART(sites=["conv1"], std=0.1),
+    "vat": lambda: VAT(sites=["conv1"]),
+    "r3f": lambda: R3F(sites=["conv1"], eps=0.1),
+    "pni": lambda: PNI(sites=["conv1"]),
+}
+"""Those that draw noise where its activation is seen; DDP alone, since FSDP2 does nothing else with them."""
+ALL = METHODS | LATENT
+MIXED = ("ManifoldMixup", "NFM")
+"""Rows are mixed with those of the same process, so that two have other partners than one."""
 KEPT = ("slat", "lat", "lat-parts", "free-parts", "awp-parts", "lad", "parseval", "anp")
 """What one process goes on with: state that is carried over, weights that move, parts, draws of every kind."""
 FOUR = ("lat", "free-parts", "awp-parts", "lad", "parseval")
@@ -116,7 +138,7 @@ def ddp(name: str) -> Case:
     The others with full batches only: each rank keeps its own noise, so that row i meets row i only where the rows are cut alike.
     """
     options = {"accumulate": 2 if name.endswith("parts") else 1, "drop_last": name != "slat"}
-    return Case(f"ddp-{name}", METHODS[name], options, {"strategy": "ddp"}, kept=name in KEPT)
+    return Case(f"ddp-{name}", ALL[name], options, {"strategy": "ddp"}, kept=name in KEPT)
 
 
 def normed(name: str) -> Case:
@@ -136,7 +158,7 @@ def cut(name: str) -> Case:
     return Case(f"fsdp2-{name}", METHODS[name], options, shared, norm=norm, kept=name in KEPT)
 
 
-CASES = {case.name: case for case in (*map(ddp, METHODS), *map(normed, NORMED), *map(cut, FIRST_ORDER))}
+CASES = {case.name: case for case in (*map(ddp, ALL), *map(normed, NORMED), *map(cut, FIRST_ORDER))}
 
 
 @functools.cache
@@ -209,7 +231,7 @@ def found_in(folder: Path, name: str, index: int = 0) -> Any:
 
 
 def test_every_method_is_here() -> None:
-    assert {type(make()).__name__ for make in METHODS.values()} == set(registry.names("method"))
+    assert {type(make()).__name__ for make in ALL.values()} | set(MIXED) == set(registry.names("method"))
 
 
 @pytest.mark.parametrize("name", CASES)
