@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="run these rows only; * stands for any text (default: all)"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="so many runs a row (default: the item's own number)")
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
     parser.add_argument("--data.root", dest="root", metavar="FOLDER", help="folder that holds the data sets")
@@ -58,6 +60,7 @@ def run(arguments: Any, settings: list[str]) -> None:
             raise ConfigError(f"`reproduce list` takes nothing more, found {rest[0]!r}; leave it out")
         _list()
         return
+    from layerwise.core.checks import at_least
     from layerwise.reproduce import costs, definitions, runner
     from layerwise.reproduce.record import failures, nothing_ran
     from layerwise.reproduce.render import INDEX, render, to_markdown
@@ -74,6 +77,9 @@ def run(arguments: Any, settings: list[str]) -> None:
         return
     chosen = list({item.id: item for name in arguments.what for item in definitions.find(name)}.values())
     size = scale(arguments.scale).on_data(arguments.root, download=arguments.download == "true")
+    if arguments.seeds is not None:
+        at_least("--seeds", arguments.seeds, 1)
+        size = replace(size, seeds=arguments.seeds)
     if arguments.plan:
         show_table(*costs.plan(chosen, size, arguments.runs / runner.PLACE / size.name))
         say(costs.ASSUMED)

@@ -1,0 +1,34 @@
+"""The comparison's strengths: what was chosen on validation images is what the recipes have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.strengths import GRID, PROTOCOL, best
+from layerwise.experiments import recipe
+from layerwise.experiments.experiment import SCHEMA
+from layerwise.reproduce.definitions import items
+from layerwise.trees import at
+
+RECORD = json.loads(Path("results/comparison/strengths.json").read_text(encoding="utf-8"))
+CHOSEN = {name: entry for name, entry in RECORD.items() if "chosen" in entry}
+
+
+def test_every_row_but_the_standard_one_has_four_values_to_choose_from() -> None:
+    rows = {row.system.recipe.removesuffix(f"-{PROTOCOL}") for row in items()["comparison/fashion-mnist"].rows}
+    assert rows == {*GRID, "standard"}
+    assert {len(values) for _, values in GRID.values()} == {4}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_recipe_has_the_value_that_the_trials_chose(name: str) -> None:
+    key, values = GRID[name]
+    found = CHOSEN[name]
+    assert found["setting"] == key
+    assert [trial["value"] for trial in found["trials"]] == list(values)
+    assert found["chosen"] == best(found["trials"])
+    _, tree = SCHEMA.read(*recipe.load(f"{name}-{PROTOCOL}"))
+    assert at(tree, key) == found["chosen"]
