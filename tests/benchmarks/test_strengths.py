@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 from benchmarks.strengths import GRID, PROTOCOL, best
+
 from layerwise.experiments import recipe
 from layerwise.experiments.experiment import SCHEMA
 from layerwise.reproduce.definitions import items

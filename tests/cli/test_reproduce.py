@@ -88,9 +88,10 @@ def test_what_is_listed_is_what_it_costs() -> None:
 
 @pytest.mark.usefixtures("only_digits")
 def test_a_plan_runs_nothing(layerwise: Command, tmp_path: Path) -> None:
-    said = layerwise("reproduce", "slat/table-x", "--scale", "full", "--plan")
+    said = layerwise("reproduce", "slat/table-x", "--scale", "full", "--plan", "--seeds", "2")
     assert said.code == 0
     assert "GPU hours" in said.out
+    assert said.out.count("slat-digits-") == 2
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "runs").exists()
 
@@ -113,6 +114,7 @@ def test_render_shows_the_page_and_its_verdicts(layerwise: Command, tmp_path: Pa
     [
         (["slat/tabel-1"], "there is no table or figure 'slat/tabel-1'; did you mean 'slat/table-1'"),
         (["slat/table-1", "--scale", "tiny"], "there is no scale 'tiny'"),
+        (["slat/table-1", "--seeds", "0"], "--seeds=0 is too small; type a number of at least 1"),
         (["list", "slat"], "`reproduce list` takes nothing more, found 'slat'"),
         (["render"], "render needs records"),
         (["render", "nowhere.json"], "there is no file nowhere.json"),
