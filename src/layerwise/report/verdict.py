@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from layerwise.evaluation import Evaluation, Result
-from layerwise.report.comparison import WORST, ranged
+from layerwise.report.comparison import WORST, cell, ranged
 from layerwise.report.document import Text, shorten
 from layerwise.report.runs import Group
 
@@ -82,7 +82,7 @@ def verdict(entry: Group, baseline: str) -> Verdict:
     return Verdict(
         name=entry.name,
         figure=ranged(entry.row.worst, " %"),
-        text=_text(entry, believed=not alarms),
+        text=_text([run.evaluation for run in entry.runs], believed=not alarms),
         tone="alarm" if alarms else TONES[compared.verdict] if compared else "even",
         alarms=alarms,
         notes=tuple(notes),
@@ -90,8 +90,12 @@ def verdict(entry: Group, baseline: str) -> Verdict:
     )
 
 
-def _text(entry: Group, *, believed: bool) -> str:
-    evaluations = [run.evaluation for run in entry.runs]
+def said(evaluation: Evaluation) -> str:
+    """The sentence on one evaluation, without a run around it."""
+    return f"{ranged(cell([evaluation.worst]), ' %')} {_text([evaluation], believed=not evaluation.findings)}"
+
+
+def _text(evaluations: Sequence[Evaluation], *, believed: bool) -> str:
     first = evaluations[0]
     seeds = f", {len(evaluations)} seeds" if len(evaluations) > 1 else ""
     images = f"{first.worst.total:,} images of {first.data.name}{seeds}"
@@ -103,7 +107,8 @@ def _text(entry: Group, *, believed: bool) -> str:
     several = "; the worst for each image" if strongest == under else f"; the worst of {under} for each image"
     facts = f"under {strongest} ({first.threat}{several if len(attacked) > 1 else ''}; {images})"
     unattacked = [r.attack for r in first.results if _name(r) == "clean"][:1]
-    beside = "".join(f"; {ranged(entry.row.cells[name], ' %')} without attack" for name in unattacked)
+    cells = [cell([e[name].count for e in evaluations]) for name in unattacked]
+    beside = "".join(f"; {ranged(each, ' %')} without attack" for each in cells)
     if not believed:
         return f"{facts}{beside}; not to be believed before what stands below is explained"
     if _is_strong(first):
