@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from functools import cache
+from typing import Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from layerwise.core.ascent import Ascent
 from layerwise.core.calling import Inputs, examples, real_positions
 from layerwise.core.norms import Norm
 from layerwise.core.passes import Constraint, Noise, Replacement
-from layerwise.core.random import Source, between, normal, uniform
+from layerwise.core.random import Source, Stream, between, normal, uniform
 from layerwise.core.selection import Selection
 from layerwise.core.sites import Sites, choose_sites
 from layerwise.core.tracing import Site
@@ -23,9 +25,10 @@ Per: TypeAlias = Literal["example", "token"]
 
 
 class Drawn:
-    """Noise that is made when its activation is seen, since only then its shape is known: a `Replacement` that adds r = make(z).
+    """Random noise for an activation, a `Replacement` that adds r = make(z), where `make` looks at the shape of z only.
 
-    A recomputation of the pass, and whoever asks for `r` afterwards, finds what was drawn.
+    It is made when its activation is seen, since only then its shape is known, or `ahead`: a compiled network has no generators
+    inside. A recomputation of the pass, and whoever asks for `r` afterwards, finds what was drawn.
 
     >>> start = Drawn(torch.ones_like)
     >>> start(torch.zeros(1, 2)), start.r
@@ -34,40 +37,69 @@ class Drawn:
 
     def __init__(self, make: Callable[[Tensor], Tensor], *, constraint: Constraint | None = None) -> None:
         self.make, self.constraint = make, constraint
+        # Nothing is compiled where the compiler has not been imported, which takes a second.
+        self._given = _in_a_break() if "torch._dynamo" in sys.modules else _given
         self.r: Tensor | None = None
+
+    def ahead(self, like: Tensor | None) -> Self:
+        """Make it now, for an activation like this one, where that is known."""
+        if like is not None:
+            self.r = self.make(like)
+        return self
 
     def __call__(self, z: Tensor) -> Tensor:
         """Give z + constraint(r, z), the noise outside the gradient."""
         with torch.no_grad():
-            if self.r is None or self.r.shape != z.shape:
-                self.r = self.make(z)
+            if self.r is None or self.r.shape != z.shape or self.r.device != z.device:
+                self.r = self._given(self.make, z)
             r = self.r if self.constraint is None else self.constraint(self.r, z)
         return z + r
+
+
+def _given(make: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return make(z)
+
+
+@cache
+def _in_a_break() -> Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]:
+    """The same outside the graph of a compiled network, which would be made anew for every step's generator."""
+    hidden: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = torch.compiler.disable(_given)  # type: ignore[no-untyped-call]
+    return hidden
+
+
+def likes(sites: Sites, x: Inputs, source: Source) -> dict[Site, Tensor]:
+    """What noise can be drawn for before the pass, see `Sites.likes`.
+
+    Nothing where the order of draws decides on their numbers: a network's dropout may come before its sites.
+    """
+    return sites.likes(x) if isinstance(source, Stream) else {}
 
 
 def drawn(
     sites: Sites,
     x: Inputs,
+    source: Source,
     make: Callable[[Site, Tensor], Tensor],
     *,
     constraint: Constraint | None = None,
     masked: bool = True,
 ) -> dict[Site, Tensor | Replacement]:
-    """Noise `make(site, z)` at every site, made when the pass comes there; zero at positions that are not real if `masked`.
+    """Noise `make(site, z)` at every site, see `Drawn`; zero at positions that are not real if `masked`.
 
-    At the network's input it is made at once, and the pixels of x + r stay in [0, 1].
+    At the network's input z is known, and the pixels of x + r stay in [0, 1].
     """
 
     def maker(site: Site) -> Callable[[Tensor], Tensor]:
         return lambda z: at_real(make(site, z), x) if masked else make(site, z)
 
     noise: dict[Site, Tensor | Replacement] = {}
+    known = likes(sites, x, source)
     for site in sites:
         if site.is_input:
             z = examples(x)
             noise[site] = (z + maker(site)(z)).clamp(0, 1) - z
         else:
-            noise[site] = Drawn(maker(site), constraint=constraint)
+            noise[site] = Drawn(maker(site), constraint=constraint).ahead(known.get(site))
     return noise
 
 

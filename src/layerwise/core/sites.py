@@ -257,6 +257,14 @@ class Sites:
         layouts = self._found.layouts.get(shape_of(x))
         return None if layouts is None else {s: layout.shape for s, layout in zip(self, layouts, strict=True)}
 
+    def likes(self, x: Inputs) -> dict[Site, Tensor]:
+        """What has the shape, type and device that each activation will have in a pass of x, and no memory; {} where nobody knows."""
+        device = examples(x).device
+        layouts = self._found.layouts.get(shape_of(x))
+        if layouts is None or torch.is_autocast_enabled(device.type):
+            return {}
+        return {site: layout.like(rows(x), device) for site, layout in zip(self, layouts, strict=True)}
+
     def shape(self, site: Site) -> torch.Size:
         """Shape of the site's activation for one example, for inputs of the shape that was resolved last."""
         return self._layouts[self._found.sites.index(site)].shape

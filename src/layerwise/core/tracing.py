@@ -58,7 +58,7 @@ class Layout:
 
     Args:
         shape: of one example.
-        dtype: of the leaf that records its gradient, at least float32.
+        dtype: of the activation; the leaf that records its gradient has at least float32.
         memory_format: channels last or contiguous.
     """
 
@@ -69,18 +69,27 @@ class Layout:
     @staticmethod
     def of(z: Tensor) -> Layout:
         """That of an activation (B, ...)."""
-        return Layout(z.shape[1:], torch.promote_types(z.dtype, torch.float32), _memory_format(z))
+        return Layout(z.shape[1:], z.dtype, _memory_format(z))
+
+    @property
+    def precise(self) -> torch.dtype:
+        """The leaf's type."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def like(self, rows: int, device: torch.device) -> Tensor:
+        """What has the activation's shape, type and device, and no memory."""
+        return torch.zeros((), dtype=self.dtype, device=device).expand(rows, *self.shape)
 
     def leaf(self, rows: int, device: torch.device, r: Tensor | None = None) -> Tensor:
         """A leaf for so many rows: zeros, or the noise r itself."""
         if r is not None:
             return r.detach().contiguous(memory_format=self.memory_format).requires_grad_()
-        options: dict[str, Any] = {"dtype": self.dtype, "memory_format": self.memory_format}
+        options: dict[str, Any] = {"dtype": self.precise, "memory_format": self.memory_format}
         return torch.empty((rows, *self.shape), device=device, **options).zero_().requires_grad_()
 
     def fits(self, r: Tensor) -> bool:
         """Whether noise can be a leaf as it is."""
-        return r.dtype == self.dtype and r.shape[1:] == self.shape
+        return r.dtype == self.precise and r.shape[1:] == self.shape
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Candidate:
     @property
     def layout(self) -> Layout:
         """How its values lie."""
-        return Layout(self.shape[1:], torch.promote_types(self.dtype, torch.float32), self.memory_format)
+        return Layout(self.shape[1:], self.dtype, self.memory_format)
 
     def refusal(self, batch: int) -> str | None:
         """Why it cannot be perturbed, if so, in a pass of so many rows."""

@@ -72,7 +72,7 @@ class FreeLB(LayerMethod):
         def begin(site: Site, z: Tensor) -> Tensor:
             return uniform(z, step.generator, key=f"start/{site}") * self.start / entries(z, x) ** 0.5
 
-        delta: dict[Site, Tensor | Replacement] = drawn(sites, x_adv, begin)
+        delta: dict[Site, Tensor | Replacement] = drawn(sites, x_adv, step.generator, begin)
         for t in range(self.steps):
             last = t == self.steps - 1
             with sites.perturb(delta) if last else sites.record(x, delta) as descent:

@@ -128,7 +128,7 @@ class LatentPGD(LayerMethod):
         def make(site: Site, z: Tensor) -> Tensor:
             return in_ball(z, self.eps_at(site), self.norm, self.per, step.generator, key=f"start/{site}")
 
-        return drawn(sites, x, make, constraint=self.constraint)
+        return drawn(sites, x, step.generator, make, constraint=self.constraint)
 
     def _rule(self, eps: float) -> Ascent:
         size = eps / self.steps if self.step is None else self.step * eps

@@ -14,7 +14,7 @@ from layerwise.core.checks import NonNegative, Positive
 from layerwise.core.cost import DESCENT, Passes
 from layerwise.core.criteria import Criterion, CrossEntropy
 from layerwise.core.driving import Step
-from layerwise.core.latent import Drawn
+from layerwise.core.latent import Drawn, likes
 from layerwise.core.random import Source, for_the_batch, normal, uniform
 from layerwise.core.registry import register
 from layerwise.core.sites import Sites, choose_sites
@@ -56,7 +56,14 @@ class ManifoldMixup(LayerMethod):
         lam = beta(self.alpha, self.alpha, drawn[1])
         perm = uniform(y.new_empty(len(y), dtype=torch.float32), step.generator, key="partners").argsort()
         noise = self._factors(step.generator, beta(2, 5, drawn[2]), beta(2, 5, drawn[3]))
-        with attached.perturb({site: partial(self._mixed, perm=perm, lam=lam, noise=noise)}):
+        like = likes(attached, x, step.generator).get(site)
+        mixed = partial(
+            self._mixed,
+            perm=perm,
+            lam=torch.tensor(lam, dtype=torch.float64),  # a number would be part of a compiled network's graph
+            noise=tuple(factor.ahead(like) for factor in noise),
+        )
+        with attached.perturb({site: mixed}):
             output = logits(model, x)
             yield lam * self.criterion.mean(output, y) + (1 - lam) * self.criterion.mean(output, y[perm])
 
@@ -67,9 +74,9 @@ class ManifoldMixup(LayerMethod):
             Drawn(lambda z: self.multiplicative * times * normal(z, source, key="multiplicative")),
         )
 
-    def _mixed(self, z: Tensor, *, perm: Tensor, lam: float, noise: tuple[Drawn, Drawn]) -> Tensor:
+    def _mixed(self, z: Tensor, *, perm: Tensor, lam: Tensor, noise: tuple[Drawn, ...]) -> Tensor:
         """What the network continues with."""
-        z = lam * z + (1 - lam) * z[perm]
+        z = z * lam + z[perm] * (1 - lam)  # in this order a tensor is not rounded to the type of z first
         additive, multiplicative = noise
         if self.multiplicative:
             z = z * multiplicative(torch.ones_like(z))

@@ -59,7 +59,7 @@ class NEFTune(LayerMethod):
             reach = float(np.float32(self.alpha) / np.sqrt(np.float32(z[0].numel())))
             return between(z, reach, step.generator, key=f"{site}")
 
-        with sites.perturb(drawn(sites, x_adv, noise, masked=False)):
+        with sites.perturb(drawn(sites, x_adv, step.generator, noise, masked=False)):
             yield base.loss(model, x, x_adv, y)
 
     @property

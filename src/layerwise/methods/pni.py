@@ -55,11 +55,16 @@ class PNI(LayerMethod):
         base = self.base or Standard(criterion=self.criterion)
         x_adv, _ = base.batch_perturb(model, x, y, step)
 
-        def noise(site: Site, z: Tensor) -> Tensor:
-            return self.scale * spread(z) * normal(z, step.generator, key=str(site))
+        def numbers(site: Site, z: Tensor) -> Tensor:
+            n = normal(z, step.generator, key=str(site))
+            return self.sized(n, z) if site.is_input else n
 
-        with sites.perturb(drawn(sites, x_adv, noise)):
+        with sites.perturb(drawn(sites, x_adv, step.generator, numbers, constraint=self.sized)):
             yield base.loss(model, x, x_adv, y)
+
+    def sized(self, numbers: Tensor, z: Tensor) -> Tensor:
+        """The noise at an activation."""
+        return self.scale * spread(z) * numbers
 
     @property
     def passes(self) -> Passes:

@@ -99,7 +99,8 @@ class Smoothness(LayerMethod):
     def _noise(
         self, model: nn.Module, x: Inputs, clean: Tensor, sites: Sites, apart: Criterion, step: Step
     ) -> dict[Site, Tensor | Replacement]:
-        noise = drawn(sites, x, lambda site, z: self.start(z, step.generator, f"start/{site}"))
+        source = step.generator
+        noise = drawn(sites, x, source, lambda site, z: self.start(z, source, f"start/{site}"))
         with self.probe.around(model):
             for t in range(self.probes):
                 _, g = self.probe(model, x, clean, criterion=apart, sites=sites, noise=noise, step=step)
