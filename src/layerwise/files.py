@@ -8,6 +8,7 @@ import platform
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -120,12 +121,13 @@ def _odd(path: Path, wanted: str = "a plain file") -> CheckpointError:
 
 
 @contextmanager
-def held(path: Path, *, instead: str = "choose another name") -> Iterator[None]:
+def held(path: Path, *, instead: str = "choose another name", wait: bool = False) -> Iterator[None]:
     """Keep others from working on a folder, or on a file; the kernel lets go, however the process ends.
 
     Args:
         path: a folder that exists, or a file, which need not.
         instead: what to do, beside waiting, where somebody else has it.
+        wait: until another process lets go.
 
     Raises:
         CheckpointError: somebody else has it, or the disk refused.
@@ -133,6 +135,9 @@ def held(path: Path, *, instead: str = "choose another name") -> Iterator[None]:
     lock = path / LOCK if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
     own = str(lock.absolute())
     taken = "this process" if own in _HELD else _taken(lock)
+    while wait and isinstance(taken, str) and own not in _HELD:
+        time.sleep(PATIENCE)
+        taken = _taken(lock)
     if isinstance(taken, str):
         raise CheckpointError(f"{path} is in use by {taken}; wait until that ends or stop it, or {instead}")
     _HELD.add(own)
@@ -162,6 +167,9 @@ def is_held(folder: Path) -> bool:
         return False
     return False
 
+
+PATIENCE = 0.2
+"""Seconds between two tries to get a lock."""
 
 LOCK = ".lock"
 """Of a folder, in it; that of a file begins and ends with its name and this."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from layerwise.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from layerwise.experiments.jobs import Crew
 
 DESCRIPTION = """\
 Train image classifiers that stay right under attack and noise by perturbing
@@ -174,6 +177,50 @@ def add_runs(parser: Any) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
 
 
+def add_jobs(parser: Any) -> None:
+    """`--jobs`, and where they run."""
+    parser.add_argument("--jobs", type=int, help="so many at once, each a process with its share of the cores")
+    parser.add_argument("--cluster", help="send the jobs to a cluster by submitit: slurm (or local, for a trial)")
+    parser.add_argument(
+        "--cluster-options", help="what each job asks for, such as '{slurm_partition: gpu, gpus_per_node: 1}'"
+    )
+
+
+def crew_of(arguments: Any) -> Crew:
+    """What `add_jobs` has read: without a number one job at a time, on a cluster as many as there are."""
+    from layerwise.experiments.jobs import Crew
+
+    given = arguments.cluster_options
+    options = {} if given is None else parse_options(given, "--cluster-options")
+    count = arguments.jobs if arguments.jobs is not None else 1 if arguments.cluster is None else MANY
+    return Crew(at_once=count, cluster=arguments.cluster, options=options)
+
+
+MANY = 1000
+"""Jobs that a cluster has at once, where nobody says how many."""
+
+
+def without(typed: Sequence[str], *options: str) -> list[str]:
+    """What was typed without these options; those that end with `=` take a value.
+
+    >>> without(["train", "a", "--seeds", "3", "--jobs=2", "--resume"], "--seeds=", "--jobs=", "--resume")
+    ['train', 'a']
+    """
+    kept, rest = list[str](), list(typed)
+    while rest:
+        token = rest.pop(0)
+        name, sign, _ = token.partition("=")
+        if f"{name}=" in options:
+            rest = rest if sign else rest[1:]
+        elif token not in options:
+            kept.append(token)
+    return kept
+
+
+JOBS = ("--jobs=", "--cluster=", "--cluster-options=")
+"""What a job's own command leaves out."""
+
+
 def add_quiet(parser: Any) -> None:
     """`--quiet`."""
     parser.add_argument("--quiet", action="store_true", help="no progress, only results and warnings")
@@ -198,15 +245,15 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--shape {text} is no shape; type channels,height,width, such as --shape 3,32,32") from None
 
 
-def parse_options(text: str) -> dict[str, Any]:
-    """A network's options, as `--options` has them.
+def parse_options(text: str, option: str = "--options") -> dict[str, Any]:
+    """A mapping, as `--options` has a network's.
 
     >>> parse_options("{width: 16}")
     {'width': 16}
     """
     from layerwise.trees import parse_yaml
 
-    options = parse_yaml(text, "--options")
+    options = parse_yaml(text, option)
     if not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
-        raise ConfigError(f"--options {text} does not fit; type a mapping in quotes, such as --options '{{width: 16}}'")
+        raise ConfigError(f"{option} {text} does not fit; type a mapping in quotes, such as {option} '{{width: 16}}'")
     return options

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_trust
+from layerwise.cli.arguments import JOBS, Command, add_jobs, add_quiet, add_trust, crew_of, without
 from layerwise.cli.train import show_help
 from layerwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from layerwise.experiments.jobs import Crew
 
 TEXT = """\
 Evaluate finished runs, as their recipes say, by a suite, or otherwise.
@@ -24,6 +28,8 @@ Evaluate finished runs, as their recipes say, by a suite, or otherwise.
   layerwise evaluate runs/slat-digits --weights best
   layerwise evaluate runs/* --suite quick
                                        several runs, one after the other
+  layerwise evaluate runs/* --suite quick --jobs 4
+                                       four at once
   layerwise evaluate runs/slat-digits --evaluation.attacks "[clean, pgd-50-10]"
   layerwise evaluate runs/a --evaluation.measures "[landscape, alignment]"
   layerwise evaluate runs/a --evaluation.measures corruptions \\
@@ -64,6 +70,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--record", help="name of the record in the run's folder, without .json")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
     parser.add_argument("--output", type=Path, help="folder of the record (default: the run's own)")
+    add_jobs(parser)
     add_trust(parser)
     add_quiet(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and with a run every setting")
@@ -87,9 +94,46 @@ def run(arguments: Any, settings: list[str]) -> None:
     with survived(lambda: f"go on with: {_again(arguments, folders)}"), launched(), trusting(arguments.trust):
         for folder in folders:
             check_run(folder)
+        crew = crew_of(arguments)
+        if len(folders) > 1 and not crew.alone:
+            _side_by_side(crew, folders, arguments, settings)
+            return
         while folders:
             _evaluate(folders, arguments, settings)
             del folders[0]
+
+
+def _side_by_side(crew: Crew, folders: list[Path], arguments: Any, settings: list[str]) -> None:
+    """Evaluate each in a job, those that are others' baseline first; what a job says is shown when it has ended.
+
+    Raises:
+        ConfigError: torchrun has started this process: it shares out the images of one run, jobs the runs.
+        LayerwiseError: a job did not end well.
+    """
+    from layerwise.cli.console import tell_messages
+    from layerwise.experiments.experiment import read_run
+    from layerwise.experiments.jobs import Job, not_all
+
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("torchrun shares out the images of each run, --jobs the runs; leave out one of the two")
+    tell_messages(quiet=arguments.quiet)
+    found = [read_run(folder, [*_suite(arguments), *settings])[0].evaluation.baseline for folder in folders]
+    bases = {Path(base).resolve() for base in found if base}
+    own = [token for token in without(arguments.typed, *JOBS) if token not in arguments.folders]
+    jobs = {folder: Job(name=folder.name, command=(*own, str(folder)), runs=folder.parent) for folder in folders}
+
+    def ended(job: Job) -> None:
+        folders.remove(next(folder for folder, other in jobs.items() if other is job))
+        sys.stdout.write(job.out.read_text(encoding="utf-8") + "\n")
+        sys.stdout.flush()
+
+    def again() -> str:
+        return _again(arguments, folders)
+
+    for is_base in (True, False):
+        now = [job for folder, job in jobs.items() if (folder.resolve() in bases) is is_base]
+        if lost := crew.run(now, total=len(now), again=again, ended=ended, show=not arguments.quiet):
+            raise not_all(lost, again())
 
 
 def _folders(given: list[str]) -> list[Path]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust
+from layerwise.cli.arguments import JOBS, Command, add_jobs, add_quiet, add_runs, add_trust, crew_of, without
 from layerwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from layerwise.experiments.jobs import Crew
+    from layerwise.trees import Tree
 
 TEXT = """\
 Train a recipe and evaluate the result on the test set.
@@ -18,6 +22,7 @@ Train a recipe and evaluate the result on the test set.
   layerwise train slat-digits --method.eta.conv1 0.01
                                                   one entry of a mapping
   layerwise train my.yaml --seeds 3               a recipe of your own
+  layerwise train my.yaml --seeds 3 --jobs 3      the seeds side by side
   layerwise train slat-cifar10 --dry-run          what it would do and cost
   layerwise train --resume runs/slat-digits       go on after Ctrl-C
 
@@ -40,6 +45,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--seeds", type=int, help="train so many seeds, NAME-seed0, NAME-seed1, ..., and report their mean"
     )
+    add_jobs(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped, with the same settings")
     parser.add_argument("--dry-run", action="store_true", help="print sites, passes, memory and time, and stop")
     add_trust(parser)
@@ -79,22 +85,67 @@ def _train(arguments: Any, settings: list[str]) -> None:
         say(plan(chosen))
         return
     progress = not arguments.quiet
+    crew = crew_of(arguments)
     if arguments.seeds is not None:
         from layerwise.report import compare
 
-        try:
-            folders = experiment.train_seeds(
-                tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=progress
-            )
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
+        if crew.alone:
+            try:
+                folders = experiment.train_seeds(
+                    tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume, progress=progress
+                )
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(f"{stop}; for all seeds type the same again with --resume") from None
+        else:
+            folders = _side_by_side(crew, arguments, tree, folder)
         say(compare(folders).to_markdown())
+        say(_summary(folders))
         return
+    if not crew.alone:
+        raise ConfigError("one run is one job; --jobs and --cluster go with --seeds, such as --seeds 3 --jobs 3")
     _, evaluation = experiment.train(chosen, tree, folder=folder, resume=arguments.resume, progress=progress)
     if rank_and_world()[0]:
         return
     say(evaluation.to_markdown())
     say(f"\nrun folder: {folder}")
+
+
+def _summary(folders: list[Path]) -> str:
+    """Mean and standard deviation of each accuracy over the seeds, and where their runs are."""
+    from statistics import mean, stdev
+
+    from layerwise.evaluation import Evaluation
+
+    found = [Evaluation.read(folder, "evaluation").accuracies for folder in folders]
+    told = []
+    for attack in found[0]:
+        shares = [100 * each[attack] for each in found]
+        told.append(f"{attack} {mean(shares):.1f}" + (f" ± {stdev(shares):.1f}" if len(shares) > 1 else ""))
+    spread = "mean ± standard deviation" if len(folders) > 1 else "one seed tells no spread"
+    runs = shlex.join(map(str, folders))
+    return f"over {len(folders)} seeds, {spread}: {', '.join(told)} %\nall of it on one page: layerwise report {runs}"
+
+
+def _side_by_side(crew: Crew, arguments: Any, tree: Tree, folder: Path) -> list[Path]:
+    """The run folders of several seeds, each a job.
+
+    Raises:
+        LayerwiseError: a job did not end well.
+    """
+    from layerwise.experiments import experiment
+    from layerwise.experiments.jobs import Job, not_all
+
+    folders = experiment.seed_folders(tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume)
+    own = without(arguments.typed, *JOBS, "--seeds=", "--name=", "--training.seed=", "--resume")
+    jobs = [
+        Job(name=run.name, command=(*own, "--name", run.name, f"--training.seed={seed}", "--resume"), runs=run.parent)
+        for seed, run in folders.items()
+        if not experiment.is_evaluated(run)
+    ]
+    again = shlex.join(["layerwise", *without(arguments.typed, "--resume"), "--resume"])
+    if lost := crew.run(jobs, total=len(jobs), again=lambda: again, show=not arguments.quiet):
+        raise not_all(lost, again)
+    return list(folders.values())
 
 
 def _run_folder(arguments: Any) -> tuple[Path, bool]:

@@ -252,9 +252,12 @@ def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progr
     is_file = source.endswith(RECIPES)
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
-        if not (folder / WEIGHTS["last"]).is_file():
-            reference, tree = read(source, _same_place(experiment))
-            train(reference, tree, folder=folder, resume=True, progress=progress)
+        # Jobs beside this one may need it too: the first trains it, the others wait.
+        runs.mkdir(parents=True, exist_ok=True)
+        with held(runs / f"{folder.name}.reference", wait=True):
+            if not (folder / WEIGHTS["last"]).is_file():
+                reference, tree = read(source, _same_place(experiment))
+                train(reference, tree, folder=folder, resume=True, progress=progress)
         source = str(folder)
     return Path(source)
 
@@ -293,6 +296,21 @@ def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, p
         ConfigError: no seeds.
         CheckpointError: a folder is taken and `resume` is not asked for; nothing is trained then.
     """
+    folders = seed_folders(tree, folder=folder, seeds=seeds, resume=resume)
+    for seed, run in folders.items():
+        if not is_evaluated(run):
+            experiment, resolved = with_settings(tree, {"training.seed": seed}, where=str(run))
+            train(experiment, resolved, folder=run, resume=resume, progress=progress)
+    return list(folders.values())
+
+
+def is_evaluated(run: Path) -> bool:
+    """Whether a run has been trained and evaluated."""
+    return (run / "evaluation.json").is_file()
+
+
+def seed_folders(tree: Tree, *, folder: Path, seeds: int, resume: bool) -> dict[int, Path]:
+    """{seed: run folder}, see `train_seeds`."""
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} trains nothing; type --seeds 3")
     first = tree["training"]["seed"]
@@ -302,11 +320,7 @@ def train_seeds(tree: Tree, *, folder: Path, seeds: int, resume: bool = False, p
             raise CheckpointError(
                 f"{run} already holds a run; add --resume to keep and finish what is there, or --name another"
             )
-    for seed, run in folders.items():
-        if not (resume and (run / "evaluation.json").is_file()):
-            experiment, resolved = with_settings(tree, {"training.seed": seed}, where=str(run))
-            train(experiment, resolved, folder=run, resume=resume, progress=progress)
-    return list(folders.values())
+    return folders
 
 
 def open_run(
