@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from layerwise.errors import did_you_mean
+
 if TYPE_CHECKING:
     from layerwise.attacks import ThreatModel
     from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, TokenCrossEntropy
@@ -189,7 +191,8 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one t
             return found
         if not name.startswith("_") and find_spec(f"layerwise.{name}") is not None:
             return import_module(f"layerwise.{name}")
-        raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
+        hint = "" if name.startswith("_") else f"; {did_you_mean(name, __all__)}"
+        raise AttributeError(f"module 'layerwise' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core import norms
+from layerwise.core.arguments import Named
 from layerwise.core.ascent import Ascent, iterate, random_start
 from layerwise.core.calling import logits_of
 from layerwise.core.checks import check_fields, check_radius, format_radius
@@ -30,7 +31,7 @@ BLOCK = 128
 """Random starts are drawn for blocks of so many images, so that they depend on an image's number and not on the batch size."""
 
 
-class Attack(ABC):
+class Attack(Named, ABC):
     """What `evaluate` asks of an attack: which images of a data set it leaves correct.
 
     A subclass is a frozen dataclass, and `@register("attack", "pgd")` gives it its name.

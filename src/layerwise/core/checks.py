@@ -88,12 +88,19 @@ def check_radius(name: str, value: float | None) -> None:
 
 
 def of_kind(name: str, value: object, kind: Any, *, example: str) -> None:
-    """Complain about an object of another kind.
+    """Complain about an object of another kind, or about a class where an object is meant.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: a class, several, or the name of an attribute that the object has.
+        example: what to give.
 
     Raises:
         ConfigError: what it is, and what to give.
     """
-    if isinstance(value, kind):
+    fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
+    if fits and not isinstance(value, type):
         return
     given = f"the class {value.__name__}" if isinstance(value, type) else " ".join(f"{value!r:.80}".split())
     raise ConfigError(f"{name} is {given}; give {example}")
@@ -104,6 +111,14 @@ def at_least(name: str, value: float, smallest: float) -> None:
     _no_text(name, value)
     if not value >= smallest:
         raise ConfigError(f"{name}={value!r} is too small; type a number of at least {smallest}")
+
+
+def whole(name: str, value: float, smallest: int) -> None:
+    """Complain about a number that is not whole, or too small."""
+    _no_text(name, value, example="5")
+    at_least(name, value, smallest)
+    if isinstance(value, float):
+        raise ConfigError(f"{name}={value!r} is not a whole number; type {name}={max(round(value), smallest)}")
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -119,18 +134,20 @@ def check_share(name: str, value: float) -> None:
         raise ConfigError(f"{name}={value} is not a share; type a number from 0 to 1")
 
 
-def _no_text(name: str, value: object) -> None:
+def _no_text(name: str, value: object, example: str = "8/255") -> None:
     if value is None:
         raise ConfigError(f"{name}=None is not a number; leave it out for the default")
     if isinstance(value, str):
-        raise ConfigError(f"{name}={value!r} is not a number; type for example {name}=8/255, without quotation marks")
+        raise ConfigError(
+            f"{name}={value!r} is not a number; type for example {name}={example}, without quotation marks"
+        )
 
 
 Check: TypeAlias = Callable[[str, Any], None]
 """Complains about a value, given its name."""
 
-Count: TypeAlias = Annotated[int, partial(at_least, smallest=1)]
-Whole: TypeAlias = Annotated[int, partial(at_least, smallest=0)]
+Count: TypeAlias = Annotated[int, partial(whole, smallest=1)]
+Whole: TypeAlias = Annotated[int, partial(whole, smallest=0)]
 NonNegative: TypeAlias = Annotated[float, partial(at_least, smallest=0)]
 Positive: TypeAlias = Annotated[float, partial(at_least, smallest=1e-9)]
 Share: TypeAlias = Annotated[float, check_share]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, parts_of, rows, take
+from layerwise.core.checks import of_kind
 from layerwise.core.random import Source, repeatable
 from layerwise.errors import LayerwiseError
 
@@ -205,6 +206,8 @@ def step(
     >>> losses[-1] < losses[0]
     True
     """
+    of_kind("the method", method, "losses", example="layerwise.SLAT()")
+    of_kind("the optimizer", optimizer, "zero_grad", example="torch.optim.SGD(model.parameters(), lr=0.1)")
     engine = backward or AUTOGRAD
     size = rows(x)
     micro = cut(x, y, generator, max(1, min(parts, size)), lambda count: count / size)

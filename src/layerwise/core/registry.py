@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FunctionType, MappingProxyType
 from typing import Any, TypeVar, final, get_type_hints
 
+from layerwise.core.checks import of_kind
 from layerwise.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -190,6 +191,7 @@ def find(kind: str, name: str, *, trust: bool = False) -> Entry:
         ConfigError: unknown, with the closest; a module of somebody else; one that cannot be imported; a thing of another kind.
     """
     known = entries(kind)
+    of_kind(f"the name of a {KINDS[kind].noun}", name, str, example=f"one as text, such as {next(iter(known), '')!r}")
     if name in known:
         return known[name]
     if not trust and (kind, name) in _IMPORTED:

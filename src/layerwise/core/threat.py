@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from layerwise.core import norms
+from layerwise.core.arguments import Named
 from layerwise.core.checks import Radius, check_radius, format_radius
 from layerwise.errors import ConfigError
 
 
 @final
 @dataclass(frozen=True)
-class ThreatModel:
+class ThreatModel(Named):
     """What an adversary may do: x' in [0, 1] with ||x' - x||_p <= eps, for each image.
 
     Args:
@@ -43,6 +44,8 @@ class ThreatModel:
         """Check norm and radius."""
         if self.norm not in ("linf", "l2"):
             raise ConfigError(f"norm={self.norm!r} is not a threat model; type 'linf' or 'l2'")
+        if self.eps is None:
+            raise ConfigError("eps=None is no radius; leave it out for 8/255, or give one, such as eps=4/255")
         if self.norm == "linf":
             check_radius("eps", self.eps)
         elif not 0 <= self.eps < math.inf:

@@ -149,6 +149,8 @@ def evaluating(
     split, name = checked_split(data)
     home, dtype = _home(network)
     place = home if device is None else find_device(device)
+    if num_examples is not None and not isinstance(num_examples, int):
+        raise ConfigError(f"num_examples={num_examples!r} is no whole number; type 1 or more, or None for all")
     if num_examples is not None and num_examples < 1:
         raise ConfigError(f"num_examples={num_examples} leaves nothing to evaluate; type 1 or more, or none for all")
     order = _order(split, seed)[:num_examples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from layerwise.attacks.foreign import FORM, Foreign, Perturb
 from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
 from layerwise.attacks.wrappers import EOT
+from layerwise.core.arguments import named
 from layerwise.core.calling import count_classes
 from layerwise.core.checks import of_kind
 from layerwise.core.random import Stream
@@ -40,10 +41,14 @@ from layerwise.evaluation.store import Store, versions
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE = "layerwise.attacks.PGDAttack(20)"
+"""Of an attack, for messages."""
+
 LONG = 10**6
 """Passes of single images from which on the plan is told before it begins."""
 
 
+@named
 def evaluate(
     model: nn.Module,
     data: Data,
@@ -161,7 +166,7 @@ def choose(attacks: Sequence[Attack | Perturb | str], eot: int = 1, *, trust: bo
     """
     if eot < 1:
         raise ConfigError(f"eot={eot} passes cannot be averaged; type 1 or more")
-    if isinstance(attacks, str):
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         attacks = [attacks]
     chosen = [_averaged(_attack_of(a, trust), eot) for a in attacks]
     names = [str(a) for a in chosen]
@@ -177,10 +182,15 @@ def _attack_of(given: Attack | Perturb | str, trust: bool) -> Attack:
         return parse_attack(given, trust=trust)
     if isinstance(given, Attack):
         return given
+    if hasattr(given, "losses"):
+        raise ConfigError(f"{_shown(given)} trains and is no attack; give one's name, such as 'pgd-20', or {EXAMPLE}")
     if isinstance(given, type) or not callable(given):
-        name = given.__name__ if isinstance(given, type) else repr(given)
-        raise ConfigError(f"{name:.60} is no attack; give an object such as {name:.60}(), or a name: {FORM}")
+        raise ConfigError(f"{_shown(given)} is no attack; give a name such as 'pgd-20', or {EXAMPLE}: {FORM}")
     return Foreign(given)
+
+
+def _shown(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"{given!r:.60}"
 
 
 def _averaged(attack: Attack, eot: int) -> Attack:

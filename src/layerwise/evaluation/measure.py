@@ -26,7 +26,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from layerwise.attacks.base import Attack
-from layerwise.core.checks import at_least
+from layerwise.core.checks import at_least, of_kind
 from layerwise.core.registry import Entry, entries, find
 from layerwise.core.threat import ThreatModel
 from layerwise.data.splits import Split
@@ -242,7 +242,9 @@ def choose_measures(texts: Iterable[Measure | str], *, other: bool = True, trust
     Raises:
         ConfigError: one cannot be read, or two are the same.
     """
-    listed = list(texts)
+    listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for each in listed:
+        of_kind("a measure", each, Measure | str, example="a name, such as 'landscape' (`layerwise list measures`)")
     chosen = [parse_measure(t, trust=trust) if isinstance(t, str) else t for t in listed if t != ALL]
     named = {measure.entry.name for measure in chosen}
     for measure in () if other else [measure for measure in chosen if measure.needs_other]:

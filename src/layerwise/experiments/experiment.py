@@ -16,6 +16,7 @@ from torch import nn
 
 from layerwise import data as datasets
 from layerwise import models
+from layerwise.core.checks import of_kind
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.evaluation.record import Evaluation
@@ -358,6 +359,7 @@ def load(
     Raises:
         CheckpointError: see `open_run`.
     """
+    of_kind("the run", folder, str | Path, example="its folder, such as 'runs/slat-digits'")
     run = Path(folder).expanduser()
     if model is not None:
         check_run(run)

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.calling import Inputs, examples, logits, rows
 from layerwise.core.checks import check_fields, of_kind
 from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
@@ -30,7 +31,7 @@ Perturbed: TypeAlias = tuple[Any, Gradients]
 """The batch with an adversarial input, detached (a tensor where the network takes one), and {site: gradient} of the probe that found it."""
 
 
-class Method(ABC):
+class Method(Named, ABC):
     """A training method: hyper-parameters, and a generator of losses.
 
     A subclass is a `@dataclass(kw_only=True)` that implements `batch_losses`. `layerwise.step` trains on a batch with it.
@@ -206,7 +207,7 @@ class Method(ABC):
         """Make the sites on `model` (unwrapped, before compile); `example` is a batch of at least one image."""
         del model, example
 
-    def detach(self) -> None:  # noqa: B027 - a method without sites has nothing to remove
+    def detach(self) -> None:
         """Remove the sites; the model is then bit-identical to one that never had any."""
 
     def attached_sites(self) -> list[Sites]:

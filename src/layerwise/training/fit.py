@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import named
 from layerwise.core.checks import of_kind
 from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
 from layerwise.core.modes import training_mode
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("layerwise")
 
 
+@named
 def fit(
     model: nn.Module,
     method: Method,

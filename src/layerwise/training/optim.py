@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.checks import NonNegative, check_fields
 from layerwise.core.registry import register
 from layerwise.errors import ConfigError
@@ -18,7 +19,7 @@ FUSED = ("cpu", "cuda", "mps")
 """Devices that have fused kernels: one launch a step, and the only ones that take a tensor rate inside a captured step."""
 
 
-class Optimizer(ABC):
+class Optimizer(Named, ABC):
     """An optimiser and its peak learning rate; a subclass is a frozen dataclass."""
 
     lr: float

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.checks import at_least, parse_radius
 from layerwise.core.threat import EPS
 from layerwise.errors import ConfigError, did_you_mean
@@ -16,7 +17,7 @@ from layerwise.methods.base import LayerMethod, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class Phase(Named):
     """A part of a run.
 
     Args:

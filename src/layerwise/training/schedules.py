@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from layerwise.core.arguments import Named
 from layerwise.core.registry import register
 from layerwise.errors import ConfigError
 
 
-class Schedule(ABC):
+class Schedule(Named, ABC):
     """A multiplier of the peak learning rate; a subclass is a frozen dataclass.
 
     Times are fractions of the run where they are below 1 and epochs from 1 on; `over` turns the latter into the former.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from layerwise.core.arguments import Named
 from layerwise.core.checks import Count, NonNegative, Whole, check_fields
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
@@ -13,7 +14,7 @@ from layerwise.training.schedules import Cyclic, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Named):
     """How a network is trained, whatever the method.
 
     Args:
