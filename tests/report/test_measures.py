@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
@@ -12,6 +13,8 @@ from layerwise.evaluation.measures import Alignment
 from layerwise.report import report
 from layerwise.report.document import Table
 from layerwise.report.measures import parts
+from layerwise.report.tables import evaluated_again
+from layerwise.trees import parse_yaml
 from tests.report.folders import put, record
 
 
@@ -55,3 +58,12 @@ def test_a_new_measurement_has_its_place(tmp_path: Path) -> None:
     assert isinstance(shown, Table)
     assert (shown.header, shown.rows) == (("run", "margin"), (("a", "3.0"),))
     assert shown.caption == "Larger is better. Of several seeds, the first."
+
+
+def test_the_command_that_measures_more_keeps_what_is_there_lists_too(tmp_path: Path) -> None:
+    some = Alignment(0.5, (0.5,), 0, 0.1)
+    found = (Measured("audit conv1 radii=0.1,0.3", some), Measured("alignment images=9", some))
+    folder = put(tmp_path / "a", replace(record(clean=90, fgsm=40), measures=found))
+    run = report([folder]).entries[0].first
+    typed = shlex.split(evaluated_again([run], "evaluation", ["rho"]))
+    assert parse_yaml(typed[typed.index("--evaluation.measures") + 1], "") == [*(m.measure for m in found), "rho"]

@@ -473,3 +473,11 @@ def test_figures_follow_a_dark_scheme(two: Report) -> None:
     for drawn in map(base64.b64decode, vectors):
         assert b"prefers-color-scheme: dark" in drawn
         assert b"fill: #ffffff; stroke" not in drawn
+    assert any(b'[style*="stroke: #0072b2"] { stroke: #59a3cd' in drawn for drawn in map(base64.b64decode, vectors))
+
+
+def test_what_is_the_same_of_all_examples_is_said_once(two: Report) -> None:
+    assert two.to_markdown().count("The first 1 images of the evaluation") == 1
+    assert (
+        Page(two.to_html()).said("p").count(next(t for t in Page(two.to_html()).said("p") if "The first 1" in t)) == 1
+    )

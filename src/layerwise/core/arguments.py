@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, isabstract, signature
 from typing import Any, ParamSpec, Self, TypeVar, get_args, get_type_hints
 
@@ -75,12 +76,10 @@ def _told(function: Callable[..., Any], name: str, args: Sequence[Any], given: M
 
 def _home(function: Callable[..., Any], unknown: str) -> str:
     """The argument whose settings hold what was given beside it, `training=layerwise.training.Training(epochs=...)`."""
-    import layerwise
-
     for argument in (each for each in function.__annotations__ if each != "return"):
         for kind in _kinds(_hint(function, argument)):
             if any(f.name == unknown for f in fields(kind)):
-                public = getattr(layerwise, kind.__name__, None) is kind
+                public = getattr(import_module("layerwise"), kind.__name__, None) is kind
                 place = "layerwise" if public else ".".join(kind.__module__.split(".")[:2])
                 return f"{argument}={place}.{kind.__name__}({unknown}=...)"
     return ""
@@ -99,5 +98,5 @@ def _kinds(hint: Any) -> Iterator[Any]:
     """The dataclasses that a type names, and those beside an abstract one that are derived from it."""
     for part in (hint, *get_args(hint)):
         if isinstance(part, type):
-            beside = [c for c in part.__subclasses__() if c.__module__ == part.__module__]
-            yield from (c for c in (part, *beside) if is_dataclass(c) and not isabstract(c))
+            both: list[Any] = [part, *part.__subclasses__()]
+            yield from (c for c in both if is_dataclass(c) and not isabstract(c) and c.__module__ == part.__module__)

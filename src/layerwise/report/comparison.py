@@ -102,7 +102,7 @@ class Comparison:
             rows.append((row.name, *("" if d is None else signed(d.points) for d in each), said))
         tests = " or ".join(dict.fromkeys(d.over for each in found for d in each if d is not None))
         return Table(
-            ("run", *(shorten(attack, 40) for attack in attacks), "in the worst case"),
+            ("run", *(shorten(attack, 40) for attack in attacks), "verdict on the worst case"),
             tuple(rows),
             f"Accuracy minus that of {self.baseline}, in points, with [95 % intervals]; tested on {tests}. Bold where it is decided.",
             frozenset(

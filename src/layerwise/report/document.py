@@ -99,7 +99,7 @@ class Gallery:
 
     Args:
         title: whose.
-        caption: which attack, how the difference is shown.
+        caption: which attack, how the difference is shown; empty where it is that of the one before.
         items: the images.
     """
 
@@ -218,7 +218,7 @@ def _markdown(block: Block) -> str:
         return f"{escape(block.alt)} {escape(block.caption)}"
     if isinstance(block, Gallery):
         rows = "\n".join(f"- {'fooled' if item.wrong else 'held'}: {escape(item.text)}" for item in block.items)
-        return f"**{escape(block.title)}** {escape(block.caption)}\n\n{rows}"
+        return f"**{escape(block.title)}** {escape(block.caption)}".rstrip() + f"\n\n{rows}"
     text = "\n".join(block.lines)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"<details><summary>{html.escape(block.title)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from layerwise.evaluation.style import CLASSES, COLOURS
 from layerwise.report.document import Plot, Text, shorten
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ text { fill: #1c1f23 }
   [style*="stroke: #000000"] { stroke: #e6e8ea !important }
   [style*="fill: #000000"] { fill: #e6e8ea !important }
   [style*="stroke: #d9d9d9"] { stroke: #3a4048 !important }
-}
+%s}
 </style>
 """
-"""What lets a figure follow the reader's scheme: axes, text and grid."""
+"""What lets a figure follow the reader's scheme: axes, text and grid; and the data, see `_on_dark`."""
 NARROW = (5.2, 4.4)
 """Inches: a figure of one panel, and how wide it is drawn here, so that its text can be read on a phone."""
 LABEL = 30
@@ -131,7 +132,17 @@ def _svg(figure: Figure) -> bytes:
         figure.savefig(data, format="svg", metadata=metadata, dpi=144, transparent=True)
     svg = re.sub(r"(?<=base64,)[A-Za-z0-9+/=\s]+", _indexed, data.getvalue().decode())
     at = svg.index(">", svg.index("<svg")) + 1
-    return (svg[:at] + DARK + svg[at:]).encode()
+    return (svg[:at] + DARK % _on_dark(svg) + svg[at:]).encode()
+
+
+def _on_dark(svg: str) -> str:
+    """Rules that make the colours of the data lighter on a dark ground: chosen for a white one, some are as dark as it."""
+    rules = []
+    for colour in (c.lower() for c in (*COLOURS, *CLASSES) if c != "#000000" and c.lower() in svg):
+        parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        lighter = "#" + "".join(f"{round(part + 0.35 * (255 - part)):02x}" for part in parts)
+        rules += [f'  [style*="{what}: {colour}"] {{ {what}: {lighter} !important }}' for what in ("fill", "stroke")]
+    return "\n".join([*rules, ""])
 
 
 def _indexed(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,16 @@ def tables(title: str, entries: Sequence[Group]) -> Iterator[Block]:
 
 def galleries(entries: Sequence[Group]) -> Iterator[Block]:
     """Adversarial examples of each recipe's first seed."""
+    said = ""
     for entry in entries:
         for examples in entry.first.evaluation.found(Examples):
             if examples.items:
-                yield _gallery(entry.name, examples)
+                made = _gallery(entry.name, examples)
+                yield replace(made, caption="") if made.caption == said else made
+                said = made.caption
 
 
-def _gallery(name: str, examples: Examples) -> Block:
+def _gallery(name: str, examples: Examples) -> Gallery:
     pairs = [(a.numpy().astype(int), b.numpy().astype(int)) for a, b in examples.pictures()][:FEW]
     largest = max((int(abs(b - a).max()) for a, b in pairs), default=0)
     factor = max(1, 127 // largest) if largest else 1

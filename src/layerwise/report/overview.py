@@ -53,6 +53,7 @@ def _drawn(entries: Sequence[Group], timed: bool) -> Figure:
             said.append(f"{entry.name}: {x:.1f} % clean, {y:.1f} % in the worst case{spent}")
         axes.set(xlabel="accuracy without attack (%)", ylabel="worst-case accuracy (%)", title="Accuracy and cost")
         axes.set_xlim(max(0, axes.get_xlim()[0] - 2), 101)
-        axes.set_ylim(-2, 102)
+        axes.set_ylim(-4, 104)  # room for whole marks at the ends
+        axes.set_xticks([tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= 100])
         legend_below(figure, axes)
     return describe(figure, f"Accuracy and cost. {'; '.join(said)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -143,7 +144,8 @@ def evaluated_again(runs: Sequence[RunRead], record: str, more: Sequence[str] = 
     """The command that repeats evaluations, whatever the first was asked for with, and more measures: they take the records' place."""
     e, folders = runs[0].evaluation, " ".join(shlex.quote(str(run.folder)) for run in runs)
     attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
-    measures = [*(m.measure for m in e.measures if "," not in m.measure), *more]
+    # A comma separates the items of a list, unless the item is in quotes.
+    measures = [json.dumps(each) if "," in each else each for each in (*(m.measure for m in e.measures), *more)]
     parts = [f"layerwise evaluate {folders} --record {shlex.quote(record)}"]
     parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
     parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
