@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerwise as lw
-from layerwise.errors import ConfigError
+from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.methods import Method
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -59,12 +59,12 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
 
 
-def by_hand(method: Method, *, clip: float | None = None) -> dict[str, Tensor]:
+def by_hand(method: Method, *, clip: float | None = None, model: nn.Module | None = None) -> dict[str, Tensor]:
     """The plain loop, written out with nothing of ours but the method."""
-    model = Net().train()
+    model = (model or Net()).train()
     optimizer = optimizer_of(model)
     for x, y in seeded():
-        for loss in method.losses(model, x, y):
+        for loss in method.losses(model, {"pixel_values": x}, y):
             if isinstance(loss, lw.Partial):
                 loss.loss.backward()  # type: ignore[no-untyped-call]
                 continue
@@ -250,20 +250,57 @@ def test_a_scaler_changes_nothing_where_no_gradient_overflows(make: Callable[[],
     assert same(model.state_dict(), by_hand(make()))
 
 
-def test_adapters_of_peft_train_and_what_they_adapt_stays(make: Callable[[], Method]) -> None:
+def adapted() -> nn.Module:
     import peft
 
-    model = peft.get_peft_model(Net(), peft.LoraConfig(r=2, target_modules=["first"], modules_to_save=["second"]))
-    before = copy.deepcopy(model.state_dict())
-    method = make() if not isinstance(make(), lw.AWP | lw.Parseval) else lw.FGSM(eps=0.1)
-    optimizer = optimizer_of(model)
-    for x, y in seeded():
-        loss = lw.step(method, model.train(), {"pixel_values": x}, y, optimizer)
-        assert loss.isfinite()
+    torch.manual_seed(5)
+    found: nn.Module = peft.get_peft_model(
+        Net(), peft.LoraConfig(r=2, target_modules=["first"], modules_to_save=["second"])
+    )
+    return found
+
+
+def test_adapters_of_peft_train_and_what_they_adapt_stays(make: Callable[[], Method]) -> None:
+    model, method = adapted(), make()
+    before, optimizer = copy.deepcopy(model.state_dict()), optimizer_of(model)
+
+    def train() -> None:
+        for x, y in seeded():
+            lw.step(method, model.train(), {"pixel_values": x}, y, optimizer)
+
+    if isinstance(method, lw.AWP | lw.Parseval):
+        with pytest.raises(ConfigError, match=r"adds an adapter's product to its own.*merge the adapter first"):
+            train()
+        return
+    train()
     after = model.state_dict()
+    assert same(after, by_hand(make(), model=adapted()))
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert any("lora_B" in name for name in moved)
     assert not any("base_layer" in name or "original_module" in name for name in moved)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_compiled_network(attached: bool, make: Callable[[], Method]) -> None:
+    torch.compiler.reset()
+    raw, method = Net(), make()
+    if attached:
+        method.attach(raw, data()[0][0])
+    model: Any = torch.compile(raw, backend="eager")
+    optimizer = optimizer_of(raw)
+    for x, y in seeded():
+        lw.step(method, model.train(), x, y, optimizer)
+    assert same(raw.state_dict(), by_hand(make()))
+
+
+def test_a_network_that_was_compiled_before_the_sites_is_told() -> None:
+    torch.compiler.reset()
+    raw = Net()
+    model: Any = torch.compile(raw.train(), backend="eager")
+    x, y = data()[0]
+    model(x)["logits"].sum().backward()
+    with pytest.raises(LayerwiseError, match="the model was compiled before the sites were attached"):
+        lw.step(METHODS["SLAT"](), model, x, y, optimizer_of(raw))
 
 
 def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,18 @@ def sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def cut_by_fsdp(raw: nn.Module) -> bool:
+    """Whether FSDP2 has cut the network; if so, it is told to let go of gathered weights after every pass, the root's too.
+
+    After a pass without a backward pass (a probe, a check) they would stay gathered, and `parameters()` would give others than the
+    optimiser has: a method would freeze and move the wrong ones, silently.
+    """
+    let_go: Any = getattr(type(raw), "set_reshard_after_forward", None)
+    if let_go is not None:
+        let_go(raw, True)
+    return let_go is not None
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part that lies here, sharing memory; a tensor that is not cut is its own part.
 

@@ -21,6 +21,7 @@ from layerwise.core.driving import AUTOGRAD, Backward, Step
 from layerwise.core.driving import Losses as Losses
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
+from layerwise.core.shards import cut_by_fsdp
 from layerwise.core.sites import Sites, unwrap
 from layerwise.core.threat import THREAT, ThreatModel
 from layerwise.errors import ConfigError, SiteError
@@ -90,6 +91,10 @@ class Method(Named, ABC):
                 f"the losses of {type(self).__name__} were left before their end: what it does after its first loss is missing, "
                 "so that it may train as if it were off. Train with layerwise.step(method, model, x, y, optimizer), or go through "
                 "all that losses gives"
+            )
+        if cut_by_fsdp(unwrap(model)) and self.second_order:
+            raise ConfigError(
+                f"{type(self).__name__} differentiates gradients, which FSDP2 cannot; take DistributedDataParallel, or another method"
             )
         x, y = prepared_inputs(x), prepared_labels(y)
         if self.check_inputs:
