@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from layerwise.errors import CheckpointError, ConfigError
+from layerwise.reproduce.definitions import items
 from layerwise.reproduce.papers import BESIDE, PAPERS, Printed, paper, read_paper
 
 
@@ -117,3 +118,13 @@ def damaged(change: Any) -> str:
 def test_damage_is_told(change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_paper(damaged(change), source="slat.json")
+
+
+@pytest.mark.parametrize("name", [name for name in PAPERS if name not in BESIDE])
+def test_every_number_of_the_text_decides_a_claim(name: str) -> None:
+    known = items()
+    for number in paper(name).in_text:
+        for place in number.claims:
+            item, _, claim = place.partition("/")
+            assert claim in {one.id for one in known[f"{name}/{item}"].claims}, number.what
+        assert number.claims, number.what

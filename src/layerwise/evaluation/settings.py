@@ -32,6 +32,7 @@ class EvaluationSettings:
         attacks: names as `layerwise list attacks` shows them, such as pgd-50-10 (50 steps, 10 restarts).
         sources: run folders of other networks; an attack transfer:each:ATTACK is made on each of them.
         measures: names as `layerwise list measures` shows them, with sizes, such as [corruptions, landscape points=21]; or all.
+        trace: measures, written likewise, of every epoch at which training looks at the validation images; their numbers are logged.
         baseline: run folder of a network to compare with: its errors are 100 % in mCE and mFR, and measures of two networks take it.
         num_examples: a fixed random subset of so many; null is all.
         split: test, or validation, on which to choose anything (a rate, a method, an epoch).
@@ -44,6 +45,7 @@ class EvaluationSettings:
     attacks: list[str] = field(default_factory=lambda: ["clean", "fgsm", "pgd-20"], metadata={CHECK: _check_attacks})
     sources: list[str] = field(default_factory=list)
     measures: list[str] = field(default_factory=list, metadata={CHECK: _check_measures})
+    trace: list[str] = field(default_factory=list, metadata={CHECK: _check_measures})
     baseline: str | None = None
     num_examples: Count | None = None
     split: Literal["test", "validation"] = "test"
@@ -56,4 +58,5 @@ class EvaluationSettings:
         """Check the settings: a misspelt attack is told before the training, not after it."""
         choose(self.attacks, self.eot)
         choose_measures(self.measures)
+        choose_measures(self.trace, other=False)
         check_fields(self)

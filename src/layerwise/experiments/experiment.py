@@ -22,6 +22,7 @@ from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.evaluation.record import Evaluation
 from layerwise.evaluation.run import FACTS, evaluate_run
 from layerwise.evaluation.settings import EvaluationSettings
+from layerwise.evaluation.watching import watcher
 from layerwise.experiments import recipe
 from layerwise.experiments.choices import command_line
 from layerwise.experiments.settings import (
@@ -206,6 +207,7 @@ def train(
         phases=[p if p.method is None else replace(p, method=ready(p.method)) for p in make_phases(experiment)],
         run=folder,
         config=tree,
+        watch=watcher(experiment.evaluation, data, threat=experiment.threat),
         resume=resume,
         progress=progress,
     )

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from itertools import product
+from types import MappingProxyType
 from typing import Any, final
 
 from layerwise.core.checks import parse_radius
@@ -44,12 +45,14 @@ class System:
         set: {dotted setting: value} that differ from it.
         weights: `last`, `best`, `ema`, `best-ema`, or `selected`: of the best and the best averaged ones, the better on validation.
         watched: whether validation images are needed: to choose weights by, or for a figure of what training logged.
+        trace: measures that training logs every epoch, see `evaluation.trace`.
     """
 
     recipe: str
     set: dict[str, Any] = field(default_factory=dict)
     weights: str = "last"
     watched: bool = False
+    trace: tuple[str, ...] = ()
 
 
 @final
@@ -205,7 +208,7 @@ _ITEM = ("title", "rows", "columns", "claims", "seeds", "set", "eps", "strong", 
 
 def _item(id: str, body: Mapping[str, Any], systems: Mapping[str, System]) -> Item:
     _known(id, body, _ITEM)
-    watched = body.get("draw") == "curves"
+    logged = {"watched": True, "trace": tuple(body.get("options", {}).get("trace", ()))}
     name, _, part = id.partition("/")
     printed: Any = paper(name).table(part) or paper(name).figure(part)
     if printed is None and not body.get("title"):
@@ -216,7 +219,7 @@ def _item(id: str, body: Mapping[str, Any], systems: Mapping[str, System]) -> It
         id=id,
         title=body.get("title") or printed.title,
         rows=tuple(
-            _row(id, k, v, systems, body.get("set", {}), watched)
+            _row(id, k, v, systems, body.get("set", {}), logged if body.get("draw") == "curves" else {})
             for name, row in body.get("rows", {}).items()
             for k, v in _spread(name, row)
         ),
@@ -265,13 +268,15 @@ STRONG: dict[str, Any] = {"PGD-50-10 (ours)": "pgd-50-10", "AutoAttack (ours)": 
 """The columns that stand beside a paper's weak attack."""
 
 
-def _row(id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool) -> Row:
+def _row(
+    id: str, name: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], logged: Mapping[str, Any]
+) -> Row:
     found = body if isinstance(body, Mapping) else {"system": body}
     _known(f"{id}, {name}", found, (*PARTS, "with", "at", "series"))
     parts = {k: found[k] for k in PARTS if k in found}
     return Row(
         name=str(name),
-        system=_system(f"{id}, {name}", parts, systems, common, watched),
+        system=_system(f"{id}, {name}", parts, systems, common, logged),
         options=dict(found.get("with", {})),
         at=None if found.get("at") is None else parse_radius(found["at"]),
         series=str(found.get("series", "")),
@@ -279,7 +284,11 @@ def _row(id: str, name: str, body: Any, systems: Mapping[str, System], common: M
 
 
 def _system(
-    where: str, body: Any, systems: Mapping[str, System], common: Mapping[str, Any], watched: bool = False
+    where: str,
+    body: Any,
+    systems: Mapping[str, System],
+    common: Mapping[str, Any],
+    logged: Mapping[str, Any] = MappingProxyType({}),
 ) -> System:
     """A system; the settings of the table come before the row's own."""
     found = body if isinstance(body, Mapping) else {"system": body}
@@ -293,7 +302,7 @@ def _system(
         recipe=base.recipe,
         set={**base.set, **common, **found.get("set", {})},
         weights=weights,
-        watched=watched or weights != "last",
+        **{"watched": weights != "last", **logged},
     )
 
 

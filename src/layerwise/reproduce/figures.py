@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerwise import models
 from layerwise.attacks import InputAttack, PGDAttack, ThreatModel, parse_attack
+from layerwise.attacks.base import is_correct
 from layerwise.core import registry
 from layerwise.core.checks import parse_radius
 from layerwise.core.driving import step
@@ -20,7 +21,7 @@ from layerwise.data import load
 from layerwise.data.batching import batches
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import measures as look
-from layerwise.evaluation.corruptions import corrupt
+from layerwise.evaluation.corruptions import STANDARD, corrupt
 from layerwise.evaluation.measurement import Curves, Measurement
 from layerwise.evaluation.style import canvas, describe, legend_below, line, styled
 from layerwise.files import atomic, writing
@@ -191,8 +192,20 @@ def _radius(view: View) -> Measurement:
 
 def _reassignment(view: View) -> Found:
     other = view.bench.row(view.options["other"]).network
-    images = {"clean": view.x, "fgsm": look.fgsm(*view.first, 8 / 255, None)}
-    return {name: look.layer_reassignment(view.model, other, x, view.y) for name, x in images.items()}
+    noisy = [corrupt(view.x, name, 3) for name in STANDARD]
+    shares: dict[str, Any] = {
+        "clean": _share,
+        "fgsm": lambda network, x, y: _share(network, look.fgsm(network, x, y, 8 / 255, None), y),  # of the weights it has then
+        "corrupted": lambda network, x, y: sum(_share(network, images, y) for images in noisy) / len(noisy),
+    }
+    return {
+        name: look.layer_reassignment(view.model, other, view.x, view.y, measure=share) for name, share in shares.items()
+    }
+
+
+def _share(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float(is_correct(network(x), y).float().mean())
 
 
 def _representation(view: View) -> Found:
@@ -234,6 +247,7 @@ LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
         1000,
         lambda view: look.feature_clouds(*view.first, eps=view.options["eps"], classes=view.options.get("classes")),
     ),
+    "linearity": (1000, lambda view: look.linear_approximation_error(*view.first, sites="input")),
     "spectrum": (200, lambda view: look.jacobian_spectrum(view.model, view.x)),
     "state-ratio": (1000, lambda view: look.state_gradient_ratio(*view.first)),
 }
@@ -249,7 +263,7 @@ def _some(view: View, option: str) -> tuple[Tensor, Tensor]:
 
 
 def _training_curves(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Curves over the epochs, from what training logged; then a diagnostic of the last weights, if one is named."""
+    """Curves over the epochs, from what training logged."""
     pictures, failures = [], []
     for key, label in item.options["series"].items():
         curves = {}
@@ -262,12 +276,6 @@ def _training_curves(item: Item, bench: Bench, folder: Path) -> tuple[list[Pictu
         if curves:
             figure = plot(curves, title=item.title, x="epoch", y=label)
             pictures.append(_saved(figure, folder / _file(item, key), {"curves": curves}))
-    if (name := item.options.get("diagnostic")) is not None:
-        looked = {row.name: attempt(looked_at, name, {}, bench, row.system) for row in item.rows}
-        shown = {row: found[""] for row, found in looked.items() if not isinstance(found, str)}
-        for _, figure in _figures(shown) if shown else ():
-            data = {row: found.to_dict() for row, found in shown.items()}
-            pictures.append(_saved(figure, folder / _file(item, name), data))
     return pictures, failures
 
 

@@ -267,26 +267,35 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
 
 
 def _looked(bench: Bench, subject: Subject, options: Options) -> Outcome:
-    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at` or their mean."""
+    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at`, or the mean of all or of a `part` of them."""
     settings = options.get("options", {})
     row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
     found = looked_at(options["look"], settings, bench, row.system)[options.get("panel", "")]
     value = getattr(found, options["field"])
     if isinstance(value, tuple):
-        value = value[options["at"]] if "at" in options else sum(value) / len(value)
+        first, end = options.get("part", (0, len(value)))
+        value = value[options["at"]] if "at" in options else sum(value[first:end]) / len(value[first:end])
     what = f"{options['look']}, {options['field']}"
     return Outcome(value=value, low=value, high=value, images=LOOKS[options["look"]][0], what=what)
 
 
 def _logged(bench: Bench, subject: Subject, options: Options) -> Outcome:
-    """What training logged under `key`: its `first`, `last`, `least` or `most` (`of`), times `scale`."""
+    """What training logged under `key`, times `scale`: `of` its first, last, least or most, of an epoch (-3: before the last two).
+
+    `fall` is the epoch that follows the largest loss within one epoch.
+    """
     del bench
-    values = [value for _, value in subject.logged(options["key"])]
-    of = {"first": values[0], "last": values[-1], "least": min(values), "most": max(values)}
-    value = options.get("scale", 1) * of[options["of"]]
-    return Outcome(
-        value=value, low=value, high=value, images=0, what=f"{options['key']}, {options['of']} over the epochs"
-    )
+    key, of = options["key"], options["of"]
+    found = subject.logged(key)
+    values = [value for _, value in found]
+    if isinstance(of, int) and not -len(values) <= of - (of > 0) < len(values):
+        raise ConfigError(f"training logged {key} in {len(values)} epochs at this scale, which leaves out {of}")
+    falls = [(before - after, epoch) for before, (epoch, after) in zip(values, found[1:], strict=False)]
+    numbers = {"first": values[0], "last": values[-1], "least": min(values), "most": max(values)}
+    numbers["fall"] = max(falls, default=(0.0, 0.0))[1]
+    value = options.get("scale", 1) * (values[of - (of > 0)] if isinstance(of, int) else numbers[of])
+    what = f"{key}, {f'epoch {of}' if isinstance(of, int) else f'{of} over the epochs'}"
+    return Outcome(value=value, low=value, high=value, images=0, what=what)
 
 
 MEASURES: dict[str, Measure] = {

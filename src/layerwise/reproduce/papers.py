@@ -131,11 +131,13 @@ class InText:
         where: section.
         what: what it is.
         values: {name: digits}.
+        claims: `ITEM/CLAIM` that it decides.
     """
 
     where: str
     what: str
     values: dict[str, str]
+    claims: tuple[str, ...]
 
 
 @final

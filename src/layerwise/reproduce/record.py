@@ -9,6 +9,7 @@ from typing import Any, final
 
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation.intervals import Estimate, mean_of
+from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.record import unpack
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Outcome
@@ -18,8 +19,8 @@ from layerwise.reproduce.papers import Printed, to_json
 
 FORMAT, VERSION = "layerwise-reproduction", 1
 
-SEED_NOISE = {PERCENT: 0.5}
-"""Half width that one seed alone gets, in the column's unit: runs of one recipe differed by so much (points of accuracy)."""
+SEED_NOISE = {PERCENT: 0.5, "epochs": 0.0, "passes": 0.0}
+"""Half width that one seed alone gets, in the column's unit: runs of one recipe differed by so much (points of accuracy). Counts are exact."""
 
 RELATIVE_NOISE = 0.05
 """The same for other units, as a share of the number."""
@@ -180,10 +181,19 @@ class Record:
         def read(name: str, column: str) -> Estimate | None:
             if name.endswith(PRINTED):
                 return self.printed().read(name.removesuffix(PRINTED), column)
-            cell = rows[name].cells.get(column) if name in rows else None
+            if name not in rows:
+                return self._drawn(name, column)
+            cell = rows[name].cells.get(column)
             return None if cell is None else cell.measured(units[column])
 
         return Cells(tuple(rows), read, {row.name: row.runs for row in self.rows})
+
+    def _drawn(self, name: str, field: str) -> Estimate | None:
+        """A number of what a picture shows, where there is no table: of the toys."""
+        for picture in self.pictures:
+            if "kind" in (shown := picture.data.get(name, {})):
+                return Estimate.exactly(getattr(Measurement.from_dict(shown, source=self.item), field))
+        return None
 
     def printed(self) -> Cells:
         """The paper's numbers, for claims; a printed deviation is taken as the half width."""

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -54,12 +54,13 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
     """
     tree = _with_leaves(_settings(system.recipe, json.dumps(system.set)), {"training.seed": seed})
     tree = _with_leaves(tree, scale.apply(tree) | ({} if system.watched else scale.unwatched))
+    tree["evaluation"]["trace"] = list(system.trace)
     options = tree["model"]["options"]
     tree["model"]["options"] = {key: value for key, value in options.items() if value is not None}
     needs: dict[str, Resolved] = {}
 
     def named(value: str) -> str:
-        found = resolve(System(recipe=value, watched=system.watched), scale, seed=seed)
+        found = resolve(replace(system, recipe=value, set={}, weights="last"), scale, seed=seed)
         needs[found.name] = found
         return NEEDS + found.name
 
@@ -117,6 +118,8 @@ def digest(value: Any) -> str:
 def _decisive(tree: Tree) -> Tree:
     """The settings that the weights depend on."""
     kept = {key: value for key, value in tree.items() if key != "evaluation"}
+    if trace := tree["evaluation"]["trace"]:
+        kept["trace"] = trace  # on which the log depends
     kept["data"] = {key: value for key, value in tree["data"].items() if key not in ("root", "download")}
     training = {k: v for k, v in tree["training"].items() if not any(fnmatch(f"training.{k}", free) for free in FREE)}
     training = {k: v for k, v in training.items() if (k, v) not in ADDED.items()}  # older runs keep their names

@@ -22,6 +22,7 @@ def end_epoch(session: Session, method: Method) -> None:
     every = session.settings.eval_every
     if every and (session.done or (session.epoch + 1) % every == 0):
         values |= _evaluate(session)
+        _watch(session)
     _diagnose(session, method)
     values |= {"method": type(method).__name__, "passes": method.passes.total, "flags": list(session.flags)}
     values |= {"seconds": session.clock.seconds, "planned": session.settings.epochs * session.per_epoch}
@@ -46,6 +47,13 @@ def _evaluate(session: Session) -> dict[str, Any]:
             session.flags.append(OVERFITTING)
             session.say(told)
     return found
+
+
+def _watch(session: Session) -> None:
+    """The caller's own numbers."""
+    if session.watch is not None:
+        with kept_random_states(session.place.device):
+            session.record("diagnose", session.watch(session.raw))
 
 
 def _scored(session: Session, which: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from layerwise.training.randomness import kept_random_states, seed_everything
 from layerwise.training.ranks import survived, together, total
 from layerwise.training.run import Run, nothing_half_made, plain, to_go_on
 from layerwise.training.saving import keep, restore
-from layerwise.training.session import FitResult, Place, Session
+from layerwise.training.session import FitResult, Place, Session, Watch
 from layerwise.training.settings import Training
 from layerwise.training.sync_norm import synchronised
 
@@ -68,6 +68,7 @@ def fit(
     resume: bool = False,
     progress: Progress = True,
     config: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
 ) -> FitResult:
     """Train a network with a method.
 
@@ -88,6 +89,7 @@ def fit(
         progress: a bar where a person watches (True), everywhere (`"force"`), or nowhere (False).
         config: what the run folder stores as its configuration, plain data; None describes the arguments, by which commands can
             evaluate and resume the run where `build_model` made the network and `load_data` the data.
+        watch: gives numbers of your own about the network, which are logged after every look at the validation split.
 
     Returns:
         What happened; the weights are in `model` and in the run folder, see `load_weights`.
@@ -133,6 +135,7 @@ def fit(
         if config is None
         else plain(config),
         process=os.getpid(),
+        watch=watch,
     )
     with nothing_half_made(job.run), survived(partial(to_go_on, job.run)), quiet():
         found = engine(settings).launch(partial(_train, job=job))
@@ -160,6 +163,7 @@ class Job:
     progress: Progress
     config: Any
     process: int
+    watch: Watch | None = None
 
 
 @final
@@ -336,6 +340,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     session = Session(
         raw, job.phases, inner, settings=settings, threat=job.threat, data=data, place=place, run=run, shards=shards
     )
+    session.watch = job.watch
     stack.callback(session.close)
     model.register_forward_hook(session.note_logits)
     restore(session)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from layerwise.training.monitor import NotFinite, OverfitMonitor, lost_noise
 from layerwise.training.phases import Phases
 from layerwise.training.run import Run
 from layerwise.training.settings import Training
+
+Watch: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
+"""Numbers of the caller's own about a network, by name."""
 
 logger = logging.getLogger("layerwise")
 
@@ -136,6 +139,7 @@ class Session:
         self.bank: Bank | None = None  # while a step is recorded
         self.logged = False
         self.method = phases.method
+        self.watch: Watch | None = None
         folder = run.path if run is not None and run.writes else None
         board = folder / "tensorboard" if folder is not None and settings.tensorboard else None
         self.metrics = MetricsFile(folder / "metrics.jsonl" if folder is not None else None, tensorboard=board)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import torch
@@ -264,6 +265,13 @@ class DecisionBoundary(Measurement):
         whole = len(self.first) * len(self.second)
         areas = ", ".join(f"class {k} {100 * count[k] / whole:.0f} %" for k in range(self._classes))
         return f"of the plane around {len(self.points)} examples, {areas}; {100 * self.accuracy:.1f} % of them are correct."
+
+    @property
+    def leaning(self) -> float:
+        """Share, in [0, 1], of the changes of class that lie along the first feature: 1 where the second one decides nothing."""
+        rows, columns = self.predicted, tuple(zip(*self.predicted, strict=True))
+        along, across = (sum(a != b for line in lines for a, b in pairwise(line)) for lines in (rows, columns))
+        return along / max(along + across, 1)
 
     @property
     def _classes(self) -> int:

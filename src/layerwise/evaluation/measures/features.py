@@ -99,6 +99,19 @@ class FeatureClouds(Measurement):
         """The images."""
         return len(self.labels)
 
+    @property
+    def adversarial(self) -> tuple[float, ...]:
+        """Accuracy under adversarial noise at each intensity, in percent."""
+        return self._accuracies("adversarial")
+
+    @property
+    def random(self) -> tuple[float, ...]:
+        """The same under random noise."""
+        return self._accuracies("random")
+
+    def _accuracies(self, noise: Kind) -> tuple[float, ...]:
+        return tuple(100 * cloud.accuracy for cloud in self.clouds if cloud.noise == noise)
+
     def sentence(self) -> str:
         """What is drawn, and the accuracies."""
         found = ", ".join(f"{100 * c.accuracy:.0f} % under {c.noise} noise of {c.eps:.3g}" for c in self.clouds)

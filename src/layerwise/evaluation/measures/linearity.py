@@ -53,6 +53,11 @@ class Linearity(PerSite):
         return self.errors
 
     @property
+    def relative(self) -> tuple[float, ...]:
+        """The errors beside what they are to be compared with: 0 where the loss is linear."""
+        return tuple(r / max(g, 1e-12) for r, g in zip(self.errors, self.first_order, strict=True))
+
+    @property
     def quantity(self) -> str:
         return f"mean |L(z + e) - L(z) - <g, e>| (nats)\nfor {self.direction} e of {format_radius(self.eta)}"
 
