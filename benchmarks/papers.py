@@ -42,7 +42,18 @@ def page() -> str:
     sections |= {paper(name).title: [x for x in found if not x.entry.shared] for name, found in lines.items()}
     for title, chosen in sections.items():
         parts += [f"## {title}", _table(HEADER, list(_rows(chosen)))]
+    parts += [
+        "## Numbers of the running text",
+        _table(("paper", "section", "what", "printed", "decides"), list(_in_text())),
+    ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _in_text() -> Iterator[tuple[str, ...]]:
+    for name in compared.METHODS:
+        for number in paper(name).in_text:
+            printed = ", ".join(f"{what}: {digits}" for what, digits in number.values.items())
+            yield paper(name).name, number.where, number.what, printed, ", ".join(number.claims)
 
 
 def _summary(name: str) -> tuple[str, ...]:

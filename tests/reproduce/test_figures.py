@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from layerwise.core.random import Stream
 from layerwise.errors import ConfigError
 from layerwise.evaluation.measures import fgsm
 from layerwise.evaluation.style import canvas, styled
-from layerwise.reproduce import runner
+from layerwise.reproduce import measures, runner
 from layerwise.reproduce.bench import Outcome
+from layerwise.reproduce.claims import HOLDS
 from layerwise.reproduce.figures import NOISES, _head, draw_sweep
 from layerwise.reproduce.record import CellRecord, Record, RowRecord
 from tests.reproduce.cases import TINY, item
@@ -62,13 +64,48 @@ def test_several_panels_are_several_pictures(place: Path) -> None:
 
 
 def test_training_curves_come_from_what_was_logged(place: Path) -> None:
-    options = {"series": {"clean": "validation accuracy, %", "nothing": "no such thing"}, "diagnostic": "alignment"}
-    record = drawn(place, scale=replace(LOGGING, name="logging"), draw="curves", options=options)
-    curves, alignment = record.pictures
-    assert {name: len(points) for name, points in curves.data["curves"].items()} == {"standard": 1, "SLAT": 1}
-    assert list(alignment.data) == list(ROWS)
+    series = {"clean": "validation accuracy, %", "alignment.mean": "alignment", "nothing": "no such thing"}
+    options = {"series": series, "trace": ["alignment images=4"]}
+    rows = {**ROWS, "Deep Defense": "deep-defense-digits"}  # which starts from standard-digits
+    record = drawn(place, scale=replace(LOGGING, name="logging"), draw="curves", options=options, rows=rows)
+    for picture in record.pictures:
+        assert {name: len(points) for name, points in picture.data["curves"].items()} == dict.fromkeys(rows, 1)
+    assert [picture.file for picture in record.pictures] == ["figure-x-clean.png", "figure-x-alignment.mean.png"]
+    assert len(list((place / "runs" / "reproduce" / "logging").iterdir())) == len(rows)  # the start is the row's own
     nothing = "training logged nothing of 'nothing' at this scale"
-    assert record.failures == tuple(f"no such thing, {row}: {nothing}" for row in ROWS)
+    assert record.failures == tuple(f"no such thing, {row}: {nothing}" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [("first", 50), ("least", 10), ("most", 60), ("last", 20), ("fall", 300), (2, 60), (-3, 60), (4, 20)],
+)
+def test_what_training_logged_is_read_by_epoch(of: Any, expected: float) -> None:
+    log: Any = SimpleNamespace(logged=lambda key: [(1, 0.5), (2, 0.6), (3, 0.1), (4, 0.2)])
+    options = {"key": "robust", "of": of, "scale": 100 if of != "fall" else 1}
+    found = measures.MEASURES["logged"](None, log, options).value  # type: ignore[arg-type]
+    assert found == pytest.approx(expected if of != "fall" else 3)
+
+
+@pytest.mark.parametrize("of", [0, 5, -5])
+def test_an_epoch_that_was_not_logged_is_told(of: int) -> None:
+    log: Any = SimpleNamespace(logged=lambda key: [(1, 0.5), (2, 0.6), (3, 0.1), (4, 0.2)])
+    with pytest.raises(ConfigError, match=f"training logged robust in 4 epochs at this scale, which leaves out {of}"):
+        measures.MEASURES["logged"](None, log, {"key": "robust", "of": of})  # type: ignore[arg-type]
+
+
+def test_weights_are_exchanged_before_the_attack(place: Path) -> None:
+    options = {"other": "standard"}
+    rows = {name: {"recipe": recipe, "set": {"training.max_steps": 2}} for name, recipe in ROWS.items()}
+    column = {"measure": "look", "look": "reassignment", "options": options, "field": "values", "part": [0, 1]}
+    columns = {panel: {**column, "panel": panel} for panel in ("clean", "fgsm", "corrupted")}
+    record = drawn(place, draw="reassignment", options=options, rows=rows, columns=columns)
+    assert [picture.file for picture in record.pictures] == [f"figure-x-{n}.png" for n in columns]
+    for picture in record.pictures:
+        found = picture.data["standard"]  # exchanged with itself
+        assert found["accuracies"] == [found["original"]] * len(found["sites"])
+    first = record.pictures[1].data["SLAT"]["accuracies"][0]
+    assert record.rows[1].cells["fgsm"].ours[0].value == pytest.approx(100 * first)
 
 
 def test_a_column_is_what_training_logged_or_what_a_diagnostic_found(place: Path) -> None:
@@ -83,7 +120,9 @@ def test_a_column_is_what_training_logged_or_what_a_diagnostic_found(place: Path
 
 def test_the_toy_is_trained_and_drawn_for_every_method(place: Path) -> None:
     methods = {"standard": {}, "FGSM": {"eps": 0.1}, "SLAT": {"eta": 0.1, "sites": ["relu1"]}}
-    record = drawn(place, draw="toy", rows={}, options={"methods": methods})
+    leans = {"leans": {"says": "SLAT leans more.", "if": {"greater": ["SLAT / leaning", "FGSM / leaning"]}}}
+    record = drawn(place, draw="toy", rows={}, options={"methods": methods}, claims=leans)
+    assert [claim.would_be for claim in record.claims] == [HOLDS]
     assert record.failures == ()
     assert [list(picture.data) for picture in record.pictures] == [["standard"], ["FGSM"], ["SLAT"]]
     assert {d["kind"] for picture in record.pictures for d in picture.data.values()} == {"DecisionBoundary"}

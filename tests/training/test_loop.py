@@ -186,6 +186,24 @@ def test_learning_raises_the_validation_accuracy_and_the_best_epoch_is_kept(tmp_
     assert result.best["robust"] == max(robust) > 0.5
 
 
+def test_a_caller_watches_the_network_after_every_look_at_validation_and_changes_nothing(tmp_path: Path) -> None:
+    plain, watched = TinyConv(), TinyConv()
+    seen: list[float] = []
+
+    def watch(net: nn.Module) -> dict[str, float]:
+        seen.append(float(torch.rand(1) + next(net.parameters()).detach().sum()))
+        return {"mine": seen[-1]}
+
+    settings = cheap(epochs=5, eval_every=2)
+    train(plain, FGSM(eps=0.02), settings)
+    train(watched, FGSM(eps=0.02), settings, run=tmp_path / "run", watch=watch)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["mine"]) for line in lines if "mine" in line] == list(
+        zip((2, 4, 5), seen, strict=True)
+    )
+    assert same(weights(plain), weights(watched))
+
+
 def test_the_test_split_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pictures()
     test = data.test

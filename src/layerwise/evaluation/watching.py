@@ -33,7 +33,9 @@ def watcher(
     if not chosen:
         return None
     if not len(data.validation):
-        raise ConfigError("evaluation.trace looks at validation images, and there are none; type --data.validation 1000")
+        raise ConfigError(
+            "evaluation.trace looks at validation images, and there are none; type --data.validation 1000"
+        )
 
     def watch(network: nn.Module) -> dict[str, float]:
         count, size = settings.num_examples, settings.batch_size

@@ -195,11 +195,14 @@ def _reassignment(view: View) -> Found:
     noisy = [corrupt(view.x, name, 3) for name in STANDARD]
     shares: dict[str, Any] = {
         "clean": _share,
-        "fgsm": lambda network, x, y: _share(network, look.fgsm(network, x, y, 8 / 255, None), y),  # of the weights it has then
+        "fgsm": lambda network, x, y: _share(
+            network, look.fgsm(network, x, y, 8 / 255, None), y
+        ),  # of the weights it has then
         "corrupted": lambda network, x, y: sum(_share(network, images, y) for images in noisy) / len(noisy),
     }
     return {
-        name: look.layer_reassignment(view.model, other, view.x, view.y, measure=share) for name, share in shares.items()
+        name: look.layer_reassignment(view.model, other, view.x, view.y, measure=share)
+        for name, share in shares.items()
     }
 
 

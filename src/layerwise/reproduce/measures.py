@@ -267,7 +267,7 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
 
 
 def _looked(bench: Bench, subject: Subject, options: Options) -> Outcome:
-    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at`, or the mean of all or of a `part` of them."""
+    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at`, or the mean of a `part` or all."""
     settings = options.get("options", {})
     row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
     found = looked_at(options["look"], settings, bench, row.system)[options.get("panel", "")]
@@ -288,7 +288,7 @@ def _logged(bench: Bench, subject: Subject, options: Options) -> Outcome:
     key, of = options["key"], options["of"]
     found = subject.logged(key)
     values = [value for _, value in found]
-    if isinstance(of, int) and not -len(values) <= of - (of > 0) < len(values):
+    if isinstance(of, int) and not 1 <= abs(of) <= len(values):
         raise ConfigError(f"training logged {key} in {len(values)} epochs at this scale, which leaves out {of}")
     falls = [(before - after, epoch) for before, (epoch, after) in zip(values, found[1:], strict=False)]
     numbers = {"first": values[0], "last": values[-1], "least": min(values), "most": max(values)}

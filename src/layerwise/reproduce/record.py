@@ -20,7 +20,8 @@ from layerwise.reproduce.papers import Printed, to_json
 FORMAT, VERSION = "layerwise-reproduction", 1
 
 SEED_NOISE = {PERCENT: 0.5, "epochs": 0.0, "passes": 0.0}
-"""Half width that one seed alone gets, in the column's unit: runs of one recipe differed by so much (points of accuracy). Counts are exact."""
+"""Half width that one seed alone gets, in the column's unit: runs of one recipe differed by so much (points of accuracy); counts
+are exact."""
 
 RELATIVE_NOISE = 0.05
 """The same for other units, as a share of the number."""
