@@ -267,7 +267,7 @@ def _times(bench: Bench, subject: Subject, options: Options) -> Outcome:
 
 
 def _looked(bench: Bench, subject: Subject, options: Options) -> Outcome:
-    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, at the place `at`, or the mean of a `part` or all."""
+    """A number of the diagnostic `look`: its `field`, of `panel` where it has several, `at` a place, or the mean of a `part` or all."""
     settings = options.get("options", {})
     row = next(row for row in bench.item.rows if bench.resolve(row.system).name == subject.system.name)
     found = looked_at(options["look"], settings, bench, row.system)[options.get("panel", "")]
