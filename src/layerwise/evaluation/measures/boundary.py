@@ -271,7 +271,7 @@ class DecisionBoundary(Measurement):
         """Share, in [0, 1], of the changes of class that lie along the first feature: 1 where the second one decides nothing."""
         rows, columns = self.predicted, tuple(zip(*self.predicted, strict=True))
         along, across = (sum(a != b for line in lines for a, b in pairwise(line)) for lines in (rows, columns))
-        return along / max(along + across, 1)
+        return float(along / max(along + across, 1))
 
     @property
     def _classes(self) -> int:
