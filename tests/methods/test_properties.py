@@ -187,6 +187,47 @@ def test_gradients_that_are_there_already_are_kept(name: str) -> None:
         torch.testing.assert_close(found, a + b, rtol=1e-8, atol=1e-10)
 
 
+COUNTS_ON_STEPS = {"ANP", "ANP shifted", "FreeAT", "Parseval", "TargetedLAT"}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@methods()
+def test_a_method_that_counts_on_steps_says_so_where_they_come_later(
+    name: str, fused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user's own accumulation, backward for every loss of three batches and then a step; a loop that steps is told nothing."""
+    for steps_later in (True, False):
+        model, method = plain(), make(name)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+        caplog.clear()
+        for x, y in data(3):
+            for loss in method.losses(model, x, y):
+                backward(loss)
+                if not steps_later and not isinstance(loss, Partial):
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=fused)
+        said = [r.message for r in caplog.records if "counts on a step of the optimiser" in r.message]
+        assert len(said) == (steps_later and name in COUNTS_ON_STEPS)
+        assert method.needs_steps == (name in COUNTS_ON_STEPS)
+
+
+@pytest.mark.parametrize("first_rate", [0.0, 0.1])
+def test_weights_that_stand_still_are_no_proof_yet(first_rate: float, caplog: pytest.LogCaptureFixture) -> None:
+    """A warm-up from 0; a step that is missing throughout is noticed all the same, gradients dropped or not."""
+    for moves in (True, False):
+        model, method = plain(), make("FreeAT")
+        optimizer = torch.optim.SGD(model.parameters(), lr=first_rate)
+        caplog.clear()
+        for x, y in data(8):
+            for loss in method.losses(model, x, y):
+                optimizer.zero_grad()
+                backward(loss)
+                if moves:
+                    optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.1
+        assert ["counts on a step" in r.message for r in caplog.records] == [True] * (not moves)
+
+
 @methods()
 def test_only_descents_move_the_running_statistics(name: str) -> None:
     """Those of the last batch norm, worked out again from its inputs in the passes that descend."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layerwise.core.calling import Inputs, parts_of, rows, take
 from layerwise.core.checks import of_kind
 from layerwise.core.random import Source, repeatable
+from layerwise.core.shards import local
 from layerwise.errors import LayerwiseError
 
 
@@ -300,6 +301,48 @@ def drive(
             source.close()
     if pending:
         raise LayerwiseError(f"{type(method).__name__}.losses ends with a Partial; end with a loss to step on")
+
+
+@final
+class Pace:
+    """Whether the weights move after the losses of a method that counts on it, in a loop that is not ours.
+
+    A few entries of every weight are compared: `Tensor._version` stays as it is under fused optimisers. Weights that stand still once are
+    no proof (a rate of 0 in a warm-up, a step that a scaler skips); gradients that nobody has dropped from one loss to the next are one.
+
+    Args:
+        network: whose weights.
+    """
+
+    ENOUGH = 20
+    """Losses without a step that are a proof by themselves."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._weights = [p for p in network.parameters() if p.requires_grad]
+        self._looks = 0
+        self._entries: list[Tensor] = []
+        self._gradients: list[Tensor | None] = []
+
+    def begin(self) -> None:
+        """A loss is handed out."""
+        self._entries = [entries.clone() for entries in map(_few, self._weights)]
+
+    def stands_still(self) -> bool | None:
+        """After the caller's turn: whether no weight moves while gradients are there; None as long as that is not known."""
+        if not all(map(torch.equal, self._entries, map(_few, self._weights))):
+            return False
+        before, self._gradients = self._gradients, [p.grad for p in self._weights]
+        self._looks += 1
+        kept = [a is b for a, b in zip(before, self._gradients, strict=False) if b is not None]
+        return True if kept and (all(kept) or self._looks == self.ENOUGH) else None
+
+    def __reduce__(self) -> tuple[type[Pace], tuple[nn.Module]]:
+        """Watch nothing, where a method is copied or sent to another process."""
+        return Pace, (nn.Module(),)
+
+
+def _few(weight: Tensor) -> Tensor:
+    return local(weight).detach().reshape(-1)[:8]
 
 
 def _advance(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import fields, replace
 from typing import Any, Self, TypeAlias
 
@@ -17,7 +18,7 @@ from layerwise.core.checks import check_fields, of_kind
 from layerwise.core.contract import Demands, Seen, check_batch, prepared_inputs, prepared_labels
 from layerwise.core.cost import AGAIN, Passes
 from layerwise.core.criteria import Criterion, as_criterion
-from layerwise.core.driving import AUTOGRAD, Backward, Step
+from layerwise.core.driving import AUTOGRAD, Backward, Pace, Partial, Step
 from layerwise.core.driving import Losses as Losses
 from layerwise.core.passes import Gradients, Noise
 from layerwise.core.random import Source
@@ -42,6 +43,7 @@ class Method(Named, ABC):
 
     check_inputs: bool = True
     _seen: Seen | None = None
+    _pace: Pace | None = None
     _abandoned: bool = False
     _told: bool = False
 
@@ -69,14 +71,44 @@ class Method(Named, ABC):
 
         Yields:
             A mean loss to back-propagate, clip and step on, or a `Partial` to back-propagate only.
-            Code after a yield runs after the step.
+            Code after a yield runs after the step. Gradients that are there already stay, so that a caller may add up several batches'
+            before a step; a method that counts on a step after each loss (ANP, FreeAT, Parseval) notices and says that there is none.
         """
+        if self._seen is None and self.check_inputs and self.needs_steps:
+            self._pace = Pace(unwrap(model))
         inputs, labels = self._begun(model, x, y)
+        source = self.batch_losses(model, inputs, labels, Step(backward, generator))
         try:
-            yield from self.batch_losses(model, inputs, labels, Step(backward, generator))
+            yield from source if self._pace is None else self._paced(source)
         except GeneratorExit:
             self._abandoned = self._goes_on
             raise
+
+    def _paced(self, source: Losses) -> Losses:
+        """The same losses, with a look at the weights after each until it is known whether they move there."""
+        with closing(source):
+            for loss in source:
+                pace = self._pace
+                if pace is not None:
+                    pace.begin()
+                yield loss
+                if pace is None or isinstance(loss, Partial):
+                    continue
+                still = pace.stands_still()
+                if still is not None:
+                    self._pace = None
+                if still:
+                    logger.warning(
+                        f"{type(self).__name__} counts on a step of the optimiser after each of its losses, and finds no weight moved and "
+                        "the gradients still there. Step after each loss; to accumulate, give the whole batch to layerwise.step(method, "
+                        "model, x, y, optimizer, parts=...), outside of another library's accumulation: its parts step together"
+                    )
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether it counts on the optimiser's step after each of its losses; else gradients may add up over batches."""
+        base = getattr(self, "base", None)
+        return self.passes.steps > 1 or (isinstance(base, Method) and base.needs_steps)
 
     @property
     def _goes_on(self) -> bool:

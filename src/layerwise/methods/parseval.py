@@ -40,6 +40,8 @@ class Parseval(Wrapper):
     share: Share = 0.3
     base: Method = field(default_factory=Standard)
 
+    needs_steps = True
+
     def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """The base's losses; the code after a yield runs after the step."""
         # The micro-batches of a batch share its steps: the first one moves the weights for all.
