@@ -394,6 +394,25 @@ class Outputs(NamedTuple):
     aux_logits: Tensor
 
 
+class Skipping(nn.Module):
+    """Stochastic depth as it was first described: in training each block is left out at random, not only its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.stem(x))
+        for block in self.blocks:
+            if not self.training or torch.rand(()) < 0.5:
+                h = h + torch.relu(block(h))
+        out: Tensor = self.fc(h.mean((2, 3)))
+        return out
+
+
 class AuxiliaryHead(nn.Module):
     """As GoogLeNet: in training a second head, and `relu` called once more than in evaluation; then a tensor comes, else a tuple."""
 

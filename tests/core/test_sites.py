@@ -22,6 +22,7 @@ from tests.networks import (
     AuxiliaryHead,
     Checkpointed,
     DeadBranch,
+    Skipping,
     TinyConv,
     TinyMLP,
     TinyResNet,
@@ -382,6 +383,51 @@ def test_a_site_that_only_training_has_is_missed_in_evaluation() -> None:
     model.eval()
     with pytest.raises(SiteError, match=r"^site 'aux' is registered in the network but never called in a forward pass"):
         sites.record(X)
+
+
+def test_blocks_that_training_skips_at_random_are_found_and_have_no_gradient_where_they_are_skipped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Skipping().double()
+    sites = Sites(model, "convolution outputs", example=X)
+    assert [str(site) for site in sites] == ["stem", "blocks.0", "blocks.1", "blocks.2"]
+    ran: set[str] = set()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, args, output, name=name: ran.add(name))
+    patterns = set()
+    for seed in range(8):
+        ran.clear()
+        torch.manual_seed(seed)
+        with sites.record(X) as recorder:
+            torch.autograd.backward(F.cross_entropy(model(X), Y))
+        for site, g in recorder.gradients().items():
+            assert g.shape == (4, 4, 8, 8)
+            assert bool(g.any()) == (site.module in ran)
+        patterns.add(frozenset(ran))
+    assert len(patterns) > 3
+    assert [record.message for record in caplog.records if "not every pass of training reaches" in record.message] != []
+    assert len(caplog.records) == 1
+    inner = Sites(model, ["blocks.0"], example=X)
+    [site] = inner
+    r = torch.ones(4, 4, 8, 8).double()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        with inner.perturb({site: r}):
+            model(X)
+    model.eval()
+    message = r"^site 'blocks.0' was not reached in this pass"
+    with pytest.raises(SiteError, match=message), inner.record(X):
+        model.stem(X)
+
+
+def test_a_site_that_no_pass_of_training_skips_has_to_be_reached() -> None:
+    model = TinyConv().double()
+    sites = Sites(model, ["conv1"], example=X)
+    with (
+        pytest.raises(SiteError, match=r"^site 'conv1' was not reached in this pass: no forward pass ran"),
+        sites.record(X),
+    ):
+        pass
 
 
 Pair = namedtuple("Pair", ["a", "b"])

@@ -242,6 +242,31 @@ def test_a_loop_of_accelerate(make: Callable[[], Method]) -> None:
     assert same(accelerator.unwrap_model(model).state_dict(), by_hand(make()))
 
 
+def test_steps_that_accelerate_puts_off_are_noticed(
+    make: Callable[[], Method], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under `accumulate` the optimiser's step does nothing in the first batches, whoever asks for it."""
+    from accelerate import Accelerator
+
+    for by_hand in (True, False):
+        accelerator, model = Accelerator(cpu=True, gradient_accumulation_steps=3), Net()
+        model, optimizer = accelerator.prepare(model, optimizer_of(model))
+        method = make()
+        caplog.clear()
+        for x, y in seeded():
+            with accelerator.accumulate(model):
+                if not by_hand:
+                    lw.step(method, model.train(), x, y, optimizer, backward=accelerator.backward)
+                    continue
+                for loss in method.losses(model.train(), x, y, backward=accelerator.backward):
+                    accelerator.backward(loss.loss if isinstance(loss, lw.Partial) else loss)
+                    if not isinstance(loss, lw.Partial):
+                        optimizer.step()
+                        optimizer.zero_grad()
+        assert any("counts on a step of the optimiser" in r.message for r in caplog.records) == method.needs_steps
+        assert method.needs_steps == isinstance(method, lw.ANP | lw.FreeAT | lw.Parseval)
+
+
 def test_a_scaler_changes_nothing_where_no_gradient_overflows(make: Callable[[], Method]) -> None:
     model, method = Net(), make()
     optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=4.0)

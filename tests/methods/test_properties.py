@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layerwise.core import driving
+from layerwise.core.calling import logits
 from layerwise.core.driving import Partial
 from layerwise.core.random import Stream
 from layerwise.errors import ConfigError, SiteError
-from layerwise.methods import PGD, TRADES, YOPO, InputMethod, LayerMethod, ManifoldMixup
+from layerwise.methods import PGD, TRADES, YOPO, FreeLB, InputMethod, LayerMethod, ManifoldMixup
 from tests.methods.cases import (
     METHODS,
     ROWS,
@@ -29,7 +31,7 @@ from tests.methods.cases import (
     train,
     unchecked,
 )
-from tests.networks import TinyResNet
+from tests.networks import AuxiliaryHead, Skipping, TinyResNet
 
 
 def methods(**failing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -226,6 +228,29 @@ def test_weights_that_stand_still_are_no_proof_yet(first_rate: float, caplog: py
                     optimizer.step()
             optimizer.param_groups[0]["lr"] = 0.1
         assert ["counts on a step" in r.message for r in caplog.records] == [True] * (not moves)
+
+
+@pytest.mark.parametrize("network", [Skipping, AuxiliaryHead])
+@methods()
+def test_networks_that_train_otherwise_than_they_evaluate(name: str, network: type[nn.Module]) -> None:
+    """Blocks that training leaves out at random, modules that it calls more often, and a head that only it has."""
+    torch.manual_seed(0)
+    model = network().double()
+    chosen = {"sites": "affine outputs"} if "sites" in METHODS[name.split()[0]].__dataclass_fields__ else {}
+    method = make(name, **chosen, **({"layers": None} if name.startswith("ANP") else {}))
+    before, plain_model = {k: v.clone() for k, v in model.state_dict().items()}, network().double()
+    optimizer = optimizer_of(model, lr=0.05)
+    for x, y in data(6):
+        assert driving.step(method, model, x, y, optimizer).isfinite()
+    assert distance(before, dict(model.state_dict())) > 0
+    sites = [str(site) for each in method.attached_sites() for site in each]
+    assert "aux" not in sites
+    if chosen and network is Skipping and not isinstance(method, FreeLB):
+        assert {"blocks.0", "blocks.1", "blocks.2"} <= set(sites)
+    method.detach()
+    plain_model.load_state_dict(model.state_dict())
+    x = data(1)[0][0]
+    assert torch.equal(logits(model.eval(), x), logits(plain_model.eval(), x))
 
 
 @methods()

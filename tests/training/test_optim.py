@@ -100,3 +100,16 @@ def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:
 def test_torchs_own_objects_are_told_from_settings(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Training(**given)
+
+
+def test_a_weight_that_is_used_late_trains_under_fused_momentum() -> None:
+    """Torch's fused SGD fails where some weights have momentum and some have none yet: blocks that are left out at random."""
+    late, early = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = SGD(lr=0.1, momentum=0.9, weight_decay=0.0).build([early, late], torch.device("cpu"))
+    early.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(late, torch.ones(2))
+    late.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
+    torch.testing.assert_close(early.detach(), torch.full((2,), 1 - 0.1 - 0.19))

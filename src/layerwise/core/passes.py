@@ -46,6 +46,8 @@ class Pass:
         rows: of the batch.
         constraint: see `Constraint`.
         layouts: of the activations, where they are known.
+        missed: in training, where a network may skip blocks at random, is told which sites the pass has left out and whether it
+            reached others. It says how they lie, for gradients of 0, or None if they should have been reached, as in evaluation.
         device: of leaves that are made in advance.
         same: whether sites hand on the activation's own type.
         monitor: where the sizes of the noise are written; None measures nothing.
@@ -61,12 +63,14 @@ class Pass:
         rows: int | None = None,
         constraint: Constraint | None = None,
         layouts: Sequence[Layout] | None = None,
+        missed: Callable[[list[Site], bool], dict[Site, Layout] | None] | None = None,
         device: torch.device | None = None,
         same: bool = False,
         monitor: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
         self.slot, self.sites, self.noise, self.records = slot, sites, noise, records
         self.rows, self.constraint, self.same, self.monitor = rows, constraint, same, monitor
+        self.missed, self.device = missed, device
         # Noise that is added as it is becomes the leaf: dL/dr = dL/dz, and one sum is enough.
         self.plain = constraint is None and monitor is None
         self.carried = [False] * len(noise)
@@ -132,12 +136,15 @@ class Pass:
         Raises:
             SiteError: a site was not reached, or does not influence the loss.
         """
-        self._check_reached()
+        left_out = self._check_reached()
         # A weight of 0 (of a joint loss, say) has recorded zeros, which stay zeros.
         given = self._factor
         factor = None if given is None else safe_divide(torch.full_like(given, self.rows or 1), given)
         result: Gradients = {}
         for site, leaf in zip(self.sites, self.recorded, strict=True):
+            if site in left_out:
+                result[site] = left_out[site].leaf(self.rows or 0, self.device or torch.device("cpu")).detach()
+                continue
             if leaf is None:
                 continue
             if leaf.grad is None:
@@ -212,18 +219,21 @@ class Pass:
         self.recomputed[index] += 1
         return self.recomputed[index] > self.forwards[index]
 
-    def _check_reached(self) -> None:
+    def _check_reached(self) -> Mapping[Site, Layout]:
+        """Complain about sites that were not reached, or give those that the pass may leave out where it records."""
         if all(self.fired):
-            return
+            return {}
         wanted = [r is not None or records for r, records in zip(self.noise, self.records, strict=True)]
-        missed = [
-            str(site) for site, want, fired in zip(self.sites, wanted, self.fired, strict=True) if want and not fired
-        ]
-        if missed:
+        missed = [site for site, want, fired in zip(self.sites, wanted, self.fired, strict=True) if want and not fired]
+        if not missed:
+            return {}
+        left_out = None if self.missed is None else self.missed(missed, any(self.fired))
+        if left_out is None:
             raise SiteError(
                 f"site '{missed[0]}' was not reached in this pass: no forward pass ran, the branch was not taken, "
                 "or the model was compiled before the sites were attached (attach first, then compile)"
             )
+        return left_out
 
     def _measure(self, record: dict[str, dict[str, Tensor]]) -> None:
         """Sizes of the noise, and the share of its first-order effect <r, g> that survived the sum's rounding."""

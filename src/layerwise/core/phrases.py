@@ -26,11 +26,13 @@ _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 def meaning(found: Trace, phrase: str) -> list[Candidate] | None:
     """The sites that a phrase stands for, in the order of the calls; None where the text is no phrase.
 
-    What cannot be perturbed is left out as long as there is something else: whole numbers, and tensors without a row for each example.
+    Left out as long as there is something else: what cannot be perturbed (whole numbers, and tensors without a row for each example),
+    and what only training calls, such as auxiliary heads, on which the logits do not depend.
     """
     if phrase not in PHRASES:
         return None
     every = PHRASES[phrase](found)
+    every = [c for c in every if c.site.module not in found.extra] or every
     return [c for c in every if c.refusal(found.batch) is None] or every
 
 

@@ -6,7 +6,8 @@ of its site in the backward pass that happens anyway, for any module, without to
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from layerwise.core.calling import Inputs, each_tensor, examples, rows, shape_of
 from layerwise.core.passes import Constraint, Hook, Pass, Replacement, Slot
 from layerwise.core.selection import Selection, select
-from layerwise.core.tracing import Layout, Side, Site, trace, two_rows
+from layerwise.core.tracing import Layout, Side, Site, skips, trace_both, two_rows
 from layerwise.errors import ConfigError, SiteError
+
+logger = logging.getLogger("layerwise")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -107,6 +110,7 @@ class Sites:
         self._by_mode: dict[bool, _Found] = {}
         self._example: Inputs | None = None
         self._handles: list[Any] = []
+        self.left_out: set[Site] = set()
         if example is not None:
             self.resolve(example)
 
@@ -137,7 +141,7 @@ class Sites:
         """The sites in the network's present mode, with the layouts for x."""
         self._example = each_tensor(two_rows(x), torch.clone)  # not a view, which would keep the whole batch
         active, self.slot.active = self.slot.active, None
-        found = trace(self.model, x)
+        found = trace_both(self.model, x)
         self.slot.active = active
         chosen = select(found, self.selection, first=self.first, exclude=self.exclude)
         return _Found(
@@ -196,6 +200,7 @@ class Sites:
             rows=rows(x),
             constraint=constraint,
             layouts=found.layouts.get(shape_of(x)),
+            missed=self._missed(x),
             device=examples(x).device,
             same=self.dtype == "same",
             monitor=self.monitor,
@@ -219,6 +224,7 @@ class Sites:
             self._found.sites,
             indexed,
             [self.monitor is not None and r is not None for r in indexed],
+            missed=self._missed(None),
             constraint=constraint,
             same=self.dtype == "same",
             monitor=self.monitor,
@@ -231,6 +237,28 @@ class Sites:
                 f"site '{unknown[0]}' is not attached; attached are {', '.join(map(str, attached)) or 'none yet'}"
             )
         return [noise.get(site) for site in attached]
+
+    def _missed(self, x: Inputs | None) -> Callable[[list[Site], bool], dict[Site, Layout] | None] | None:
+        """What a training pass asks that has left out sites, see `Pass`; x is the batch of a pass that records."""
+        if not self.model.training:
+            return None
+
+        def asked(sites: list[Site], others: bool) -> dict[Site, Layout] | None:
+            # That no site at all was reached has other causes (nothing ran, hooks that a compiled network ignores): see it happen.
+            if not (others or self.left_out or skips({s.module for s in self}, self.model, self._example)):
+                return None
+            if not self.left_out:
+                logger.warning(
+                    f"not every pass of training reaches {', '.join(map(str, sites))} (blocks left out at random?): such sites get their "
+                    "noise where they are reached, and a gradient of 0 where they are not"
+                )
+            self.left_out |= set(sites)
+            if x is None:
+                return {}
+            self.resolve(x)
+            return {site: self._layouts[self._found.sites.index(site)] for site in sites}
+
+        return asked
 
     def leave(self) -> None:
         """Close whatever context is open: what an abandoned generator left."""
@@ -287,7 +315,7 @@ class Sites:
 
 def choose_sites(model: nn.Module, example: Inputs, *selections: Selection) -> Sites:
     """Sites of the first selection that finds two or more in this network, or else of the first that finds any."""
-    found = trace(unwrap(model), example)
+    found = trace_both(unwrap(model), example)
     some: list[Selection] = []
     for selection in selections:
         with suppress(SiteError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs, call, each_tensor, examples, key_of, rows
-from layerwise.core.modes import batch_norm, undisturbed
+from layerwise.core.modes import batch_norm, evaluation_mode, undisturbed
 from layerwise.errors import SiteError
 
 Side: TypeAlias = Literal["input", "output"]
@@ -127,12 +129,14 @@ class Trace:
         calls: how often each module was called, 0 where it was not.
         batch: rows of the pass.
         input_key: which of the network's arguments holds the examples, see `layerwise.core.calling.key_of`.
+        extra: modules that only training calls (auxiliary heads); names find them, phrases leave them out.
     """
 
     candidates: tuple[Candidate, ...]
     calls: Mapping[str, int]
     batch: int
     input_key: int | str | None = None
+    extra: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Candidate]:
         """Go through the candidates in the order of the calls, inputs before outputs."""
@@ -143,6 +147,24 @@ class Trace:
         """The network's input; of several arguments the one that holds the examples."""
         inputs = [c for c in self if c.site.is_input]
         return [c for c in inputs if len(inputs) == 1 or c.site.key == self.input_key]
+
+    def beside(self, evaluation: Trace) -> Trace:
+        """This trace of training, with what only evaluation has called: blocks that training leaves out at random.
+
+        Args:
+            evaluation: of the same network and inputs.
+        """
+        merged, place = list(self.candidates), 0
+        missing = {name for name, count in evaluation.calls.items() if count and not self.calls[name]}
+        for c in evaluation if missing else ():
+            if c.site.module in missing:
+                merged.insert(place, c)
+                place += 1
+            else:  # what comes next in evaluation goes behind it
+                place = next((i + 1 for i, own in enumerate(merged) if own.site == c.site), place)
+        calls = {name: count or evaluation.calls[name] for name, count in self.calls.items()}
+        extra = frozenset(name for name, count in self.calls.items() if count and not evaluation.calls[name])
+        return Trace(tuple(merged), calls, self.batch, self.input_key, extra)
 
 
 def tensors_of(value: Any) -> dict[int | str | None, Tensor]:
@@ -215,6 +237,29 @@ def trace(model: nn.Module, x: Inputs) -> Trace:
             handle.remove()
     once = [c if calls[c.site.module] > 1 else replace(c, site=replace(c.site, call=None)) for c in found]
     return Trace(tuple(once), {name: calls[name] for name in names.values()}, ROWS, key_of(x))
+
+
+def trace_both(model: nn.Module, x: Inputs) -> Trace:
+    """Watch a pass in the network's mode, and for training one of evaluation beside it: see `Trace.beside`."""
+    found = trace(model, x)
+    if model.training:
+        # A network that cannot be evaluated, or gives something else there, is known from its training alone.
+        with suppress(Exception), evaluation_mode(model):
+            found = found.beside(trace(model, x))
+    return found
+
+
+def skips(modules: set[str], model: nn.Module, x: Inputs | None) -> bool:
+    """Whether a pass leaves out one of these modules by chance: seen in passes with other random numbers."""
+    if x is None:
+        return False
+    with undisturbed(model, examples(x).device):
+        for _ in range(64):
+            torch.rand((), device=examples(x).device)
+            random.random()
+            if not all(trace(model, x).calls[name] for name in modules):
+                return True
+    return False
 
 
 def two_rows(x: Inputs) -> Inputs:

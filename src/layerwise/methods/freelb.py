@@ -81,7 +81,7 @@ class FreeLB(LayerMethod):
                 yield loss if last else Partial(loss)
             if not last:
                 known = as_tensors(delta)
-                moved = {k: rule(at_real(g, x), known[k]) for k, g in descent.gradients().items()}
+                moved = {k: rule(at_real(g, x), known.get(k)) for k, g in descent.gradients().items()}
                 delta = {**in_pixel_range(moved, x_adv)}
 
     def _dropout(self, x: Inputs, last: bool) -> AbstractContextManager[None]:

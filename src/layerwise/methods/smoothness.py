@@ -105,7 +105,7 @@ class Smoothness(LayerMethod):
             for t in range(self.probes):
                 _, g = self.probe(model, x, clean, criterion=apart, sites=sites, noise=noise, step=step)
                 known, rule = as_tensors(noise), self.rule(t == self.probes - 1)
-                moved = {k: at_real(rule(at_real(v, x), known[k]), x) for k, v in g.items()}
+                moved = {k: at_real(rule(at_real(v, x), known.get(k)), x) for k, v in g.items()}
                 noise = {**in_pixel_range(moved, x)}
         return noise
 

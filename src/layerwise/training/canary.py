@@ -79,7 +79,7 @@ def check_hooks(model: nn.Module, raw: nn.Module, sites: Iterable[Sites], x: Ten
             )
         with _untouched(raw, x.device):
             _, g = Probe()(raw, x[few], y[few], criterion=CrossEntropy(), sites=each)
-        silent = [str(site) for site, gradient in g.items() if not gradient.any()]
+        silent = [str(site) for site, gradient in g.items() if site not in each.left_out and not gradient.any()]
         if silent:
             said.append(
                 f"noise at {', '.join(repr(s) for s in silent)} changes nothing yet: a branch there starts at zero"

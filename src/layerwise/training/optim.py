@@ -93,7 +93,18 @@ class SGD(Optimizer):
     def build(self, params: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
         """See `Optimizer.build`."""
         groups = _groups(params, self.weight_decay, self.decay_norms)
-        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **_options(self.lr, device))
+        made = torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **_options(self.lr, device))
+        if self.momentum:
+            made.register_step_post_hook(_complete_momentum)
+        return made
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Momentum of 0 for weights that have had no gradient yet: torch's fused SGD fails where some have none and some have."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
 
 @register("optimizer")
