@@ -471,3 +471,11 @@ def test_ctrl_c_among_seeds_says_how_to_go_on_with_all(layerwise: Command, monke
     monkeypatch.setattr(experiment, "fit", stop)
     said = layerwise("train", "slat-digits", *QUICK, "--seeds", "2", "--quiet")
     assert said == Said(130, "", "stopped by Ctrl-C and saved; for all seeds type the same again with --resume\n")
+
+
+def test_a_tilde_is_the_users_folder_after_an_equals_sign_too(layerwise: Command, tmp_path: Path) -> None:
+    assert layerwise("train", "slat-digits", *QUICK, "--runs=~/runs", "--quiet").code == 0
+    assert (tmp_path / "home" / "runs" / "slat-digits" / "config.yaml").is_file()
+    assert layerwise("report", "~/runs/slat-digits", "--output=~/page").code == 0
+    assert (tmp_path / "home" / "page" / "report.html").is_file()
+    assert not (tmp_path / "~").exists()

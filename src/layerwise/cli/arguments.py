@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ class _Parser(argparse.ArgumentParser):
     """One sentence in place of usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
+        shown = re.search(r"^  (layerwise .*?)(?: {2,}|$)", self.description or "", re.MULTILINE)
+        hint = f", for example: {shown[1]}" if shown and "required" in message else f"; see `{self.prog} --help`"
+        raise ConfigError(f"{message}{hint}")
 
 
 def parse(argv: list[str], known: Mapping[str, Command]) -> tuple[Any, list[str]]:
@@ -101,7 +104,7 @@ def parse(argv: list[str], known: Mapping[str, Command]) -> tuple[Any, list[str]
     Raises:
         ConfigError: no such command, or one that does not take what was typed.
     """
-    parser, commands = _parsers(known)
+    parser, commands = parsers(known)
     if not argv:
         parser.print_help()
         parser.exit()
@@ -110,7 +113,10 @@ def parse(argv: list[str], known: Mapping[str, Command]) -> tuple[Any, list[str]
     if not argv[0].startswith("-") and argv[0] not in commands:
         raise ConfigError(f"there is no command {argv[0]!r}; {did_you_mean(argv[0], commands)}")
     if section := next((t[2:].rpartition(".")[0] for t in argv if t.startswith("--") and t.endswith(".help")), ""):
-        raise ConfigError(f"`layerwise train RECIPE --help` explains every setting, those of {section} too")
+        raise ConfigError(
+            f"`layerwise train RECIPE --help` explains every setting, those of {section} too; for example: "
+            "layerwise train slat-digits --help"
+        )
     options = commands[argv[0]]._option_string_actions if argv[0] in commands else {}
     own, settings = [], []
     rest = list(argv)
@@ -153,11 +159,19 @@ def _unknown(arguments: Any, tokens: list[str], *, takes_settings: bool) -> str:
     return f"{arguments.command} has no option {name!r}; {did_you_mean(name, same or known)}"
 
 
-def _parsers(known: Mapping[str, Command]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+def parsers(known: Mapping[str, Command]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     """The parser, and that of each command."""
+    from layerwise.cli.completion import PrintCompletion
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="layerwise", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show versions of what a bug report needs")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        metavar="SHELL",
+        help="print the script of tab completion for bash, zsh, fish",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in known.items():
         sub = commands.add_parser(
@@ -174,7 +188,9 @@ def _parsers(known: Mapping[str, Command]) -> tuple[argparse.ArgumentParser, dic
 
 def add_runs(parser: Any) -> None:
     """`--runs`."""
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    parser.add_argument(
+        "--runs", type=parse_path, default=Path("runs"), help="folder of the run folders (default: runs)"
+    )
 
 
 def add_jobs(parser: Any) -> None:
@@ -231,6 +247,28 @@ def add_trust(parser: Any) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="let run folders, and recipes in them, name code outside layerwise"
     )
+
+
+def parse_path(text: str) -> Path:
+    """A path, of which `~` is the user's folder; shells leave it in `--runs=~/runs`."""
+    return Path(text).expanduser()
+
+
+def parse_name(text: str) -> str:
+    """A name of a folder below another one.
+
+    >>> parse_name("slat-2")
+    'slat-2'
+
+    Raises:
+        ConfigError: it would lead elsewhere.
+    """
+    parts = Path(text).parts
+    if not parts or Path(text).is_absolute() or ".." in parts or parts[0].startswith("~"):
+        raise ConfigError(
+            f"--name {text!r} is no name; type a word, such as --name slat-2, and --runs FOLDER for another place"
+        )
+    return text
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command
+from layerwise.cli.arguments import Command, parse_path
 
 TEXT = """\
 Measure on this machine, in one run, what a training step costs.
@@ -60,7 +60,7 @@ def add_setup(parser: Any) -> None:
         help="measure in so many processes, one after the other, and give medians: where memory lies moves times by a few "
         "hundredths (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="also write the record there, as JSON")
+    parser.add_argument("--output", type=parse_path, help="also write the record there, as JSON")
 
 
 def run(arguments: Any, settings: list[str]) -> None:

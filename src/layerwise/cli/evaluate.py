@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.arguments import JOBS, Command, add_jobs, add_quiet, add_trust, crew_of, without
+from layerwise.cli.arguments import JOBS, Command, add_jobs, add_quiet, add_trust, crew_of, parse_path, without
 from layerwise.cli.train import show_help
 from layerwise.errors import ConfigError
 
@@ -69,7 +69,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--weights", default="last", help="last, best, ema or best-ema (default: last)")
     parser.add_argument("--record", help="name of the record in the run's folder, without .json")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an interrupted evaluation has done")
-    parser.add_argument("--output", type=Path, help="folder of the record (default: the run's own)")
+    parser.add_argument("--output", type=parse_path, help="folder of the record (default: the run's own)")
     add_jobs(parser)
     add_trust(parser)
     add_quiet(parser)

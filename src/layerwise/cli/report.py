@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command, add_trust
+from layerwise.cli.arguments import Command, add_trust, parse_path
 
 TEXT = """\
 Put runs side by side on one page: verdicts first, then tables and figures.
@@ -30,14 +30,16 @@ of one in the folder `report`: it goes to report-2, report-3, ...
 
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders; those of one recipe's seeds become one row")
+    parser.add_argument(
+        "folders", nargs="+", type=parse_path, help="run folders; those of one recipe's seeds become one row"
+    )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=parse_path,
         help="folder of report.html, report.md and report.json (default: report, or report-2, ... beside one on other runs)",
     )
     parser.add_argument(
-        "--baseline", type=Path, metavar="RUN", help="the run that others are compared with (default: the first)"
+        "--baseline", type=parse_path, metavar="RUN", help="the run that others are compared with (default: the first)"
     )
     parser.add_argument(
         "--record", help="which record of the runs (default: evaluation-standard where all have it, else evaluation)"

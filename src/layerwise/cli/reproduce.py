@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_runs
+from layerwise.cli.arguments import Command, add_quiet, add_runs, parse_path
 from layerwise.errors import ConfigError, LayerwiseError
 
 TEXT = """\
@@ -41,7 +41,9 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="so many runs a row (default: the item's own number)")
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and stop")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results (default: results)")
+    parser.add_argument(
+        "--output", type=parse_path, default=Path("results"), help="folder of the results (default: results)"
+    )
     parser.add_argument("--data.root", dest="root", metavar="FOLDER", help="folder that holds the data sets")
     parser.add_argument(
         "--data.download", dest="download", default="false", choices=("true", "false"), help="fetch what is missing"

@@ -6,7 +6,17 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.arguments import JOBS, Command, add_jobs, add_quiet, add_runs, add_trust, crew_of, without
+from layerwise.cli.arguments import (
+    JOBS,
+    Command,
+    add_jobs,
+    add_quiet,
+    add_runs,
+    add_trust,
+    crew_of,
+    parse_name,
+    without,
+)
 from layerwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ null is none. `layerwise train RECIPE --help` lists every setting.
 def add_arguments(parser: Any) -> None:
     """The command's arguments."""
     parser.add_argument("recipe", nargs="?", help="a recipe's name, a YAML file, or a run folder to --resume")
-    parser.add_argument("--name", help="name of the run folder (default: the recipe's)")
+    parser.add_argument("--name", type=parse_name, help="name of the run folder (default: the recipe's)")
     add_runs(parser)
     parser.add_argument(
         "--seeds", type=int, help="train so many seeds, NAME-seed0, NAME-seed1, ..., and report their mean"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust
+from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust, parse_name
 from layerwise.errors import ConfigError
 
 TEXT = """\
@@ -63,7 +63,7 @@ def add_arguments(parser: Any) -> None:
         "--max-clean-drop", type=float, help="clean accuracy that may be lost against model.start, such as 0.01"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the settings that are tried (default: 0)")
-    parser.add_argument("--name", help="name of the search (default: the recipe's)")
+    parser.add_argument("--name", type=parse_name, help="name of the search (default: the recipe's)")
     add_runs(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the search stopped, with the same arguments")
     add_trust(parser)
