@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,12 @@ def test_an_epoch_visits_every_image_once(count: int, size: int, shuffle: bool, 
     assert seen == order(split, size, shuffle=shuffle, seed=seed, epoch=epoch)
     dropped = order(split, size, shuffle=shuffle, seed=seed, epoch=epoch, drop_last=True)
     assert dropped == seen[: count // size * size]
+    options: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "epoch": epoch, "join_last": True}
+    assert order(split, size, **options) == seen
+    lengths = [len(y) for _, y in batches(split, size, **options)]
+    assert len(lengths) == num_batches(split, size, join_last=True) == max(1, count // size)
+    assert lengths[:-1] == [size] * (len(lengths) - 1)
+    assert [len(y) for _, y in batches(split, size, start=len(lengths) - 1, **options)] == lengths[-1:]
 
 
 @settings(deadline=None, max_examples=40)

@@ -14,8 +14,8 @@ from layerwise.data.splits import Split
 from layerwise.errors import ConfigError
 
 
-def num_batches(split: Split, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches one epoch has: N / batch_size, rounded down with `drop_last`, else up.
+def num_batches(split: Split, batch_size: int, drop_last: bool = False, *, join_last: bool = False) -> int:
+    """How many batches one epoch has: N / batch_size, rounded down with `drop_last` or `join_last`, else up.
 
     >>> from layerwise.data import load
     >>> test = load("digits").test
@@ -24,6 +24,8 @@ def num_batches(split: Split, batch_size: int, drop_last: bool = False) -> int:
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+    if join_last:
+        return max(1, len(split) // batch_size) if len(split) else 0
     return len(split) // batch_size if drop_last else -(-len(split) // batch_size)
 
 
@@ -55,6 +57,7 @@ def batches(
     start: int = 0,
     augment: Augment | None = None,
     drop_last: bool = False,
+    join_last: bool = False,
     num_workers: int = 0,
     rows: tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -74,6 +77,7 @@ def batches(
         start: the batch to start at, from 0; earlier ones are not read.
         augment: random crops and flips, on the device.
         drop_last: leave out a last batch that is not full.
+        join_last: its images belong to the batch before instead.
         num_workers: processes that read and decode a `StreamSplit`; a `TensorSplit` needs none.
         rows: (rank, world) gives this rank its contiguous rows of each global batch; a rank may get none of a last batch
             smaller than `world`.
@@ -91,7 +95,7 @@ def batches(
     >>> x.shape, x.dtype, y.dtype
     (torch.Size([32, 1, 8, 8]), torch.float32, torch.int64)
     """
-    total = num_batches(split, batch_size, drop_last)
+    total = num_batches(split, batch_size, drop_last, join_last=join_last)
     if not 0 <= start <= total:
         raise ConfigError(f"start is {start}; the epoch has {total} batches, so give 0 to {total}")
     if rows is not None and not 0 <= rows[0] < rows[1] <= batch_size:
@@ -99,7 +103,8 @@ def batches(
     if num_workers < 0:
         raise ConfigError(f"num_workers is {num_workers}; give 0 or more")
     order = epoch_order(len(split), shuffle=shuffle, seed=seed, epoch=epoch)
-    whole = [order[i * batch_size : (i + 1) * batch_size] for i in range(start, total)]
+    ends = [len(split) if join_last and i + 1 == total else (i + 1) * batch_size for i in range(total)]
+    whole = [order[i * batch_size : ends[i]] for i in range(start, total)]
     parts = [slice(0, len(batch)) if rows is None else rank_rows(len(batch), rows) for batch in whole]
     plan: Sequence[Tensor] = [batch[part] for batch, part in zip(whole, parts, strict=True)]
     stream, cpu, place = Stream(seed, epoch), torch.device("cpu"), torch.device(device)

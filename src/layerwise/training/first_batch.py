@@ -49,8 +49,10 @@ def checked(
     data: ImageData,
     settings: Training,
     world: int,
-) -> list[str]:
+) -> tuple[list[str], bool]:
     """Sentences about what the methods find strange in the first images and the network in training mode.
+
+    And whether an epoch's last batch, too small for batch norm, has to be joined to the one before.
 
     Raises:
         ConfigError: what would fail in the first step, at the first validation, or in an epoch's last batch.
@@ -63,13 +65,19 @@ def checked(
     if short == [left] and not reached:
         short = []
     whole = settings.batch_norm == "synchronised" and world > 1
-    if short and not whole and (norm := norm_of_one_row(raw, x)) is not None:
+    norm = norm_of_one_row(raw, x) if short and not whole else None
+    join = norm is not None and short == [left] and len(data.train) > settings.batch_size
+    if join:
+        said.append(
+            f"the last {left} of {len(data.train)} training images, too few for the batch statistics of '{norm}', belong to the batch "
+            "before them; training.drop_last=true leaves them out"
+        )
+    elif norm is not None:
         raise ConfigError(
             f"{len(data.train)} training images in batches of {settings.batch_size} come down to a pass of one image, too few for "
-            f"the batch statistics of '{norm}': "
-            + ("set training.drop_last=true" if short == [left] else "take fewer micro-batches or larger batches")
+            f"the batch statistics of '{norm}': take fewer micro-batches or larger batches"
         )
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys(said)), join
 
 
 def _smallest_part(size: int, accumulate: int, world: int) -> int:

@@ -329,7 +329,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     data = job.data.to(device)
     x, y = first_images(raw, data, place)
     with fabric.autocast():
-        said = checked(raw, job.phases.methods, x, y, data=data, settings=settings, world=place.world)
+        said, join = checked(raw, job.phases.methods, x, y, data=data, settings=settings, world=place.world)
     stack.enter_context(job.phases.attached(raw, x))
     if settings.batch_norm == "synchronised":
         stack.enter_context(synchronised(raw))
@@ -338,7 +338,16 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     bare = suffices(fabric, settings)
     model, inner, optimizer, shards = _wrapped(fabric, Bare(model) if bare else model, raw, settings)
     session = Session(
-        raw, job.phases, inner, settings=settings, threat=job.threat, data=data, place=place, run=run, shards=shards
+        raw,
+        job.phases,
+        inner,
+        settings=settings,
+        threat=job.threat,
+        data=data,
+        place=place,
+        run=run,
+        shards=shards,
+        join_last=join,
     )
     session.watch = job.watch
     stack.callback(session.close)

@@ -98,6 +98,7 @@ class Session:
         place: this process.
         run: the folder, if there is one.
         shards: what the optimiser moves.
+        join_last: whether what is left of an epoch after its full batches belongs to the last of them.
     """
 
     def __init__(
@@ -112,13 +113,15 @@ class Session:
         place: Place,
         run: Run | None,
         shards: Shards,
+        join_last: bool = False,
     ) -> None:
         self.raw, self.phases, self.optimizer = raw, phases, optimizer
         self.threat = threat
         self.settings, self.data, self.place, self.run, self.shards = settings, data, place, run, shards
         # A last batch with fewer images than ranks is left out: a rank without images could not take part.
         self.drop_last = settings.drop_last or 0 < len(data.train) % settings.batch_size < place.world
-        self.per_epoch = num_batches(data.train, settings.batch_size, self.drop_last)
+        self.join_last = join_last
+        self.per_epoch = num_batches(data.train, settings.batch_size, self.drop_last, join_last=join_last)
         if not self.per_epoch:
             raise ConfigError(
                 f"batch_size={settings.batch_size} leaves no full batch of {len(data.train)} images; type a smaller one"
@@ -163,12 +166,13 @@ class Session:
     @property
     def size(self) -> int:
         """Images in the global batch that comes next."""
-        return min(self.settings.batch_size, len(self.data.train) - self.batch * self.settings.batch_size)
+        left = len(self.data.train) - self.batch * self.settings.batch_size
+        return left if self.join_last and self.batch + 1 == self.per_epoch else min(self.settings.batch_size, left)
 
     @property
     def unusual(self) -> bool:
         """Whether the batch that comes next is not worth a compiled graph of its own: ragged, or measured."""
-        return self.measures or self.size < self.settings.batch_size
+        return self.measures or self.size != self.settings.batch_size
 
     @property
     def logs(self) -> bool:
@@ -226,6 +230,7 @@ class Session:
             start=self.batch if start is None else start,
             augment=settings.augment,
             drop_last=self.drop_last,
+            join_last=self.join_last,
             num_workers=settings.num_workers,
             rows=(place.rank, place.world) if place.world > 1 else None,
             memory_format=place.layout,
