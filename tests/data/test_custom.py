@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -426,3 +426,66 @@ def test_an_item_that_cannot_be_read_is_named() -> None:
     data = from_dataset(broken, test=0, validation=0, statistics=((0.5,) * 3, (0.5,) * 3))
     with pytest.raises(DataError, match=r"^item 3 of the dataset cannot be read: OSError: truncated file$"):
         list(batches(data.train, 4))
+
+
+class Named(Dataset[Any]):
+    """Items by name."""
+
+    def __init__(self, picture: str, label: str, **more: Any) -> None:
+        self.picture, self.label, self.more = picture, label, more
+        self.classes = ["a", "b"]
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {self.picture: torch.full((1, 4, 4), index / 20), self.label: index % 2, **self.more}
+
+
+@pytest.mark.parametrize(
+    "dataset", [Named("pixel_values", "labels", file="a.png"), Named("img", "label"), Named("scan", "target")]
+)
+def test_items_by_name(dataset: Dataset[Any]) -> None:
+    for found in (whole_split(dataset), whole_split(DataLoader(dataset, batch_size=7))):
+        assert isinstance(found, StreamSplit)
+        x, y = next(iter(batches(found, 20)))
+        assert torch.equal(x[:, 0, 0, 0], torch.arange(20) / 20)
+        assert torch.equal(y, torch.arange(20) % 2)
+
+
+def test_items_whose_names_say_nothing_are_told() -> None:
+    message = (
+        r"item 0 of the dataset is a dict of scan, what; it must be a pair \(image, label\), or name them pixel_values"
+    )
+    with pytest.raises(DataError, match=message):
+        whole_split(Named("scan", "what"))
+
+
+class Columns:
+    """What `datasets.Dataset` of Hugging Face is, as far as it is asked: no Dataset of torch."""
+
+    column_names = ("image", "label")
+
+    class Feature:
+        names = ("cat", "dog")
+
+    features: Mapping[str, Any] = {"image": object(), "label": Feature()}
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": Image.new("RGB", (4, 4), (index, 2 * index, 3 * index)), "label": index % 2}
+
+
+def test_a_dataset_of_hugging_face_trains_and_is_evaluated_on() -> None:
+    columns: Any = Columns()
+    data = as_image_data(columns)
+    assert data.classes == ("cat", "dog")
+    assert data.shape == (3, 4, 4)
+    assert sorted(len(part) for part in (data.train, data.validation, data.test)) == [2, 4, 14]
+    whole = whole_split(columns)
+    assert isinstance(whole, StreamSplit)
+    assert len(whole) == 20
+    given = from_dataset(columns, test=columns, validation=columns)
+    assert len(given.test) == len(given.validation) == 20

@@ -192,7 +192,7 @@ class Gives(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Gives(lambda x: (x, x)), r"the network gives a tuple, not logits \(B, C\); wrap it"),
+        (Gives(lambda x: ("x", x)), r"the network gives a tuple, and no logits; wrap it"),
         (Gives(lambda x: x), r"the network gives \(2, 3, 8, 8\) for 2 images; logits are \(B, C\)"),
         (Gives(lambda x: x.flatten(1)[:, :1]), r"the network gives \(2, 1\)"),
         (Gives(lambda x: x.flatten(1) * float("nan")), r"logits are not finite on clean images"),

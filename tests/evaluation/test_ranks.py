@@ -23,7 +23,8 @@ def judged(journal: Path | None = None) -> Evaluation:
     x, y = batch(7, dtype=torch.float32)
     threat = ThreatModel("linf", 0.1)
     settings: dict[str, Any] = {"attacks": ATTACKS, "batch_size": 2, "progress": False, "seed": 3}
-    return evaluate(TinyConv().float(), (x, y), threat=threat, journal=journal, **settings)
+    record: Evaluation = evaluate(TinyConv().float(), (x, y), threat=threat, journal=journal, **settings)
+    return record
 
 
 def told(record: Evaluation) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class Noisy(nn.Module):
 
 def run(journal: Path | Store | None, net: nn.Module | None = None, **changes: Any) -> Evaluation:
     options: dict[str, Any] = {"threat": ThreatModel("linf", 0.1), "attacks": ATTACKS, "batch_size": 10, **changes}
-    return evaluate(net or Noisy(), DATA, progress=False, journal=journal, **options)
+    record: Evaluation = evaluate(net or Noisy(), DATA, progress=False, journal=journal, **options)
+    return record
 
 
 def timeless(record: Evaluation) -> Evaluation:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from layerwise.data.checks import Range, check_images, check_labels
+from layerwise.data.examples import class_names, is_dataset
 from layerwise.data.holdout import part, pixel_statistics
 from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit, item_tensor, read_item
 from layerwise.errors import DataError
@@ -116,18 +117,20 @@ def from_dataset(
     >>> len(data.train), len(data.validation), len(data.test), data.shape
     (14, 2, 4, (3, 4, 4))
     """
-    found = classes if classes is not None else getattr(dataset, "classes", None)
+    found = classes if classes is not None else class_names(dataset)
     if found is None:
         raise DataError(
             f"{name}: the dataset has no `classes`; give classes=[...], the names in the order of their numbers"
         )
     names = tuple(map(str, found))
     train: Split = _stream("train", dataset, len(names), value_range)
-    if isinstance(test, Dataset):
-        last: Split = _stream("test", test, len(names), value_range)
-    else:
-        train, last = part(train, test, key=f"{name}/test/{seed}", name="test")
-    held = _stream("validation", validation, len(names), value_range) if isinstance(validation, Dataset) else validation
+
+    def held(amount: Dataset[Any] | float, part_of: str) -> Split | float:
+        return amount if isinstance(amount, float | int) else _stream(part_of, amount, len(names), value_range)
+
+    last, kept = held(test, "test"), held(validation, "validation")
+    if not isinstance(last, Split):
+        train, last = part(train, last, key=f"{name}/test/{seed}", name="test")
     assert isinstance(train, StreamSplit)
     return assemble(
         name,
@@ -135,7 +138,7 @@ def from_dataset(
         last,
         classes=names,
         shape=train.shape,
-        validation=held,
+        validation=kept,
         seed=seed,
         value_range=value_range,
         statistics=statistics,
@@ -264,7 +267,7 @@ def _unloaded(data: Any) -> ImageData | Pair | Dataset[Any]:
         data = data.dataset
     if isinstance(data, TensorDataset):
         data = data.tensors
-    if not (isinstance(data, ImageData | Dataset) or (isinstance(data, tuple) and len(data) == 2)):
+    if not (isinstance(data, ImageData) or is_dataset(data) or (isinstance(data, tuple) and len(data) == 2)):
         raise DataError(
             f"a {type(data).__name__} is no data set; give layerwise.load_data(NAME), layerwise.from_tensors(images, labels), "
             "layerwise.from_dataset(dataset), or a Dataset, a DataLoader or (images, labels)"
@@ -274,7 +277,7 @@ def _unloaded(data: Any) -> ImageData | Pair | Dataset[Any]:
 
 def _classes_of(dataset: Dataset[Any]) -> Sequence[str]:
     """The names of a dataset's classes, numbers where it only knows its labels."""
-    found: Sequence[str] | None = getattr(dataset, "classes", None)
+    found = class_names(dataset)
     if found is not None:
         return found
     labels = known_labels(dataset) if getattr(dataset, "__len__", None) and len(dataset) else None  # type: ignore[arg-type]

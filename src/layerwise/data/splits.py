@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layerwise.data.checks import Range, check_images, check_labels
+from layerwise.data.examples import LABELS, PICTURES, picture_and_label
 from layerwise.errors import DataError
 
 Shape: TypeAlias = tuple[int, int, int]
@@ -213,9 +214,14 @@ def read_item(dataset: Dataset[Any], index: int) -> Any:
 
 def item_tensor(item: object, index: int) -> tuple[Tensor, int]:
     """Image and label of what a dataset gave as item `index`."""
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(f"item {index} of the dataset is a {type(item).__name__}; it must be a pair (image, label)")
-    image, label = item
+    pair = picture_and_label(item) if isinstance(item, Mapping) else item
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        named = f" of {', '.join(map(str, item))}" if isinstance(item, Mapping) else ""
+        raise DataError(
+            f"item {index} of the dataset is a {type(item).__name__}{named}; it must be a pair (image, label), or name them "
+            f"{PICTURES[0]} (or {', '.join(PICTURES[1:])}) and {LABELS[0]} (or {', '.join(LABELS[1:])})"
+        )
+    image, label = pair
     if isinstance(label, Tensor) and label.ndim == 0:
         label = label.item()
     if isinstance(label, bool) or not hasattr(label, "__index__"):

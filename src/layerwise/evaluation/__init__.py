@@ -3,6 +3,7 @@
 from layerwise.evaluation.checks import CHECKS, Check, Finding
 from layerwise.evaluation.evaluate import evaluate
 from layerwise.evaluation.intervals import Count, Estimate, Mean, mean_of, wilson
+from layerwise.evaluation.losses import LossEvaluation
 from layerwise.evaluation.measure import Measure, Target, parse_measure
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.measures.eps_ref import EpsRef, eps_ref, fgsm_accuracies
@@ -18,6 +19,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Finding",
+    "LossEvaluation",
     "Mean",
     "Measure",
     "Measured",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final, overload
 from uuid import uuid4
 
 import torch
@@ -24,6 +24,7 @@ from layerwise.attacks.wrappers import EOT
 from layerwise.core.arguments import named
 from layerwise.core.calling import count_classes
 from layerwise.core.checks import of_kind
+from layerwise.core.criteria import as_criterion
 from layerwise.core.random import Stream
 from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, rank_rows
@@ -32,6 +33,7 @@ from layerwise.evaluation.checks import Finding, compare
 from layerwise.evaluation.conditions import Conditions, Data, digest, draws, evaluating
 from layerwise.evaluation.examine import examine, examined
 from layerwise.evaluation.intervals import Count
+from layerwise.evaluation.losses import LossEvaluation, Problem, Score, evaluate_losses
 from layerwise.evaluation.measure import Measure, Target, choose_measures
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.progress import Board, tracked
@@ -44,15 +46,49 @@ logger = logging.getLogger(__name__)
 EXAMPLE = "layerwise.attacks.PGDAttack(20)"
 """Of an attack, for messages."""
 
+
+class Options(TypedDict, total=False):
+    """What `evaluate` takes beside the network, the data and their loss."""
+
+    threat: ThreatModel
+    attacks: Sequence[Attack | Perturb | str]
+    measures: Sequence[Measure | str]
+    others: Mapping[str, nn.Module] | None
+    num_examples: int | None
+    seed: int
+    batch_size: int
+    device: torch.device | str | None
+    progress: bool
+    eot: int
+    num_workers: int
+    model_name: str | None
+    data_name: str | None
+    journal: Path | Store | None
+
+
 LONG = 10**6
 """Passes of single images from which on the plan is told before it begins."""
 
 
 @named
+@overload
+def evaluate(
+    model: nn.Module, data: Data, *, criterion: None = None, score: None = None, **options: Unpack[Options]
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module, data: Any, *, criterion: Any, score: Score | None = None, **options: Unpack[Options]
+) -> LossEvaluation: ...
+
+
 def evaluate(
     model: nn.Module,
-    data: Data,
+    data: Any,
     *,
+    criterion: Any = None,
+    score: Score | None = None,
     threat: ThreatModel = ThreatModel(),  # noqa: B008 - immutable
     attacks: Sequence[Attack | Perturb | str] = (Clean(), FGSMAttack(), PGDAttack(20)),
     measures: Sequence[Measure | str] = (),
@@ -67,7 +103,7 @@ def evaluate(
     model_name: str | None = None,
     data_name: str | None = None,
     journal: Path | Store | None = None,
-) -> Evaluation:
+) -> Evaluation | LossEvaluation:
     """Count the images that stay correct under each attack, and measure what else is asked for.
 
     In evaluation mode, float32 (float64 if the network is), without TF32 and autocast; everything is put back afterwards. The
@@ -77,7 +113,11 @@ def evaluate(
 
     Args:
         model: any classifier that takes pixels in [0, 1] and gives logits (B, C), wrapped or not.
-        data: a data set (its test split is used), a split, or images and labels.
+        data: a data set (its test split is used), a split, or images and labels; with `criterion` examples of any kind, see
+            `layerwise.data.examples`.
+        criterion: any loss that methods take, in place of classes of images: the record is then a `LossEvaluation`, each example's loss
+            (and score) under each attack. Of the measures it takes `audit`.
+        score: with `criterion`, each example's score, score(output, y) -> (B,), more is better; None is the share that is correct.
         threat: against what.
         attacks: objects, their names (`"pgd-50-10"`, see `parse_attack`), or anybody's own, called as attack(model, x, y).
         measures: their names (`"landscape points=21"`, `"all"`, `"my_module:mine"`, see `layerwise.evaluation.measure`). One that does
@@ -113,6 +153,11 @@ def evaluate(
     of_kind("threat", threat, ThreatModel, example="layerwise.ThreatModel(eps=8/255)")
     chosen = choose(attacks, eot, trust=True)
     wanted = choose_measures(measures, other=bool(others), trust=True)
+    if criterion is not None:
+        about = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size}
+        named = {"model_name": model_name, "data_name": data_name}
+        loss = Problem(criterion=as_criterion(criterion), score=score, threat=threat, **about, **named)  # type: ignore[arg-type]
+        return evaluate_losses(model, data, chosen, wanted, loss, device)
     # Of several processes the first one keeps the journal.
     store = journal if isinstance(journal, Store) else Store(journal if rank_and_world()[0] == 0 else None)
     options = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size, "device": device}

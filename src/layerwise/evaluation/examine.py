@@ -60,7 +60,7 @@ def examine(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, sourc
     gradient, again = raw_gradient(network, x, y), raw_gradient(network, x, y)
     with torch.no_grad():
         logits = network(x)
-    random = checks.RANDOM_GRADIENT.share(_differ(gradient, again), len(x))
+    random = checks.RANDOM_GRADIENT.share(differ(gradient, again), len(x))
     findings = [*_look(logits, gradient), *random]
     right = is_correct(logits, y).nonzero().flatten()
     best = logits[right].topk(2, dim=1).values
@@ -86,7 +86,7 @@ def _look(logits: Tensor, gradient: Tensor) -> list[Finding]:
     ]
 
 
-def _differ(a: Tensor, b: Tensor) -> Tensor:
+def differ(a: Tensor, b: Tensor) -> Tensor:
     """Which rows point elsewhere; in float64 and normalised first, since gradients of 1e-30 are common on well-learnt images."""
     a, b = (norms.normalize(norms.normalize(v.flatten(1).double(), "linf")) for v in (a, b))
     return (a - b).square().sum(dim=1) > 2 * (1 - 0.99)

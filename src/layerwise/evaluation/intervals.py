@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from layerwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final
@@ -145,3 +148,23 @@ def mean_of(values: Sequence[float], *, level: float = 0.95) -> Mean:
 
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     return Mean(mean, float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n), n)
+
+
+def estimate(values: Tensor, *, share: bool = False) -> Estimate:
+    """The mean of examples' values with its 95 % interval: Student's, or Wilson's where they are right or wrong.
+
+    Args:
+        values: one an example, shape (N,).
+        share: whether they lie in [0, 1], which the interval then does not leave.
+
+    >>> import torch
+    >>> estimate(torch.tensor([1.0, 0.0]), share=True).value
+    0.5
+    """
+    if share and bool(((values == 0) | (values == 1)).all()):
+        count = Count(int(values.sum()), len(values))
+        return Estimate(count.accuracy, *count.interval)
+    mean = mean_of(values.tolist())
+    arm = math.inf if mean.half_width is None else mean.half_width
+    low, high = (0.0, 1.0) if share else (-math.inf, math.inf)
+    return Estimate(mean.value, max(low, mean.value - arm), min(high, mean.value + arm))

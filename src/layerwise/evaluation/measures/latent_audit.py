@@ -20,6 +20,7 @@ from layerwise.core.modes import evaluation_mode, exact_arithmetic, frozen
 from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import unwrap
+from layerwise.data.examples import split_batch
 from layerwise.data.splits import ImageData, Split
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.audit import RADII, Examples, Layer, Plan, audit_layers, choose_layers, count_correct, passes
@@ -284,7 +285,7 @@ def _until(
     """Batches until there are so many examples."""
     at_least("num_examples", 1 if count is None else count, 1)
     seen = 0
-    for x, y in data:
+    for x, y in map(split_batch, data):
         if count is not None and seen >= count:
             break
         seen += rows(x)
