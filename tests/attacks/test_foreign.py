@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from layerwise.attacks import FGSMAttack, PGDAttack, ThreatModel
 from layerwise.attacks.base import loss_gradient
+from layerwise.attacks.external import package
 from layerwise.core.registry import names
 from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.evaluation import evaluate
 
-THREAT = ThreatModel("linf", 0.1)
 X = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 4
 
@@ -41,8 +41,11 @@ class OwnObject:
         return (x + self.by).clamp(0, 1)
 
 
-def run(attack: Any, model: nn.Module | None = None) -> Any:
-    return evaluate(model or network(), (X, Y), attacks=[attack], threat=THREAT, progress=False)
+THREAT = ThreatModel("linf", 0.1)
+
+
+def run(attack: Any, model: nn.Module | None = None, threat: ThreatModel = THREAT) -> Any:
+    return evaluate(model or network(), (X, Y), attacks=[attack], threat=threat, progress=False)
 
 
 def test_a_function_is_an_attack() -> None:
@@ -57,6 +60,59 @@ def test_an_object_is_one_too() -> None:
     assert run(OwnObject(0.1)).results[0].attack.endswith("test_foreign:OwnObject")
 
 
+class OfTorchattacks:
+    """Called as objects of torchattacks are: made for a network, with a radius."""
+
+    __module__ = "torchattacks.attacks.fgsm"
+
+    def __init__(self, model: nn.Module, eps: float) -> None:
+        self.model, self.eps = model, eps
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x + self.eps * loss_gradient(self.model, x, y).sign()).clamp(0, 1)
+
+
+class OfART:
+    """Called as objects of ART are: not at all, and with arrays."""
+
+    __module__ = "art.attacks.evasion"
+
+    def __init__(self, model: nn.Module, eps: float) -> None:
+        self.inner = OfTorchattacks(model, eps)
+
+    def generate(self, x: Any, y: Any) -> Any:
+        return self.inner(torch.from_numpy(x), torch.from_numpy(y)).numpy()
+
+
+class Mine(OfTorchattacks):
+    """A class of one's own over one of theirs."""
+
+
+@pytest.mark.parametrize("kind", [OfTorchattacks, OfART, Mine])
+def test_objects_of_other_packages_are_called_in_their_way(kind: Any) -> None:
+    model = network()
+    found, ours = run(kind(model, 0.1), model), run(FGSMAttack(), model)
+    assert found.results[0].kept == ours.results[0].kept
+    with pytest.raises(ConfigError, match=r"left the threat model \(linf, eps 0.1\)"):
+        run(kind(model, 0.2), model)
+
+
+def test_an_object_of_another_network_is_told() -> None:
+    with pytest.raises(ConfigError, match="it was made for another network; make it of the one that is evaluated"):
+        run(OfTorchattacks(network(), 0.1))
+
+
+def test_objects_of_foolbox_are_told_network_and_radius() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs: Any = package("foolbox").attacks
+    found, ours = run(theirs.LinfFastGradientAttack(random_start=False)), run(FGSMAttack())
+    assert found.results[0].attack == "foolbox.attacks.fast_gradient_method:LinfFastGradientAttack"
+    assert found.results[0].kept == ours.results[0].kept
+    with pytest.raises(ConfigError, match=r"left the threat model \(l2, eps 0.1\)"):
+        run(theirs.LinfFastGradientAttack(random_start=False), threat=ThreatModel("l2", 0.1))
+
+
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
@@ -65,7 +121,7 @@ def test_an_object_is_one_too() -> None:
         (lambda model, x, y: x[:1], r"made images of shape \(1, 1, 8, 8\) out of \(12, 1, 8, 8\); the shape must stay"),
         (lambda model, x, y: None, r"gave NoneType; an attack is called as attack\(model, x, y\)"),
         (lambda x, y: x, r"failed \(TypeError: .*lambda model, x, y: theirs\(x, y\)"),
-        (PGDAttack, r"PGDAttack is no attack; give an object such as PGDAttack\(\)"),
+        (PGDAttack, r"the class PGDAttack is no attack; give a name such as 'pgd-20', or"),
         (5, r"5 is no attack"),
     ],
 )

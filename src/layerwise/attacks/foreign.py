@@ -1,4 +1,4 @@
-"""Attacks of anybody's: any callable `(model, x, y) -> x_adv`."""
+"""Attacks of anybody's: any callable `(model, x, y) -> x_adv`, and the objects of torchattacks, foolbox and ART."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from layerwise.attacks.base import InputAttack
+from layerwise.attacks.base import InputAttack, bare
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source
+from layerwise.core.sites import unwrap
 from layerwise.core.threat import ThreatModel
 from layerwise.errors import ConfigError
 
@@ -19,9 +20,55 @@ Perturb: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Gives adversarial images (B, C, H, W) of a network, images and labels."""
 
 FORM = (
-    "an attack is called as attack(model, x, y) and gives images of the shape of x; one of another form goes into a "
-    "function, for example lambda model, x, y: theirs(x, y)"
+    "an attack is called as attack(model, x, y) and gives images of the shape of x (objects of torchattacks, foolbox and ART as they "
+    "are); one of another form goes into a function, for example lambda model, x, y: theirs(x, y)"
 )
+
+
+def library_of(function: object) -> str:
+    """Which package an object's class is of, its bases included: a subclass of one's own is called like them.
+
+    >>> library_of(len)
+    'builtins'
+    """
+    packages = [cls.__module__.partition(".")[0] for cls in type(function).__mro__]
+    return next((name for name in packages if name in CALLS), packages[0])
+
+
+def _torchattacks(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Any:
+    """Made for a network, with a radius of its own."""
+    del threat
+    own = getattr(attack, "model", None)
+    if isinstance(own, nn.Module) and unwrap(own) is not bare(model):
+        raise ConfigError("it was made for another network; make it of the one that is evaluated")
+    return attack(x, y)
+
+
+def _foolbox(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Any:
+    """Told the network and the radius; gives raw images, those within the radius, and which fool the network."""
+    import foolbox
+
+    _, clipped, _ = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=threat.eps)
+    return clipped
+
+
+def _art(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Any:
+    """Made for a classifier of ART around the network, with a radius of its own; takes and gives arrays."""
+    del model, threat
+    return torch.from_numpy(attack.generate(x=x.cpu().numpy(), y=y.cpu().numpy()))
+
+
+CALLS: dict[str, Callable[[Any, nn.Module, Tensor, Tensor, ThreatModel], Any]] = {
+    "torchattacks": _torchattacks,
+    "foolbox": _foolbox,
+    "art": _art,
+}
+"""How the objects of other packages are called."""
+
+
+def is_attack(value: object) -> bool:
+    """Whether it can be called as an attack."""
+    return not isinstance(value, type) and (callable(value) or library_of(value) in CALLS)
 
 
 @final
@@ -33,7 +80,8 @@ class Foreign(InputAttack):
     interruption.
 
     Args:
-        function: makes the images.
+        function: makes the images; an object of torchattacks or ART is of the network that is evaluated, and has its radius; one of
+            foolbox is told both.
 
     >>> def darker(model, x, y):
     ...     return (x - 0.1).clamp(0, 1)
@@ -58,10 +106,14 @@ class Foreign(InputAttack):
         Raises:
             ConfigError: it fails, or gives something else than images.
         """
-        del threat, generator
+        del generator
+        theirs = CALLS.get(library_of(self.function))
         try:
             with frozen(model), torch.enable_grad():
-                found = self.function(model, x.clone(), y.clone())
+                copies = x.clone(), y.clone()
+                found = (
+                    self.function(model, *copies) if theirs is None else theirs(self.function, model, *copies, threat)
+                )
         except Exception as error:  # whatever somebody's code may raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(f"attack {self} failed ({reason}); {FORM}") from error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from layerwise.attacks.at import At
 from layerwise.attacks.base import Attack, Averaged, InputAttack
-from layerwise.attacks.foreign import FORM, Foreign, Perturb
+from layerwise.attacks.foreign import FORM, Foreign, Perturb, is_attack
 from layerwise.attacks.gradient import Clean, FGSMAttack, PGDAttack
 from layerwise.attacks.text import parse_attack
 from layerwise.attacks.wrappers import EOT
@@ -229,7 +229,7 @@ def _attack_of(given: Attack | Perturb | str, trust: bool) -> Attack:
         return given
     if hasattr(given, "losses"):
         raise ConfigError(f"{_shown(given)} trains and is no attack; give one's name, such as 'pgd-20', or {EXAMPLE}")
-    if isinstance(given, type) or not callable(given):
+    if not is_attack(given):
         raise ConfigError(f"{_shown(given)} is no attack; give a name such as 'pgd-20', or {EXAMPLE}: {FORM}")
     return Foreign(given)
 
