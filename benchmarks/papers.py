@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from layerwise.evaluation.record import escape
 from layerwise.files import write_text
 from layerwise.reproduce import compared
 from layerwise.reproduce.papers import paper
-from layerwise.reproduce.render import cell_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
 
@@ -62,7 +62,7 @@ def _summary(name: str) -> tuple[str, ...]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell_text(cell) for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([escape(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

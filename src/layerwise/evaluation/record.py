@@ -95,11 +95,7 @@ class Result:
     @property
     def outcomes(self) -> tuple[bool, ...]:
         """Whether each image stays correct, in the order of the evaluation: what a paired comparison needs; empty if not known."""
-        try:
-            bits = f"{int(self.kept, 16):0{self.count.total}b}" if self.kept else ""
-        except ValueError:
-            raise ConfigError("kept is no number in hexadecimal: evaluate again") from None
-        return tuple(bit == "1" for bit in bits)
+        return unpacked(self.kept, self.count.total)
 
     @property
     def accuracy(self) -> float:
@@ -356,6 +352,22 @@ def packed(outcomes: Iterable[bool]) -> str:
     'b'
     """
     return f"{int(''.join('01'[outcome] for outcome in outcomes), 2):x}"
+
+
+def unpacked(kept: str, total: int) -> tuple[bool, ...]:
+    """The outcomes of so many images that `packed` wrote; none of an empty text.
+
+    >>> unpacked("b", 4)
+    (True, False, True, True)
+
+    Raises:
+        ConfigError: it is no number in hexadecimal.
+    """
+    try:
+        bits = f"{int(kept, 16):0{total}b}" if kept else ""
+    except ValueError:
+        raise ConfigError("kept is no number in hexadecimal: evaluate again") from None
+    return tuple(bit == "1" for bit in bits)
 
 
 def settings_of(attack: Attack, threat: ThreatModel) -> Settings:

@@ -68,12 +68,14 @@ class Plot:
         alt: what it shows, in a sentence.
         caption: how to read it.
         size: width and height in CSS pixels.
+        file: where markdown finds it; "" tells it in words there.
     """
 
     source: str
     alt: str
     caption: str
     size: tuple[int, int]
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Table):
         return f"{escape(block.caption)}\n\n{table(block)}"
     if isinstance(block, Plot):
-        return f"{escape(block.alt)} {escape(block.caption)}"
+        shown = f"![{escape(block.alt)}]({block.file})" if block.file else escape(block.alt)
+        return f"{shown} {escape(block.caption)}".rstrip()
     if isinstance(block, Gallery):
         rows = "\n".join(f"- {'fooled' if item.wrong else 'held'}: {escape(item.text)}" for item in block.items)
         return f"**{escape(block.title)}** {escape(block.caption)}".rstrip() + f"\n\n{rows}"

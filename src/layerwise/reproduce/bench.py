@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layerwise.data import ImageData
 from layerwise.data.batching import batches, epoch_order
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError
+from layerwise.evaluation.record import unpacked
 from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment
 from layerwise.experiments.experiment import SCHEMA
@@ -80,6 +81,7 @@ class Outcome:
         seconds: how long it took.
         device: on what.
         findings: what the evaluation's self-checks found; empty is good.
+        kept: which images stay correct, see `layerwise.evaluation.record.Result`, where the item has controls; else empty.
     """
 
     value: float
@@ -90,6 +92,12 @@ class Outcome:
     seconds: float = 0.0
     device: str = ""
     findings: tuple[str, ...] = ()
+    kept: str = ""
+
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        """Whether each image stays correct; empty where `kept` is."""
+        return unpacked(self.kept, self.images)
 
 
 @final

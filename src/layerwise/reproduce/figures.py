@@ -325,6 +325,8 @@ def draw_sweep(item: Item, rows: Sequence[RowRecord], folder: Path) -> Picture:
     """
     if not any(cell.ours for row in rows for cell in row.cells.values()):
         raise ConfigError("no row has a number, so there is nothing to draw")
+    if "over" in item.options:
+        return _saved(_scatter(item, rows), folder / _file(item), {})
     with styled():
         figure, panels = canvas(1, len(item.columns), width=max(5.2, 3.4 * len(item.columns)))
         for axes, column in zip(panels, item.columns, strict=True):
@@ -334,6 +336,35 @@ def draw_sweep(item: Item, rows: Sequence[RowRecord], folder: Path) -> Picture:
     words = "; ".join(f"{c.name} of {len(rows)} rows" for c in item.columns)
     describe(figure, f"{item.title}, over {item.axis}: {words}. The numbers are in the table.")
     return _saved(figure, folder / _file(item), {})
+
+
+def _scatter(item: Item, rows: Sequence[RowRecord]) -> Figure:
+    """The columns `shown` over the column `over`, a dot a row with its number; the names stand below."""
+    over, shown = item.options["over"], item.options["shown"]
+    units = {column.name: column.unit for column in item.columns}
+    numbers = {row.name: n for n, row in enumerate(rows, start=1)}
+    with styled():
+        figure, panels = canvas(-(-len(shown) // 2), 2, width=10.0, height=3.6)
+        for axes, column in zip(panels, shown, strict=True):
+            points = [(row, *(row.cells[name].measured(units[name]) for name in (over, column))) for row in rows]
+            for row, x, y in points:
+                if x is not None and y is not None:
+                    color = line(0 if row.name in item.options.get("controls", ()) else 1)["color"]
+                    axes.errorbar(
+                        x.value, y.value, [[y.value - y.low], [y.high - y.value]], color=color, marker=".", alpha=0.6
+                    )
+                    axes.annotate(
+                        str(numbers[row.name]), (x.value, y.value), (3, 2), textcoords="offset points", fontsize=7
+                    )
+            axes.set(xlabel=item.axis, ylabel=f"{column}, {units[column]}", xscale="log")
+            axes.set_xticks(ticks := [3, 5, 8, 12, 24, 48, 84], [str(tick) for tick in ticks])
+            axes.minorticks_off()
+        names = [f"{number} {name}" for name, number in numbers.items()]
+        lines = ["   ".join(names[start : start + 8]) for start in range(0, len(names), 8)]
+        figure.supxlabel("\n".join(lines), fontsize=7)
+    return describe(
+        figure, f"{item.title}: {', '.join(shown)} over {item.axis}, {len(rows)} rows. The numbers are in the table."
+    )
 
 
 def _sweep_panel(axes: Any, name: str, unit: str, axis: str, rows: Sequence[RowRecord]) -> None:

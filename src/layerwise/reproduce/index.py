@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerwise.evaluation.record import escape
 from layerwise.files import write_text
 from layerwise.reproduce.claims import OPEN
 from layerwise.reproduce.definitions import items
-from layerwise.reproduce.page import to_html
 from layerwise.reproduce.record import Record
-from layerwise.reproduce.render import INDEX, cell_text, to_markdown
+from layerwise.reproduce.render import INDEX, to_html, to_markdown
 
 
 def records(folder: Path) -> list[Record]:
@@ -38,20 +38,12 @@ def write_index(folder: Path) -> Path:
         held, decided = record.held
         name = f"[{record.item}]({record.item}.md)"
         lines.append(
-            f"| {name} | {cell_text(record.title)} | {numbers} | {held} of {decided} | {len(record.claims)} | {missing} |"
+            f"| {name} | {escape(record.title)} | {numbers} | {held} of {decided} | {len(record.claims)} | {missing} |"
         )
     if any(claim.verdict == OPEN for record in found for claim in record.claims):
         lines += ["", "A claim whose interval does not exclude the contrary is not decided; at *smoke* none is."]
     for record in found:
-        lines += ["", _below(record)]
+        lines += ["", to_markdown(record, within=record.item.partition("/")[0]).rstrip()]
     write_text((folder / INDEX).with_suffix(".html"), to_html(found, folder))
     write_text(folder / INDEX, "\n".join(lines) + "\n")
     return folder / INDEX
-
-
-def _below(record: Record) -> str:
-    """A record's page as a section of the index, its pictures found from there."""
-    text = "#" + to_markdown(record)
-    for picture in record.pictures:
-        text = text.replace(f"]({picture.file})", f"]({record.item.partition('/')[0]}/{picture.file})")
-    return text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,7 +17,7 @@ from layerwise.attacks import ThreatModel, parse_attack
 from layerwise.attacks.base import Attack, InputAttack
 from layerwise.attacks.transfer import Transfer
 from layerwise.core.checks import parse_radius
-from layerwise.data.batching import batches
+from layerwise.data.batching import batches, num_batches
 from layerwise.errors import ConfigError, did_you_mean
 from layerwise.evaluation import eps_ref, evaluate, fgsm_accuracies, rho
 from layerwise.evaluation.corruptions import (
@@ -34,11 +37,16 @@ from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measurement import Measurement
 from layerwise.evaluation.measures import boundary_distance
 from layerwise.experiments import experiment
+from layerwise.experiments.bench.stepping import Contestant, stepping
+from layerwise.experiments.bench.stepping import training as timing
+from layerwise.experiments.bench.timing import interleaved, ratio
 from layerwise.experiments.experiment import SCHEMA
+from layerwise.methods.sources import with_networks
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
 from layerwise.reproduce.figures import LOOKS, looked_at
+from layerwise.reproduce.systems import NEEDS
 
 M = TypeVar("M", bound=Measurement)
 
@@ -130,7 +138,8 @@ def _evaluated(bench: Bench, subject: Subject, attack: Attack | str, options: Op
     (result,) = record.results
     what = str(attack) + ("" if str(attack) == "clean" else f", {threat}")
     found = _share(result.count, what, error=bool(options.get("error")))
-    return replace(found, findings=tuple(str(finding) for finding in record.findings))
+    kept = result.kept if bench.item.options.get("controls") else ""  # a record of large tables stays small
+    return replace(found, findings=tuple(str(finding) for finding in record.findings), kept=kept)
 
 
 def _share(count: Count, what: str, *, error: bool = False) -> Outcome:
@@ -253,6 +262,42 @@ def _minutes(bench: Bench, subject: Subject, options: Options) -> Outcome:
     return Outcome(value=value, low=value, high=value, images=0, what="training time")
 
 
+def _pace(bench: Bench, subject: Subject, options: Options) -> Outcome:
+    """Training steps timed in turn with those of the row `base`, so that the machine's load does not matter.
+
+    Their time over that of the base's or, `in: seconds`, of all of a run's steps. With one thread it is the processor's time.
+    """
+    base = bench.row(options["base"])
+
+    def make() -> dict[str, float]:
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        with ExitStack() as stack:
+            runs = {
+                name: stack.enter_context(_steps(bench, one)).run for name, one in (("own", subject), ("base", base))
+            }
+            times = interleaved(runs, experiment.best_device(), rounds=7, seconds=1.0, clock=clock)
+        return {"step": statistics.median(times["own"]), "ratio": ratio(times["own"], times["base"])}
+
+    found = bench.cached(subject, ["pace", base.system.name], make)
+    training = subject.system.tree["training"]
+    steps = training["epochs"] * num_batches(subject.data.train, training["batch_size"], training["drop_last"])
+    value = found["step"] * steps if options.get("in") == "seconds" else found["ratio"]
+    return Outcome(value=value, low=value, high=value, images=0, what=f"training steps, timed in turn with {options['base']}")
+
+
+@contextmanager
+def _steps(bench: Bench, subject: Subject) -> Iterator[Contestant]:
+    """The steps of a run's method, on its own trained network and a batch of its data."""
+    chosen = SCHEMA.read(subject.system.tree)[0]
+    method = with_networks(
+        chosen.method.under(chosen.threat), lambda name: experiment.load(bench.place / name.removeprefix(NEEDS))
+    )
+    x, y = subject.images(chosen.training.batch_size)
+    network = copy.deepcopy(subject.network)
+    with stepping(network, method, x.cpu(), y.cpu(), timing(precision=chosen.training.precision)) as contestant:
+        yield contestant
+
+
 def _passes(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """What the method costs: passes a batch, of which standard training takes three."""
     del bench, options
@@ -312,6 +357,7 @@ MEASURES: dict[str, Measure] = {
     "flips": _flips,
     "boundary": _boundary,
     "minutes": _minutes,
+    "pace": _pace,
     "passes": _passes,
     "times": _times,
 }

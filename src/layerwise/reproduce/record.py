@@ -19,7 +19,7 @@ from layerwise.reproduce.papers import Printed, to_json
 
 FORMAT, VERSION = "layerwise-reproduction", 1
 
-SEED_NOISE = {PERCENT: 0.5, "epochs": 0.0, "passes": 0.0}
+SEED_NOISE = {PERCENT: 0.5, "epochs": 0.0, "a batch": 0.0}
 """Half width that one seed alone gets, in the column's unit: runs of one recipe differed by so much (points of accuracy); counts
 are exact."""
 
@@ -144,6 +144,7 @@ class Record:
         claims: in order.
         pictures: of a figure.
         axis: label of the horizontal axis, of a table that is drawn.
+        controls: rows that the others are compared with, image by image.
         notes: what a reader has to know.
         failures: sentences about what could not be drawn.
         hardware: what computed.
@@ -168,6 +169,7 @@ class Record:
     hardware: str
     versions: dict[str, str]
     complete: bool
+    controls: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -1,20 +1,28 @@
-"""Records as markdown: a page an item, and the index of a folder."""
+"""Records as pages: what a record says, written once, becomes markdown beside it and a part of one HTML file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from layerwise.errors import ConfigError
 from layerwise.files import write_text
+from layerwise.report import document
+from layerwise.report.document import Block, Plot, Section, Table, Text, clean
+from layerwise.report.figures import uri
+from layerwise.report.page import html
 from layerwise.reproduce import definitions
+from layerwise.reproduce.against import compared
 from layerwise.reproduce.claims import OPEN
 from layerwise.reproduce.definitions import PERCENT
 from layerwise.reproduce.papers import Printed
-from layerwise.reproduce.record import CellRecord, ClaimRecord, Record, failures, findings
+from layerwise.reproduce.record import CellRecord, ClaimRecord, Picture, Record, failures, findings
 
 INDEX = "index.md"
+
+FOOTER = "Made from the records beside it; every verdict is computed from their numbers."
 
 
 def record_file(output: Path, scale: str, item: str) -> Path:
@@ -25,9 +33,13 @@ def record_file(output: Path, scale: str, item: str) -> Path:
 def write(record: Record, output: Path) -> Path:
     """Write an item's record, and its page beside it."""
     file = record_file(output, record.scale, record.item)
+    _write(record, file)
+    return file
+
+
+def _write(record: Record, file: Path) -> None:
     write_text(file, record.to_json())
     write_text(file.with_suffix(".md"), to_markdown(record))
-    return file
 
 
 def render(files: Iterable[Path]) -> list[Record]:
@@ -42,80 +54,99 @@ def render(files: Iterable[Path]) -> list[Record]:
         if not file.is_file():
             raise ConfigError(f"there is no file {file}; give a record such as results/full/deep-defense/table-1.json")
         record = _with_claims_of_today(Record.from_json(file.read_text(encoding="utf-8"), source=str(file)))
-        write_text(file, record.to_json())
-        write_text(file.with_suffix(".md"), to_markdown(record))
+        _write(record, file)
         found.append(record)
     return found
 
 
 def _with_claims_of_today(record: Record) -> Record:
-    """A record with the claims that its item has now, which may be more than when it was measured."""
+    """A record with the claims and controls that its item has now, which may be more than when it was measured."""
     item = definitions.items().get(record.item)
     if item is None:
         return record
     claims = tuple(ClaimRecord(id=c.id, says=c.says, predicate=c.predicate) for c in item.claims)
-    return replace(record, claims=claims).with_verdicts()
+    return replace(record, claims=claims, controls=tuple(item.options.get("controls", ()))).with_verdicts()
 
 
-def to_markdown(record: Record) -> str:
-    """The page of an item: ours with the interval, the paper's number below it, verdicts, failures, and what it was made with."""
-    units = {column.name: column.unit for column in record.columns}
-    lines = [f"# {record.item}: {record.title}", "", f"{record.paper}. Scale *{record.scale}*: {record.scale_title}."]
+def to_markdown(record: Record, *, within: str = "") -> str:
+    """The page of an item: ours with the interval, the paper's number beside it, verdicts, failures, and what it was made with.
+
+    Args:
+        record: the item's.
+        within: where its pictures lie, seen from a page that holds several; there its heading is one of the second order.
+    """
+    text = document.to_markdown([Section(f"{record.item}: {record.title}", tuple(_blocks(record, within)))])
+    return text if within else text[1:]
+
+
+def to_html(records: Sequence[Record], folder: Path) -> str:
+    """The page of every record, its pictures inside it."""
+    scale = f": {records[0].scale_title}" if records else ""
+    sections = [
+        Section(f"{r.item}: {r.title}", clean(tuple(_blocks(r, r.item.partition("/")[0], folder)))) for r in records
+    ]
+    return html(f"Reproduction at the scale {folder.name}{scale}", (), sections, footer=FOOTER)
+
+
+def _blocks(record: Record, within: str, folder: Path | None = None) -> Iterator[Block]:
+    """What the page says; with the folder of the records pictures are in it themselves."""
+    yield Text(f"{record.paper}. Scale {record.scale}: {record.scale_title}.")
     if not record.complete:
-        lines += ["", "> Not finished: type the same command again, and it goes on."]
-    lines += [f"\n{note}" for note in record.notes]
+        yield Text("Not finished: type the same command again, and it goes on.")
+    yield from map(Text, record.notes)
     for picture in record.pictures:
-        lines += ["", f"![{cell_text(picture.alt)}]({picture.file})"]
+        yield _plot(picture, within, folder)
     if record.columns:
-        heads = [f"{c.name}" + (f", {c.unit}" if c.unit else "") for c in record.columns]
-        lines += ["", _line(["", *heads]), "|---|" + "---:|" * len(heads)]
-        for row in record.rows:
-            lines.append(_line([row.name, *(shown(row.cells.get(c.name), units[c.name]) for c in record.columns)]))
-        lines += [
-            "",
-            "Ours with its 95 % interval (images and seeds); in brackets the paper's number and our difference to it.",
-        ]
-        lines += ["", cell_text(written(record))]
+        yield _numbers(record)
+    yield from compared(record)
     if record.claims:
-        lines += ["", "| claim | in the paper's numbers | in ours | without intervals |", "|---|---|---|---|"]
-        for claim in record.claims:
-            lines.append(_line([claim.says, printed_of(claim), f"**{claim.verdict}**", points_of(claim)]))
-    for head, told in (("Self-checks warn:", findings(record)), ("Not available:", failures(record))):
-        if told:
-            lines += ["", head, "", *(f"- {cell_text(text)}" for text in told)]
+        rows = tuple((c.says, _printed(c), c.verdict, _points(c)) for c in record.claims)
+        header = ("claim", "in the paper's numbers", "in ours", "without intervals")
+        marked = frozenset((i, 2) for i in range(len(rows)))
+        yield Table(header, rows, "What the paper says, and whether it holds.", marked=marked, numbers=False)
+    for head, told in (("Self-checks warn: ", findings(record)), ("Not available: ", failures(record))):
+        yield from (Text(head + text) for text in told)
     seeds = ", ".join(map(str, record.seeds))
     made = "; ".join(f"{name} {version}" for name, version in record.versions.items())
-    lines += ["", f"Seeds {seeds}; measures took {record.seconds:.0f} s on {record.hardware}; {made}."]
-    return "\n".join(lines) + "\n"
+    yield Text(f"Seeds {seeds}; measures took {record.seconds:.0f} s on {record.hardware}; {made}.")
 
 
-def printed_of(claim: ClaimRecord) -> str:
+def _plot(picture: Picture, within: str, folder: Path | None) -> Plot:
+    file = f"{within}/{picture.file}" if within else picture.file
+    if folder is None:
+        return Plot("", picture.alt, "", (0, 0), file)
+    data = (folder / file).read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # of a PNG
+    return Plot(uri("image/png", data), picture.alt, "", (width, height))
+
+
+def _numbers(record: Record) -> Table:
+    units = {column.name: column.unit for column in record.columns}
+    header = ("", *(f"{c.name}, {c.unit}" if c.unit else c.name for c in record.columns))
+    rows = tuple((r.name, *(_shown(r.cells.get(name), units[name]) for name in units)) for r in record.rows)
+    told = "; ".join(f"{c.name}: {c.what}" for c in record.columns if c.what)
+    what = "Ours with its 95 % interval (images and seeds); in brackets the paper's number and our difference to it."
+    return Table(header, rows, f"{what} Columns: {told}.")
+
+
+def _printed(claim: ClaimRecord) -> str:
     """The verdict on the paper's numbers, in words."""
     return "not printed" if claim.in_paper == OPEN else claim.in_paper
 
 
-def points_of(claim: ClaimRecord) -> str:
+def _points(claim: ClaimRecord) -> str:
     """The verdict without intervals, in words."""
     return "a number is missing" if claim.would_be == OPEN else claim.would_be
 
 
-def written(record: Record) -> str:
-    """What was run for each column."""
-    return "Columns: " + "; ".join(f"{c.name}: {c.what}" for c in record.columns if c.what) + "."
-
-
-def shown(cell: CellRecord | None, unit: str) -> str:
+def _shown(cell: CellRecord | None, unit: str) -> str:
     """A cell: ours with its interval, and in brackets the paper's number and our difference to it."""
     if cell is None:
         return ""
     found = cell.measured(unit)
-    ours = (
-        "not available"
-        if found is None
-        else f"{_number(found.value, unit)} ({_number(found.low, unit)} to {_number(found.high, unit)})"
-    )
-    if found is None and not cell.failures:
-        ours = ""
+    ours = "not available" if cell.failures else ""
+    if found is not None:
+        ours = f"{_number(found.value, unit)} ({_number(found.low, unit)} to {_number(found.high, unit)})"
     if cell.paper is None:
         return ours
     difference = "" if found is None else f", {found.value - Printed.read(cell.paper).value:+.3g}"
@@ -124,18 +155,3 @@ def shown(cell: CellRecord | None, unit: str) -> str:
 
 def _number(value: float, unit: str) -> str:
     return f"{value:.2f}" if unit == PERCENT else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell_text(cell) if "**" not in cell else cell for cell in cells) + " |"
-
-
-def cell_text(text: str) -> str:
-    """Text that stays inside its cell: no bars, no line breaks, no markup.
-
-    >>> cell_text("a|b_c")
-    'a\\\\|b\\\\_c'
-    """
-    for character in "\\|*_<>`":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())

@@ -202,6 +202,7 @@ def _record(
         claims=tuple(ClaimRecord(id=c.id, says=c.says, predicate=c.predicate) for c in item.claims),
         pictures=pictures,
         axis=item.axis,
+        controls=tuple(item.options.get("controls", ())),
         notes=tuple(dict.fromkeys(note for note in (*notes, units, lost) if note)),
         failures=failures,
         hardware=AND.join(dict.fromkeys((*others, _hardware(known)))),

@@ -157,10 +157,16 @@ def opened(method: Method, setup: Setup) -> Iterator[Contestant]:
     Raises:
         SiteError: the network does not have the method's sites.
     """
-    net, (x, y) = setup.network(), setup.data()
+    with stepping(setup.network(), method, *setup.data(), setup.training) as contestant:
+        yield contestant
+
+
+@contextmanager
+def stepping(net: nn.Module, method: Method, x: Tensor, y: Tensor, settings: Training) -> Iterator[Contestant]:
+    """The same of any network, on a batch that is given."""
     images = torch.cat([x] * (WATCHED + 2))
     data = from_tensors(images, torch.cat([y] * (WATCHED + 2)), test=(x[:1], y[:1]), validation=0)
-    settings = replace(setup.training, batch_size=setup.batch)
+    settings = replace(settings, batch_size=len(x))
     with ExitStack() as stack:
         loop = loop_of(net, method, data, settings, stack)
         session = loop.session
