@@ -207,7 +207,12 @@ def test_rows_are_compared_with_the_controls_image_by_image() -> None:
         bits = packed(first <= n < first + right for n in range(1000))
         return CellRecord(ours=(replace(outcome(right / 10), kept=bits),))
 
-    rows = (row("A", PGD=kept(400)), row("B", PGD=kept(405, first=20)), row("C", PGD=kept(500)), row("D", PGD=kept(300)))
+    rows = (
+        row("A", PGD=kept(400)),
+        row("B", PGD=kept(405, first=20)),
+        row("C", PGD=kept(500)),
+        row("D", PGD=kept(300)),
+    )
     page = to_markdown(made(rows=rows, controls=("A", "gone")))
     assert "PGD beside A. Above: 1 (C). Below: 1 (D). Not told apart: 1 (B)." in page
     assert "| C | +10.0 points \\[+8.1, +11.8\\], better |" in page

@@ -254,3 +254,23 @@ def test_kept_rows_are_those_of_the_same_columns(tmp_path: Path) -> None:
     list(runner.reproduce([item(rows=ROWS)], TINY, **{**options, "rows": ["standard"]}))
     (found,) = runner.reproduce([item(rows=ROWS, columns={"clean": "clean"})], TINY, **options)
     assert [row.name for row in found.rows] == ["SLAT"]
+
+
+def test_steps_are_timed_in_turn_with_those_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def interleaved(runs: Any, *_: Any, **__: Any) -> dict[str, list[float]]:
+        for name, step in runs.items():
+            step()
+            steps.append(name)
+        return {"own": [0.5, 0.25, 0.75], "base": [0.25, 0.125, 0.125]}
+
+    monkeypatch.setattr(measures, "interleaved", interleaved)
+    pace = {"measure": "pace", "base": "standard"}
+    columns = {"times": {**pace, "unit": "x"}, "seconds": {**pace, "in": "seconds", "unit": "s"}}
+    rows = {"standard": "standard-digits", "Adv. Train I": "adv-train-1-digits"}  # which looks at another network
+    found = values(run(tmp_path, columns=columns, rows=rows))
+    tree = resolve(System(recipe="adv-train-1-digits"), TINY, seed=0).tree
+    batches_of_a_run = tree["training"]["epochs"] * -(-len(lw.load_data("digits").train) // tree["training"]["batch_size"])
+    assert found["Adv. Train I"] == {"times": [2.0], "seconds": [0.5 * batches_of_a_run]}
+    assert steps == ["own", "base"] * 2

@@ -80,15 +80,21 @@ def draw(item: Item, bench: Bench, folder: Path) -> tuple[list[Picture], list[st
 def looked_at(name: str, options: Mapping[str, Any], bench: Bench, system: System) -> Found:
     """What a diagnostic finds of a system, by panel; one alone has no name."""
     subject = bench.subject(system)
-    most, find = LOOKS[name]
+    count, find = images_of(name, bench), LOOKS[name][1]
 
     def make() -> dict[str, Any]:
-        found = find(View(bench, subject.network, *subject.images(min(most, bench.scale.few or most)), options))
+        found = find(View(bench, subject.network, *subject.images(count), options))
         panels = {"": found} if isinstance(found, Measurement) else found
         return {panel: measurement.to_dict() for panel, measurement in panels.items()}
 
-    stored = bench.cached(subject, ["figure", name, options], make)
+    stored = bench.cached(subject, ["figure", name, count, options], make)
     return {panel: Measurement.from_dict(found, source=str(subject.folder)) for panel, found in stored.items()}
+
+
+def images_of(name: str, bench: Bench) -> int:
+    """How many images a diagnostic looks at."""
+    most = LOOKS[name][0]
+    return min(most, bench.scale.few or most)
 
 
 def _figures(shown: Found) -> Iterator[tuple[str, Figure]]:
@@ -233,11 +239,14 @@ def _noise_insensitivity(view: View) -> Found:
     }
 
 
+ALL = 10_000
+"""The test images, where the papers have all of them."""
+
 LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
-    "radius": (1000, _radius),
+    "radius": (ALL, _radius),
     "landscape": (100, lambda view: look.loss_landscape(*view.first)),
     "feature-gradients": (
-        1000,
+        ALL,
         lambda view: look.feature_gradient_norms(*view.first, sites=tuple(view.options["sites"])),
     ),
     "alignment": (1000, lambda view: look.gradient_alignment(*view.first)),
@@ -251,7 +260,7 @@ LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
         lambda view: look.feature_clouds(*view.first, eps=view.options["eps"], classes=view.options.get("classes")),
     ),
     "linearity": (1000, lambda view: look.linear_approximation_error(*view.first, sites="input")),
-    "spectrum": (200, lambda view: look.jacobian_spectrum(view.model, view.x)),
+    "spectrum": (ALL, lambda view: look.jacobian_spectrum(view.model, view.x)),
     "state-ratio": (1000, lambda view: look.state_gradient_ratio(*view.first)),
 }
 """What draws a figure, by the name that definitions use: how many images it looks at, and what it finds of them, alone or by panel.
@@ -346,8 +355,8 @@ def _scatter(item: Item, rows: Sequence[RowRecord]) -> Figure:
     with styled():
         figure, panels = canvas(-(-len(shown) // 2), 2, width=10.0, height=3.6)
         for axes, column in zip(panels, shown, strict=True):
-            points = [(row, *(row.cells[name].measured(units[name]) for name in (over, column))) for row in rows]
-            for row, x, y in points:
+            for row in rows:
+                x, y = (row.cells[name].measured(units[name]) for name in (over, column))
                 if x is not None and y is not None:
                     color = line(0 if row.name in item.options.get("controls", ()) else 1)["color"]
                     axes.errorbar(

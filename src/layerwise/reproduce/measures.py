@@ -45,7 +45,7 @@ from layerwise.methods.sources import with_networks
 from layerwise.reading import read_record
 from layerwise.reproduce.bench import Bench, Outcome, Subject
 from layerwise.reproduce.definitions import Row
-from layerwise.reproduce.figures import LOOKS, looked_at
+from layerwise.reproduce.figures import images_of, looked_at
 from layerwise.reproduce.systems import NEEDS
 
 M = TypeVar("M", bound=Measurement)
@@ -275,14 +275,16 @@ def _pace(bench: Bench, subject: Subject, options: Options) -> Outcome:
             runs = {
                 name: stack.enter_context(_steps(bench, one)).run for name, one in (("own", subject), ("base", base))
             }
-            times = interleaved(runs, experiment.best_device(), rounds=7, seconds=1.0, clock=clock)
+            times = interleaved(runs, experiment.best_device(), rounds=7, seconds=0.3, clock=clock)
         return {"step": statistics.median(times["own"]), "ratio": ratio(times["own"], times["base"])}
 
     found = bench.cached(subject, ["pace", base.system.name], make)
     training = subject.system.tree["training"]
     steps = training["epochs"] * num_batches(subject.data.train, training["batch_size"], training["drop_last"])
     value = found["step"] * steps if options.get("in") == "seconds" else found["ratio"]
-    return Outcome(value=value, low=value, high=value, images=0, what=f"training steps, timed in turn with {options['base']}")
+    return Outcome(
+        value=value, low=value, high=value, images=0, what=f"training steps, timed in turn with {options['base']}"
+    )
 
 
 @contextmanager
@@ -321,7 +323,7 @@ def _looked(bench: Bench, subject: Subject, options: Options) -> Outcome:
         first, end = options.get("part", (0, len(value)))
         value = value[options["at"]] if "at" in options else sum(value[first:end]) / len(value[first:end])
     what = f"{options['look']}, {options['field']}"
-    return Outcome(value=value, low=value, high=value, images=LOOKS[options["look"]][0], what=what)
+    return Outcome(value=value, low=value, high=value, images=images_of(options["look"], bench), what=what)
 
 
 def _logged(bench: Bench, subject: Subject, options: Options) -> Outcome:

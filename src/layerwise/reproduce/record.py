@@ -237,6 +237,9 @@ class Record:
         for row, plain in zip(self.rows, body["rows"], strict=True):
             for name, cell in row.cells.items():
                 plain["cells"][name]["summary"] = summary(cell, units[name])
+                for outcome in plain["cells"][name]["ours"]:
+                    if not outcome["kept"]:
+                        del outcome["kept"]  # most items do without
         return to_json({"format": FORMAT, "version": VERSION, **body})
 
     @classmethod

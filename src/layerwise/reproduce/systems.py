@@ -52,7 +52,8 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
     Raises:
         ConfigError: the recipe, method or network does not exist, or a setting does not fit.
     """
-    tree = _with_leaves(_settings(system.recipe, json.dumps(system.set)), {"training.seed": seed})
+    tree = _settings(system.recipe, json.dumps(system.set))
+    tree = _with_leaves(tree, {"training.seed": tree["training"]["seed"] + seed})  # a second network of a kind has its own
     tree = _with_leaves(tree, scale.apply(tree) | ({} if system.watched else scale.unwatched))
     tree["evaluation"]["trace"] = list(system.trace)
     options = tree["model"]["options"]
