@@ -271,6 +271,8 @@ def test_steps_are_timed_in_turn_with_those_of_the_base(tmp_path: Path, monkeypa
     rows = {"standard": "standard-digits", "Adv. Train I": "adv-train-1-digits"}  # which looks at another network
     found = values(run(tmp_path, columns=columns, rows=rows))
     tree = resolve(System(recipe="adv-train-1-digits"), TINY, seed=0).tree
-    batches_of_a_run = tree["training"]["epochs"] * -(-len(lw.load_data("digits").train) // tree["training"]["batch_size"])
+    batches_of_a_run = tree["training"]["epochs"] * -(
+        -len(lw.load_data("digits").train) // tree["training"]["batch_size"]
+    )
     assert found["Adv. Train I"] == {"times": [2.0], "seconds": [0.5 * batches_of_a_run]}
     assert steps == ["own", "base"] * 2

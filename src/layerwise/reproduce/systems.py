@@ -53,7 +53,9 @@ def resolve(system: System, scale: Scale, *, seed: int) -> Resolved:
         ConfigError: the recipe, method or network does not exist, or a setting does not fit.
     """
     tree = _settings(system.recipe, json.dumps(system.set))
-    tree = _with_leaves(tree, {"training.seed": tree["training"]["seed"] + seed})  # a second network of a kind has its own
+    tree = _with_leaves(
+        tree, {"training.seed": tree["training"]["seed"] + seed}
+    )  # a second network of a kind has its own
     tree = _with_leaves(tree, scale.apply(tree) | ({} if system.watched else scale.unwatched))
     tree["evaluation"]["trace"] = list(system.trace)
     options = tree["model"]["options"]
