@@ -28,7 +28,10 @@ UNRUN = {"GB", "CE pixelate"}
 def test_every_printed_table_and_measured_figure_is_defined() -> None:
     printed = {f"{name}/{t.id}" for name in PAPERS for t in paper(name).tables}
     drawn = {f"{name}/{f.id}" for name in PAPERS for f in paper(name).figures if f.drawn_by is not None}
-    assert {id for id in ITEMS if "/text-" not in id} == printed | drawn | {"comparison/fashion-mnist", "comparison/cifar10"}
+    assert {id for id in ITEMS if "/text-" not in id} == printed | drawn | {
+        "comparison/fashion-mnist",
+        "comparison/cifar10",
+    }
 
 
 @pytest.mark.parametrize("id", [id for id, item in ITEMS.items() if item.printed])
