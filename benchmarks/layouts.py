@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 from benchmarks.command import timed
 
+from layerwise.core.layout import fastest
 from layerwise.experiments.bench.stepping import Setup, somewhere
 from layerwise.experiments.bench.steps import Record, Say, described
 from layerwise.experiments.bench.timing import Clock, interleaved, machine, ratio
-from layerwise.training.layout import layout_for
 
 METHODS = ("Standard", "FGSM", "SLAT", "PGD")
 LAYOUTS = {"apart": False, "together": True}
@@ -42,7 +42,7 @@ def bench_layouts(
         typical = {name: 1e3 * statistics.median(own) for name, own in times.items()}
         rows.append({"method": text, **typical, "gain": ratio(times["apart"], times["together"])})
         say(f"{rows[-1]}")
-    auto = layout_for(setup.training, setup.network(), device)
+    auto = fastest(setup.network().to(device), setup.data()[0].to(device))
     return {
         "kind": "layouts",
         "machine": machine(device),

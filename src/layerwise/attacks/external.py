@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack, is_correct
 from layerwise.core import norms
+from layerwise.core.layout import gradients_by_rows
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source, Stream
 from layerwise.core.threat import ThreatModel
@@ -89,7 +90,7 @@ class ExternalAttack(InputAttack):
         """
         self.check(x, threat)
         seed, found = seed_of(generator), x.clone()
-        with frozen(model), torch.random.fork_rng(_gpus()):
+        with frozen(model), gradients_by_rows(model), torch.random.fork_rng(_gpus()):
             with torch.no_grad():
                 logits = model(x)
             rows = is_correct(logits, y).nonzero().flatten()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack, bare
+from layerwise.core.layout import gradients_by_rows
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source
 from layerwise.core.sites import unwrap
@@ -109,7 +110,7 @@ class Foreign(InputAttack):
         del generator
         theirs = CALLS.get(library_of(self.function))
         try:
-            with frozen(model), torch.enable_grad():
+            with frozen(model), gradients_by_rows(model), torch.enable_grad():
                 copies = x.clone(), y.clone()
                 found = (
                     self.function(model, *copies) if theirs is None else theirs(self.function, model, *copies, threat)

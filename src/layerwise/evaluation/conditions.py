@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerwise.attacks.base import Batch
 from layerwise.core.calling import count_classes, logits_of
+from layerwise.core.layout import fastest, laid_out
 from layerwise.core.modes import evaluation_mode, exact_arithmetic
 from layerwise.core.random import Stream
 from layerwise.core.sites import unwrap
@@ -163,7 +164,8 @@ def evaluating(
             few = chosen.example(2)[0]
             with _giving_logits(network, few):
                 _check_classes(name, split, count_classes(network, few))
-                yield Conditions(network, chosen, name, split)
+                with laid_out(network, fastest(network, few)):
+                    yield Conditions(network, chosen, name, split)
         finally:
             if place != home:
                 network.to(home)

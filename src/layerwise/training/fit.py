@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from layerwise.core.arguments import named
 from layerwise.core.checks import of_kind
 from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
+from layerwise.core.layout import fastest, laid_out
 from layerwise.core.modes import training_mode
 from layerwise.core.shards import weights_of, whole
 from layerwise.core.sites import unwrap
@@ -36,7 +37,6 @@ from layerwise.training.capture import Captured, capturing
 from layerwise.training.engine import engine, quiet
 from layerwise.training.epochs import end_epoch
 from layerwise.training.first_batch import checked, first_images
-from layerwise.training.layout import laid_out, layout_for
 from layerwise.training.metrics import Progress
 from layerwise.training.monitor import DivergedError, NotFinite, explain, measured
 from layerwise.training.phases import Phase, Phases
@@ -301,6 +301,13 @@ def _step(loop: Loop) -> None:
     session.shards.drop_gradients()
 
 
+def _layout(settings: Training, raw: nn.Module, x: Tensor) -> torch.memory_format:
+    """What `training.channels_last` means; shards of FSDP2 lie one after the other."""
+    if settings.strategy == fsdp.NAME or not settings.channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if settings.channels_last is True else fastest(raw, x)
+
+
 def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     """Put everything in its place, in the order that matters: device, sites, compile, wrapping."""
     settings, raw, device = job.settings, job.raw, fabric.device
@@ -312,8 +319,7 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     if settings.strategy == fsdp.NAME:
         fsdp.check(job.phases.methods)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
-    layout = layout_for(settings, raw, device)
-    place = Place(device, dtype, layout, fabric.global_rank, fabric.world_size, fabric.autocast)
+    place = Place(device, dtype, torch.contiguous_format, fabric.global_rank, fabric.world_size, fabric.autocast)
     run = None if job.run is None else Run(job.run, writes=place.rank == 0)
     if run is not None:
         begin = partial(run.begin, job.config, resume=job.resume, device=device)
@@ -325,9 +331,11 @@ def prepared(fabric: Fabric, job: Job, stack: ExitStack) -> Loop:
     seed_everything(settings.seed, place.rank)
     stack.enter_context(training_mode(raw))
     raw.to(device=device, dtype=dtype if settings.precision == "64-true" else None)
-    stack.enter_context(laid_out(raw, settings, layout))
     data = job.data.to(device)
     x, y = first_images(raw, data, place)
+    place = replace(place, layout=_layout(settings, raw, x))
+    stack.enter_context(laid_out(raw, place.layout, keep=settings.channels_last is True))
+    x = x.contiguous(memory_format=place.layout)
     with fabric.autocast():
         said, join = checked(raw, job.phases.methods, x, y, data=data, settings=settings, world=place.world)
     stack.enter_context(job.phases.attached(raw, x))
