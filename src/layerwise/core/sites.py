@@ -289,7 +289,8 @@ class Sites:
         """What has the shape, type and device that each activation will have in a pass of x, and no memory; {} where nobody knows."""
         device = examples(x).device
         layouts = self._found.layouts.get(shape_of(x))
-        if layouts is None or torch.is_autocast_enabled(device.type):
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        if layouts is None or autocast:
             return {}
         return {site: layout.like(rows(x), device) for site, layout in zip(self, layouts, strict=True)}
 
