@@ -82,10 +82,11 @@ def gradients_by_rows(network: nn.Module) -> Iterator[None]:
         if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
             return None
         x = args[0].view_as(args[0])
-        x.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
+        x.register_hook(lambda g: None if g is None else g.contiguous())  # type: ignore[no-untyped-call]
         return (x, *args[1:])
 
-    if isinstance(network, torch.jit.ScriptModule):  # takes no hooks, and its convolutions are not seen, so that it lies by rows
+    # A script takes no hooks; its convolutions are not seen, so that it lies by rows.
+    if isinstance(network, torch.jit.ScriptModule):
         yield
         return
     handle = network.register_forward_pre_hook(facing)

@@ -48,8 +48,8 @@ class Training(Named):
         capture: record a whole step on a CUDA device and replay it: true, false, or `"auto"`, where it can be. Methods that cannot be
             recorded are told once and run eagerly.
         channels_last: whether the channels of each pixel of images and weights lie together in memory, which convolutions are faster
-            with and which rounds their sums in another order: true, false, or `"auto"`, where it pays (see `layerwise.core.layout.fastest`). What `"auto"`
-            moves is moved back at the end.
+            with and which rounds their sums in another order: true, false, or `"auto"`, where it pays and the network takes it (see
+            `layerwise.core.layout.fastest`). What `"auto"` moves is moved back at the end.
         log_every: batches between two lines of metrics; on a GPU also between two looks at whether the loss is finite.
         tensorboard: write the metrics for TensorBoard too.
 
