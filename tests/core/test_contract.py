@@ -122,6 +122,15 @@ MISTAKES: dict[str, list[tuple[Method, Callable[[], nn.Module], Any, Any, str]]]
             "^the labels go from 1 to 5, and the network gives 5 logits: classes are numbered from 0 to 4$",
         ),
         (FGSM(), resnet, X, Y - 1, "^the labels go from -1 to 3, and the network gives 5 logits"),
+        (FGSM(), resnet, X, Y.tolist(), r"^the labels are a list; give a tensor: torch.as_tensor\(labels\)$"),
+        (
+            *(SLAT(sites=["fc"]), resnet, X, (HOT + HOT.roll(1, 1)).double()),
+            r"^cross entropy takes labels of .* their rows do not add up to 1 \(several labels an input\?\); .*BCEWithLogitsLoss",
+        ),
+        (
+            *(SLAT(sites=["fc"]), ends(lambda z: z[:, :1]), X, Y[:, None].double()),
+            "^the network gives one number for each input, and the softmax over a single class is always 1",
+        ),
         (
             *(Standard(criterion=NextToken()), ends(lambda z: z[:, None, :].expand(-1, 4, -1)), X),
             *(torch.full((6, 4), 7), "^the labels go from 7 to 7, and the network gives 5 logits"),
@@ -144,6 +153,8 @@ MISTAKES: dict[str, list[tuple[Method, Callable[[], nn.Module], Any, Any, str]]]
     ],
     "gradients": [
         (FGSM(), ends(Tensor.detach), X, Y, "^no gradient flows from the network's output to its input: is there"),
+        (Standard(), starts(lambda x: x.data.mul_(2)), X, Y, "^the network changes its input in place"),
+        (Standard(), resnet, [X, X], Y, "^the network does not take inputs .*: .* takes 2 positional arguments but 3"),
         (FGSM(), starts(torch.zeros_like), X, Y, "^no gradient flows from the network's output to its input"),
         (FGSM(), starts(in_place), X, Y, "^the network changes its input in place, so that every pass would see"),
         (Standard(), starts(in_place), X, Y, "^the network changes its input in place"),
@@ -362,6 +373,28 @@ def test_lats_noise_reaches_the_positions_that_both_batches_have() -> None:
 
 def test_a_small_overshoot_of_rounding_passes() -> None:
     assert len(losses(FGSM(), resnet(), X.clamp(0, 1) * (1 + 1e-6), Y)) == 1
+
+
+def test_a_sigmoid_and_a_gradient_of_zero_are_suspected(caplog: pytest.LogCaptureFixture) -> None:
+    """A softmax has a sentence of its own; few classes, and a last layer that is zero so far, are no sign."""
+
+    rounding = Around(first=lambda x: (255 * x).round() / 255)
+    flat = Around(last=lambda z: 0 * z)
+    for model, said in (
+        (
+            Around(last=lambda z: torch.sigmoid(z.repeat(1, 2))),
+            "the network's outputs all lie between 0 and 1, as behind a sigmoid",
+        ),
+        (Around(last=lambda z: torch.sigmoid(z)), ""),
+        (
+            rounding,
+            "the gradient at the network's input is exactly zero (rounding, steps?), so that FGSM moves nothing there",
+        ),
+        (flat, ""),
+    ):
+        caplog.clear()
+        losses(FGSM(), model.double(), X, Y)
+        assert [record.message.startswith(said) for record in caplog.records] == [True] * bool(said)
 
 
 def test_probabilities_are_suspected_and_train(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from layerwise.data import StreamSplit, TensorSplit, batches, from_dataset, from_tensors
 from layerwise.data.custom import as_image_data, known_labels, whole_split
@@ -489,3 +489,22 @@ def test_a_dataset_of_hugging_face_trains_and_is_evaluated_on() -> None:
     assert len(whole) == 20
     given = from_dataset(columns, test=columns, validation=columns)
     assert len(given.test) == len(given.validation) == 20
+
+
+def test_parts_of_a_dataset_and_several_together_have_its_classes() -> None:
+    class Halves(Dataset[tuple[Tensor, int]]):
+        def __init__(self, classes: list[str]) -> None:
+            self.classes = classes
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return images()[index], index % 2
+
+    cats, birds = Halves(["cat", "dog"]), Halves(["bird", "fish"])
+    for one in (Subset(cats, range(12)), ConcatDataset([cats, Subset(cats, [0, 1])])):
+        assert as_image_data(one).classes == ("cat", "dog")
+    for several in (ConcatDataset([cats, birds]), Subset(ConcatDataset([cats, birds]), [0, 30])):
+        with pytest.raises(DataError, match=r"does not tell its classes; type layerwise.from_dataset\("):
+            as_image_data(several)

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,17 @@ SLACK = 1e-4
 
 PROBABLE = 1e-3
 """How far from 1 the sums of outputs may be that look like probabilities."""
+
+SOFT = 1e-2
+"""The same of labels that are meant for probabilities, in bf16 too."""
+
+MANY = 10
+"""Classes whose outputs lie between 0 and 1 by chance once in a thousand networks that have learnt nothing yet."""
+
+IN_PLACE = (
+    "the network changes its input in place, so that every pass would see another one; write x = x - mean, not x -= mean, and no "
+    "inplace=True before the first layer"
+)
 
 TOO_FEW = "more than 1 value per channel"
 """What torch says of a batch norm that has one value to take statistics of."""
@@ -105,17 +116,63 @@ def check_batch(model: nn.Module, x: Inputs, y: Any, demands: Demands) -> list[s
         ConfigError: what cannot be meant, with what to do.
     """
     _check_kinds(x, y, demands)
-    output = _output_of(unwrap(model), x, demands)
-    _check_form(output, x, y, demands)
-    probable = _check_values(examples(x), y, output, demands)
+    seen = _passed(unwrap(model), x, demands)
+    _check_form(seen.output, x, y, demands)
+    numbers = _numbers(examples(x), y, seen, demands)
+    _check_values(numbers, seen.output, demands)
     if not _entropy(demands.criterion):
-        _try_criterion(demands.criterion, output, y)
-    elif probable:
-        return [
+        _try_criterion(demands.criterion, seen.output, y)
+    return _suspicions(numbers, demands)
+
+
+@final
+class _Passed(NamedTuple):
+    """A pass over the batch."""
+
+    output: Tensor
+    """Detached."""
+    changed: Tensor
+    """Whether the network has written into its input, bool ()."""
+    gradient: Tensor | None
+    """Of the outputs' sum by the input, where inputs are moved."""
+
+
+@final
+class _Numbers(NamedTuple):
+    """What values are; truths are 0 and 1."""
+
+    smallest_input: float
+    largest_input: float
+    smallest_label: float
+    largest_label: float
+    inputs_finite: float
+    outputs_finite: float
+    probabilities: float
+    shares: float
+    input_changed: float
+    soft_label_error: float
+    motionless: float
+
+
+def _suspicions(numbers: _Numbers, demands: Demands) -> list[str]:
+    """Sentences about what works and is probably not meant."""
+    said = []
+    if numbers.probabilities and _entropy(demands.criterion):
+        said.append(
             "the network's outputs look like probabilities, not negative and with the sum 1, and cross entropy takes logits; leave out the "
             "softmax at the network's end"
-        ]
-    return []
+        )
+    elif numbers.shares and _entropy(demands.criterion):
+        said.append(
+            "the network's outputs all lie between 0 and 1, as behind a sigmoid, and cross entropy takes logits; leave out the sigmoid at "
+            "the network's end"
+        )
+    if numbers.motionless:
+        said.append(
+            f"the gradient at the network's input is exactly zero (rounding, steps?), so that {demands.method} moves nothing there; take a "
+            "method that perturbs layers behind it"
+        )
+    return said
 
 
 def _entropy(criterion: Criterion | None) -> bool:
@@ -128,6 +185,8 @@ def _check_kinds(x: Inputs, y: Any, demands: Demands) -> None:
     given, count = examples(x), rows(x)
     if not count:
         raise ConfigError("the batch is empty")
+    if not isinstance(y, Tensor) and demands.criterion is not None and _entropy(demands.criterion):
+        raise ConfigError(f"the labels are a {type(y).__name__}; give a tensor: torch.as_tensor(labels)")
     if isinstance(y, Tensor) and y.ndim and len(y) != count:
         raise ConfigError(f"the batch has {count} inputs and {len(y)} labels; give a label for each input")
     if given.is_floating_point():
@@ -141,18 +200,15 @@ def _check_kinds(x: Inputs, y: Any, demands: Demands) -> None:
         )
 
 
-def _output_of(raw: nn.Module, x: Inputs, demands: Demands) -> Tensor:
-    """What the network gives for the batch, from a pass that leaves no trace, differentiated where inputs are moved."""
+def _passed(raw: nn.Module, x: Inputs, demands: Demands) -> _Passed:
+    """A pass over the batch that leaves no trace, differentiated where inputs are moved."""
     wanted = next((p.dtype for p in raw.parameters() if p.is_floating_point()), None)
     given = examples(x)
     # A wrapper casts inputs to the type of the weights (bf16-true); this is the bare network.
-    leaf = (
-        given.detach().clone()
-        if not given.is_floating_point() or wanted is None
-        else given.detach().to(wanted, copy=True)
-    )
-    leaf.requires_grad_(demands.moves_inputs)
-    before = leaf._version
+    kind = given.dtype if not given.is_floating_point() or wanted is None else wanted
+    start = given.detach().to(kind)
+    leaf = start.clone().requires_grad_(demands.moves_inputs)
+    before, gradient = leaf._version, None
     with (
         undisturbed(raw, leaf.device),
         batch_norm(raw, "batch"),
@@ -164,21 +220,21 @@ def _output_of(raw: nn.Module, x: Inputs, demands: Demands) -> Tensor:
         output = logits_of(call(raw, with_examples(x, leaf)))
         if leaf._version != before:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation")
-        if demands.moves_inputs:
-            _check_flow(output, leaf)
-    return output.detach()
+        if demands.moves_inputs and output.is_floating_point():
+            gradient = _gradient(output, leaf)
+    return _Passed(output.detach(), (leaf.detach() != start).any(), gradient)
 
 
-def _check_flow(output: Tensor, leaf: Tensor) -> None:
-    if output.is_floating_point():
-        gradient = None
-        if output.requires_grad:
-            (gradient,) = torch.autograd.grad(output.sum(), leaf, allow_unused=True)
-        if gradient is None:
-            raise ConfigError(
-                "no gradient flows from the network's output to its input: is there a torch.no_grad(), a detach(), or a quantised part "
-                "in its forward pass? An attack cannot see through it"
-            )
+def _gradient(output: Tensor, leaf: Tensor) -> Tensor:
+    gradient = None
+    if output.requires_grad:
+        (gradient,) = torch.autograd.grad(output.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise ConfigError(
+            "no gradient flows from the network's output to its input: is there a torch.no_grad(), a detach(), or a quantised part "
+            "in its forward pass? An attack cannot see through it"
+        )
+    return gradient
 
 
 @contextmanager
@@ -193,13 +249,10 @@ def _mistakes(given: Tensor, raw: nn.Module) -> Iterator[None]:
             f"a batch of {len(given)} is too small for the statistics of batch norm ('{_norm_of(raw)}'): give two images or more at once "
             "(drop_last=True leaves out a last batch of one), or put the norm into evaluation mode"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         if "in-place operation" in reason:
-            raise ConfigError(
-                "the network changes its input in place, so that every pass would see another one; write x = x - mean, not x -= mean, "
-                "and no inplace=True before the first layer"
-            ) from error
+            raise ConfigError(IN_PLACE) from error
         if "reentrant" in str(error) or "Checkpointing is not compatible" in reason:
             raise ConfigError(
                 "the network's activation checkpoints give no gradients at inputs or layers; checkpoint with use_reentrant=False"
@@ -232,7 +285,7 @@ def _check_labels(output: Tensor, y: Tensor, shape: tuple[int, ...]) -> None:
     labels = tuple(y.shape)
     if output.ndim == 1:
         raise ConfigError(f"the network gives shape {shape}, one number an input; cross entropy takes logits (B, C)")
-    if output.shape[1:].numel() == 1 and not y.is_floating_point():
+    if output.shape[1:].numel() == 1:
         raise ConfigError(
             "the network gives one number for each input, and the softmax over a single class is always 1; give two logits, or another "
             "criterion, such as nn.BCEWithLogitsLoss() with labels of its own shape"
@@ -249,35 +302,42 @@ def _check_labels(output: Tensor, y: Tensor, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"the network gives shape {shape} for labels (B,); let it end with flatten(1)")
 
 
-def _numbers(given: Tensor, y: Any, output: Tensor, demands: Demands) -> list[float]:
-    """What the values are, by one look at the device.
-
-    Smallest and largest input, smallest and largest label; whether inputs and outputs are finite, and outputs look like probabilities.
-    """
+def _numbers(given: Tensor, y: Any, seen: _Passed, demands: Demands) -> _Numbers:
+    """What the values are, by one look at the device."""
+    output = seen.output
     nothing = output.new_zeros((), dtype=torch.float32)
-    floating = given.is_floating_point()
-    labels = y if isinstance(y, Tensor) and not y.is_floating_point() and y.numel() else None
+    floating, labelled = given.is_floating_point(), isinstance(y, Tensor) and y.numel() > 0
+    labels = y if labelled and not y.is_floating_point() else None
     if labels is not None:
         labels = labels.masked_fill(labels == getattr(demands.criterion, "ignore_index", -100), 0)
+    soft = y if labelled and y.is_floating_point() and y.ndim > 1 else None
     sums = output.float().sum(1) if output.ndim > 1 else nothing
-    values = [
+    low, high = output.amin(), output.amax()
+    found = _Numbers(
         given.amin() if floating else nothing,
         given.amax() if floating else nothing,
         nothing if labels is None else labels.amin(),
         nothing if labels is None else labels.amax(),
         given.isfinite().all() if floating else nothing + 1,
         output.isfinite().all(),
-        (output.amin() >= 0) & ((sums - 1).abs().amax() < PROBABLE),
-    ]
-    found: list[float] = torch.stack([v.to(output.device, torch.float32) for v in values]).tolist()
-    return found
+        (low >= 0) & ((sums - 1).abs().amax() < PROBABLE),
+        # A sigmoid reaches neither end; the logits of a few classes may lie there by chance, all rows' alike.
+        (low > 0) & (high < 1) & (output.ndim == 2 and output.shape[1] >= MANY),
+        seen.changed,
+        nothing if soft is None else (soft.float().sum(1) - 1).abs().amax(),
+        # Where the outputs do not change either, the last layer has zeros for its weights so far.
+        nothing if seen.gradient is None else ~seen.gradient.any() & (output != output[:1]).any(),
+    )
+    return _Numbers(*torch.stack([v.to(output.device, torch.float32) for v in found]).tolist())
 
 
-def _check_values(given: Tensor, y: Any, output: Tensor, demands: Demands) -> bool:
-    """What the numbers say; gives whether outputs look like probabilities."""
-    low, high, smallest, largest, inputs_finite, outputs_finite, probable = _numbers(given, y, output, demands)
-    if not inputs_finite:
+def _check_values(numbers: _Numbers, output: Tensor, demands: Demands) -> None:
+    """Complain about what the numbers say."""
+    low, high = numbers.smallest_input, numbers.largest_input
+    if not numbers.inputs_finite:
         raise ConfigError("the inputs hold values that are not finite")
+    if numbers.input_changed:
+        raise ConfigError(IN_PLACE)
     if demands.moves_inputs and not (low >= -SLACK and high <= 1 + SLACK):
         inside = (
             f"the inputs lie between {low:.3g} and {high:.3g}, and {demands.method} moves them within [0, 1], where"
@@ -288,16 +348,20 @@ def _check_values(given: Tensor, y: Any, output: Tensor, demands: Demands) -> bo
             f"{inside} these would be clipped; give pixels in [0, 1] and let the network normalise them: "
             "layerwise.Normalized(model, mean, std). If it is meant, set check_inputs=False on the method"
         )
-    if not outputs_finite:
+    if not numbers.outputs_finite:
         raise ConfigError("the network's outputs are not finite on a clean batch; its weights have probably diverged")
     if _entropy(demands.criterion):
         classes = output.shape[1 if isinstance(demands.criterion, CrossEntropy | None) else -1]
-        if smallest < 0 or largest >= classes:
+        if numbers.smallest_label < 0 or numbers.largest_label >= classes:
             raise ConfigError(
-                f"the labels go from {smallest:.0f} to {largest:.0f}, and the network gives {classes} logits: "
+                f"the labels go from {numbers.smallest_label:.0f} to {numbers.largest_label:.0f}, and the network gives {classes} logits: "
                 f"classes are numbered from 0 to {classes - 1}"
             )
-    return bool(probable)
+        if numbers.soft_label_error > SOFT:
+            raise ConfigError(
+                "cross entropy takes labels of floating point for probabilities of the classes, and their rows do not add up to 1 (several "
+                "labels an input?); give another criterion, such as nn.BCEWithLogitsLoss()"
+            )
 
 
 def _try_criterion(criterion: Criterion | None, output: Tensor, y: Any) -> None:

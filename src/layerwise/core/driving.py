@@ -18,7 +18,7 @@ from layerwise.core.calling import Inputs, parts_of, rows, take
 from layerwise.core.checks import of_kind
 from layerwise.core.random import Source, repeatable
 from layerwise.core.shards import local
-from layerwise.errors import LayerwiseError
+from layerwise.errors import ConfigError, LayerwiseError
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ def step(
     of_kind("the optimizer", optimizer, "zero_grad", example="torch.optim.SGD(model.parameters(), lr=0.1)")
     engine = backward or AUTOGRAD
     size = rows(x)
+    if not size:
+        raise ConfigError("the batch is empty")
     micro = cut(x, y, generator, max(1, min(parts, size)), lambda count: count / size)
     sum_of: list[Tensor] = []
 

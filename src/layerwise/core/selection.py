@@ -49,6 +49,8 @@ def select(found: Trace, selection: Selection, *, first: int | None = None, excl
     if first is not None:
         inputs = [c for c in chosen if c.site.module == ""]
         layers = counted(found, [c for c in chosen if c.site.module != ""])
+        if not layers:
+            raise SiteError(f"{selection!r} finds no layer inside the network, whose first {first} could be taken")
         if not 1 <= first <= len(layers):
             raise SiteError(f"first={first} of {selection!r} is not possible: type a number from 1 to {len(layers)}")
         chosen = inputs + layers[:first]

@@ -63,11 +63,18 @@ def is_dataset(data: object) -> TypeGuard[Dataset[Any]]:
 
 
 def class_names(dataset: object) -> Sequence[str] | None:
-    """The names of a dataset's classes, where it says them: `classes`, or the label's feature of Hugging Face."""
+    """The names of a dataset's classes, where it says them: `classes`, or the label's feature of Hugging Face.
+
+    A `Subset` (`random_split`) and a `ConcatDataset` have those of the datasets that they hold.
+    """
     named: Sequence[str] | None = getattr(dataset, "classes", None)
     features: Any = getattr(dataset, "features", None)
     if named is None and isinstance(features, Mapping):
         named = next((found for name in LABELS if (found := getattr(features.get(name), "names", None))), None)
+    if named is None:
+        held = [dataset.dataset] if hasattr(dataset, "dataset") else list(getattr(dataset, "datasets", ()))
+        theirs = [class_names(each) for each in held]
+        named = theirs[0] if theirs and all(names == theirs[0] for names in theirs) else None
     return named
 
 

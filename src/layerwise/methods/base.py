@@ -155,7 +155,7 @@ class Method(Named, ABC):
         if self._seen.knows(raw):
             return []
         demands = Demands(
-            method=type(self).__name__,
+            method=type(self).__name__ if self.perturbs_input or not moves_inputs else "the validation's attack",
             criterion=self._criterion(),
             moves_inputs=moves_inputs or self.perturbs_input,
             needs_classes=self.needs_classes,

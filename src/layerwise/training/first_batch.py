@@ -28,7 +28,7 @@ def first_images(raw: nn.Module, data: ImageData, place: Place) -> tuple[Tensor,
     x, y = found[0].to(place.dtype), found[1]
     try:
         with evaluation_mode(raw), torch.no_grad():
-            shape = tuple(logits(raw, x).shape)
+            shape = tuple(logits(raw, x.clone()).shape)  # which a network may write into
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the network does not take images of shape {data.shape}: {reason}") from error
