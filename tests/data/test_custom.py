@@ -503,8 +503,10 @@ def test_parts_of_a_dataset_and_several_together_have_its_classes() -> None:
             return images()[index], index % 2
 
     cats, birds = Halves(["cat", "dog"]), Halves(["bird", "fish"])
-    for one in (Subset(cats, range(12)), ConcatDataset([cats, Subset(cats, [0, 1])])):
+    whole: tuple[Dataset[Any], ...] = (Subset(cats, range(12)), ConcatDataset([cats, Subset(cats, [0, 1])]))
+    mixed: tuple[Dataset[Any], ...] = (ConcatDataset([cats, birds]), Subset(ConcatDataset([cats, birds]), [0, 30]))
+    for one in whole:
         assert as_image_data(one).classes == ("cat", "dog")
-    for several in (ConcatDataset([cats, birds]), Subset(ConcatDataset([cats, birds]), [0, 30])):
+    for several in mixed:
         with pytest.raises(DataError, match=r"does not tell its classes; type layerwise.from_dataset\("):
             as_image_data(several)

@@ -313,7 +313,7 @@ def _numbers(given: Tensor, y: Any, seen: _Passed, demands: Demands) -> _Numbers
     soft = y if labelled and y.is_floating_point() and y.ndim > 1 else None
     sums = output.float().sum(1) if output.ndim > 1 else nothing
     low, high = output.amin(), output.amax()
-    found = _Numbers(
+    values = (  # in the order of `_Numbers`
         given.amin() if floating else nothing,
         given.amax() if floating else nothing,
         nothing if labels is None else labels.amin(),
@@ -328,7 +328,7 @@ def _numbers(given: Tensor, y: Any, seen: _Passed, demands: Demands) -> _Numbers
         # Where the outputs do not change either, the last layer has zeros for its weights so far.
         nothing if seen.gradient is None else ~seen.gradient.any() & (output != output[:1]).any(),
     )
-    return _Numbers(*torch.stack([v.to(output.device, torch.float32) for v in found]).tolist())
+    return _Numbers(*torch.stack([v.to(output.device, torch.float32) for v in values]).tolist())
 
 
 def _check_values(numbers: _Numbers, output: Tensor, demands: Demands) -> None:
