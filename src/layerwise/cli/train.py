@@ -148,7 +148,11 @@ def _side_by_side(crew: Crew, arguments: Any, tree: Tree, folder: Path) -> list[
     folders = experiment.seed_folders(tree, folder=folder, seeds=arguments.seeds, resume=arguments.resume)
     own = without(arguments.typed, *JOBS, "--seeds=", "--name=", "--training.seed=", "--resume")
     jobs = [
-        Job(name=run.name, command=(*own, "--name", run.name, f"--training.seed={seed}", "--resume"), runs=run.parent)
+        Job(
+            name=run.name,
+            command=(*own, "--name", str(run.relative_to(arguments.runs)), f"--training.seed={seed}", "--resume"),
+            runs=run.parent,
+        )
         for seed, run in folders.items()
         if not experiment.is_evaluated(run)
     ]

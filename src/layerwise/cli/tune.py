@@ -7,7 +7,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.arguments import Command, add_quiet, add_runs, add_trust, parse_name
+from layerwise.cli.arguments import (
+    JOBS,
+    Command,
+    add_jobs,
+    add_quiet,
+    add_runs,
+    add_trust,
+    crew_of,
+    parse_name,
+    without,
+)
 from layerwise.errors import ConfigError
 
 TEXT = """\
@@ -21,6 +31,7 @@ Search for better settings of a recipe, on the validation split.
   layerwise tune slat-digits --method.eta.input 0.15
                                                any setting of the recipe, fixed
   layerwise tune deep-defense-digits --objective rho --max-clean-drop 0.01
+  layerwise tune slat-digits --jobs 4          four trials at once
   layerwise tune slat-digits --resume          go on after Ctrl-C
   layerwise train runs/tune/slat-digits/best.yaml --name slat-tuned
                                                the winner, on the test images
@@ -64,6 +75,10 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the settings that are tried (default: 0)")
     parser.add_argument("--name", type=parse_name, help="name of the search (default: the recipe's)")
+    add_jobs(parser)
+    parser.add_argument(
+        "--only", metavar="N.R", help="try trial N at rung R of a search that is going on: what --jobs starts"
+    )
     add_runs(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the search stopped, with the same arguments")
     add_trust(parser)
@@ -92,7 +107,8 @@ def _tune(arguments: Any, settings: list[str]) -> None:
     from layerwise.experiments import experiment, recipe
     from layerwise.experiments.ranges import parse_range
     from layerwise.experiments.trust import trusted
-    from layerwise.experiments.tune.halving import Plan, tune
+    from layerwise.experiments.tune.halving import Plan, try_one, tune
+    from layerwise.experiments.tune.workers import Workers
     from layerwise.trees import load_yaml
 
     asked = ("trials", "budget", "objective", "max_clean_drop", "weights", "seed")
@@ -101,19 +117,30 @@ def _tune(arguments: Any, settings: list[str]) -> None:
     fixed = {token[2:].partition("=")[0].replace("-", "_") for token in settings if token.startswith("--")}
     own = {key: each for key, each in recipe.ranges(arguments.recipe).items() if key not in fixed}
     name = arguments.name or Path(arguments.recipe).stem
+    folder = arguments.runs / "tune" / name
+    places: Any = {"folder": folder, "runs": arguments.runs, "progress": not arguments.quiet}
+    places["trust"] = trusted(recipe.path_of(arguments.recipe), named=True)
+    ranges = own | dict(map(parse_range, arguments.range))
+    if arguments.only is not None:
+        number, rung = _numbers(arguments.only)
+        try_one(tree, ranges, plan, number=number, rung=rung, **places)
+        return
+    typed, crew = without(arguments.typed, *JOBS, "--resume"), crew_of(arguments)
+    workers = Workers(
+        crew=crew,
+        command=lambda number, rung: (*typed, "--only", f"{number}.{rung}"),
+        again=shlex.join(["layerwise", *without(arguments.typed, "--resume"), "--resume"]),
+    )
     found = tune(
         tree,
-        own | dict(map(parse_range, arguments.range)),
+        ranges,
         plan,
         name=arguments.recipe,
-        folder=arguments.runs / "tune" / name,
-        runs=arguments.runs,
         resume=arguments.resume,
-        progress=not arguments.quiet,
-        trust=trusted(recipe.path_of(arguments.recipe), named=True),
+        workers=None if crew.alone else workers,
+        **places,
     )
     say(found.to_markdown())
-    folder = arguments.runs / "tune" / name
     best, tuned = shlex.quote(str(folder / "best.yaml")), shlex.quote(f"{name}-tuned")
     again = f"layerwise train {best} --name {tuned}"
     if _names_code(load_yaml(folder / "best.yaml")):
@@ -121,6 +148,18 @@ def _tune(arguments: Any, settings: list[str]) -> None:
     if plan.weights != "last":
         again += f", then layerwise evaluate runs/{tuned} --weights {plan.weights}"
     say(f"\nsearch: {folder}\nthe winner on the test images: {again}")
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    """Trial and rung.
+
+    >>> _numbers("12.0")
+    (12, 0)
+    """
+    if not re.fullmatch(r"\d+\.\d+", text):
+        raise ConfigError(f"--only {text} is no trial and rung; type for example --only 3.0")
+    number, rung = text.split(".")
+    return int(number), int(rung)
 
 
 def _names_code(value: Any) -> bool:

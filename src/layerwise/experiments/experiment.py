@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,14 +255,20 @@ def run_of(source: str, where: str, experiment: Experiment, *, runs: Path, progr
     is_file = source.endswith(RECIPES)
     if is_file or source in recipe.names():
         folder = runs / Path(source).stem if is_file else runs / source
-        # Jobs beside this one may need it too: the first trains it, the others wait.
-        runs.mkdir(parents=True, exist_ok=True)
-        with held(runs / f"{folder.name}.reference", wait=True):
-            if not (folder / WEIGHTS["last"]).is_file():
+        with shared(folder) as missing:
+            if missing:
                 reference, tree = read(source, _same_place(experiment))
                 train(reference, tree, folder=folder, resume=True, progress=progress)
         source = str(folder)
     return Path(source)
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[bool]:
+    """Whether a run that several jobs need is still to be trained: the first job to ask does it, the others wait here."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder.with_name(f"{folder.name}.shared"), wait=True):
+        yield not (folder / WEIGHTS["last"]).is_file()
 
 
 RECIPES = (".yaml", ".yml")

@@ -133,7 +133,7 @@ class Crew:
         again: Callable[[], str],
         ended: Callable[[Job], None] = lambda job: None,
         show: bool = True,
-    ) -> list[str]:
+    ) -> dict[str, str]:
         """Run the jobs; each is asked for when a slot is free, so that it may hang on what ended before.
 
         Args:
@@ -144,7 +144,7 @@ class Crew:
             show: show a line a job where a person watches.
 
         Returns:
-            A sentence for each job that did not end well; the others went on.
+            {name: sentence} of the jobs that did not end well; the others went on.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs have stopped then.
@@ -152,9 +152,9 @@ class Crew:
         return _Round(self, total, ended, show).run(iter(jobs), again)
 
 
-def not_all(lost: list[str], again: str) -> LayerwiseError:
+def not_all(lost: Mapping[str, str], again: str) -> LayerwiseError:
     """The error of jobs that did not end well, with the command that does what is left."""
-    return LayerwiseError(f"{'; '.join(lost)}; what is done is kept, and the rest is done by: {again}")
+    return LayerwiseError(f"{'; '.join(lost.values())}; what is done is kept, and the rest is done by: {again}")
 
 
 @final
@@ -164,9 +164,9 @@ class _Round:
     def __init__(self, crew: Crew, total: int, well: Callable[[Job], None], show: bool) -> None:
         self.crew, self.total, self.well, self.show = crew, total, well, show
         self.running: dict[int, tuple[Job, Running, float]] = {}
-        self.ended, self.lost = 0, list[str]()
+        self.ended, self.lost = 0, dict[str, str]()
 
-    def run(self, jobs: Iterator[Job], again: Callable[[], str]) -> list[str]:
+    def run(self, jobs: Iterator[Job], again: Callable[[], str]) -> dict[str, str]:
         """See `Crew.run`."""
         launcher: Launcher | None = None
         more = True
@@ -210,8 +210,8 @@ class _Round:
             took = duration(time.monotonic() - began)
             logger.info("%s: ended after %s (%s of %s)", job.name, took, self.ended, self.total)
             if code:
-                self.lost.append(_why(job, code))
-                logger.warning("%s", self.lost[-1])
+                self.lost[job.name] = _why(job, code)
+                logger.warning("%s", self.lost[job.name])
             else:
                 self.well(job)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerwise.errors import ConfigError
+from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.experiments import experiment
 from layerwise.reproduce.bench import Bench, Outcome, attempt
 from layerwise.reproduce.definitions import Column, Item, Row
@@ -20,6 +21,7 @@ from layerwise.reproduce.papers import paper
 from layerwise.reproduce.record import CellRecord, ClaimRecord, ColumnRecord, Picture, Record, RowRecord
 from layerwise.reproduce.render import record_file, write
 from layerwise.reproduce.scales import Scale
+from layerwise.reproduce.systems import resolve
 from layerwise.training.run import versions
 
 logger = logging.getLogger("layerwise")
@@ -65,6 +67,26 @@ def reproduce(
         record = run_item(item, scale, output=output, place=runs / PLACE / scale.name, rows=rows, progress=progress)
         write_index(output / scale.name)
         yield record
+
+
+def cells_of(chosen: Sequence[Item], scale: Scale, rows: Sequence[str] = ()) -> dict[str, list[tuple[Item, Row, int]]]:
+    """{system: what is measured of it, as (item, row, seed)}: what can be done side by side; rows of no system are left out."""
+    found: dict[str, list[tuple[Item, Row, int]]] = {}
+    for item in chosen:
+        names = _matching(item, rows)
+        for row in item.rows:
+            for seed in range(scale.seeds or item.seeds):
+                # What does not exist is told when the record is made.
+                with suppress(LayerwiseError):
+                    if row.name in names:
+                        found.setdefault(resolve(row.system, scale, seed=seed).name, []).append((item, row, seed))
+    return found
+
+
+def prepare(cells: Sequence[tuple[Item, Row, int]], scale: Scale, *, runs: Path, progress: bool = False) -> None:
+    """Train a system and measure its cells; all of it is kept in its run folder, from which `reproduce` makes the records."""
+    for item, row, seed in cells:
+        _row(item, row, [Bench(item=item, scale=scale, place=runs / PLACE / scale.name, seed=seed, progress=progress)])
 
 
 def run_item(
@@ -189,6 +211,10 @@ def _record(
     units = "" if printed is None else f"Units: {printed.units}."
     lost = "" if printed is None or printed.lost is None else f"No paper column: {printed.lost}."
     known = versions()
+    # Jobs may have been sent elsewhere.
+    devices = [
+        o.device for row in rows for cell in row.cells.values() for o in cell.ours if o.device not in ("", "cpu")
+    ]
     record = Record(
         item=item.id,
         title=item.title,
@@ -205,7 +231,7 @@ def _record(
         controls=tuple(item.options.get("controls", ())),
         notes=tuple(dict.fromkeys(note for note in (*notes, units, lost) if note)),
         failures=failures,
-        hardware=AND.join(dict.fromkeys((*others, _hardware(known)))),
+        hardware=AND.join(dict.fromkeys((*others, *devices, _hardware(known)))),
         versions={
             "layerwise": known["packages"]["layerwise"],
             "torch": known["packages"]["torch"],

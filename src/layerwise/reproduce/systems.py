@@ -96,7 +96,9 @@ def trained(system: Resolved, place: Path, *, progress: bool = False) -> Path:
         return folder
     folders = {name: str(trained(other, place, progress=progress)) for name, other in system.needs.items()}
     tree = _replaced(system.tree, lambda value: value.startswith(NEEDS), lambda v: folders[v.removeprefix(NEEDS)])
-    experiment.train(SCHEMA.read(tree)[0], tree, folder=folder, resume=True, progress=progress)
+    with experiment.shared(folder) as missing:
+        if missing:
+            experiment.train(SCHEMA.read(tree)[0], tree, folder=folder, resume=True, progress=progress)
     return folder
 
 

@@ -31,7 +31,17 @@ from layerwise.experiments import recipe
 from layerwise.experiments.ranges import Choice, Range
 from layerwise.experiments.settings import SCHEMA, Experiment, make_phases, with_settings
 from layerwise.experiments.tune.search import optuna, propose
-from layerwise.experiments.tune.trials import TRIALS, Objective, State, Trial, Tuning, add_trial, read_trials
+from layerwise.experiments.tune.trials import (
+    TRIALS,
+    Objective,
+    State,
+    Trial,
+    Tuning,
+    add_trial,
+    read_trials,
+    run_name,
+)
+from layerwise.experiments.tune.workers import JOURNAL, Several, Shared, Workers
 from layerwise.files import atomic, held, refuse_link, write_text, writing
 from layerwise.methods.sources import with_networks
 from layerwise.reading import written
@@ -117,6 +127,7 @@ def tune(
     resume: bool = False,
     progress: bool = True,
     trust: bool = False,
+    workers: Workers | None = None,
 ) -> Tuning:
     """Search the ranges, and write trials.jsonl, tune.md, tune.png and best.yaml into the folder.
 
@@ -133,6 +144,7 @@ def tune(
         resume: go on with the search in the folder.
         progress: show progress.
         trust: whether the ranges are the user's, and so may name code.
+        workers: try several trials at once; the later proposals then hang on which ends first. None is one after the other, here.
 
     Raises:
         ConfigError: nothing to search, a range or setting that does not fit, no validation images, no optuna, or other settings than
@@ -142,11 +154,8 @@ def tune(
     """
     optuna()
     base = _checked(tree, ranges, plan, trust=trust)
-    if (size := math.prod(each.size for each in ranges.values())) < plan.trials:
-        logger.info("the ranges hold %d settings; each is tried once", size)
-        plan = replace(plan, trials=int(size))
-    wanted = {"recipe": tree, "ranges": {key: each.plain() for key, each in ranges.items()}, "plan": asdict(plan)}
-    asked = parse_yaml(dump_yaml(wanted), "the search")  # with lists for tuples, as the file will say it
+    plan = _bounded(plan, ranges)
+    asked = _asked(tree, ranges, plan)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
         if (folder / ASKED).is_file():
@@ -159,7 +168,7 @@ def tune(
             write_text(folder / ASKED, dump_yaml(asked))
         try:
             search = _Search(base, ranges, plan, folder, runs, progress)
-            trials, best = search.run()
+            trials, best = search.run(Several(search, workers) if workers else None)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped, what is done is kept; go on by typing the same again with --resume"
@@ -174,6 +183,54 @@ def tune(
     picture = found.figure()
     with writing(folder / PICTURE), atomic(folder / PICTURE) as partial:
         picture.savefig(partial, format="png")
+    return found
+
+
+def try_one(
+    tree: Tree,
+    ranges: Mapping[str, Range],
+    plan: Plan,
+    *,
+    folder: Path,
+    runs: Path | None,
+    number: int,
+    rung: int,
+    trust: bool = False,
+    progress: bool = True,
+) -> None:
+    """Train and evaluate one trial of a search that is going on: Optuna's storage has its settings, and takes what it gives.
+
+    Raises:
+        CheckpointError: the folder holds no such search, or the search no such trial.
+    """
+    plan = _bounded(plan, ranges)
+    if not (folder / ASKED).is_file():
+        raise CheckpointError(f"{folder} holds no search; leave out --only, and one begins")
+    check_config(
+        load_yaml(folder / ASKED), _asked(tree, ranges, plan), where=folder, free=[f"recipe.{key}" for key in FREE]
+    )
+    search = _Search(_checked(tree, ranges, plan, trust=trust), ranges, plan, folder, runs, progress)
+    shared = Shared(folder, ranges)
+    known, rungs = shared.settings(), search.rungs()
+    if not (0 <= number < len(known) and 0 <= rung < len(rungs)):
+        raise CheckpointError(f"{folder} has no trial {number} at rung {rung}: {len(known)} trials, {len(rungs)} rungs")
+    search.floor = search.lowest()
+    trial = search.attempt(number, rung, rungs[rung][1], known[number], last=rung + 1 == len(rungs))
+    shared.tell(number, trial.run, trial.score(plan.objective), asdict(trial))
+
+
+def _bounded(plan: Plan, ranges: Mapping[str, Range]) -> Plan:
+    """The plan with no more trials than there are settings."""
+    if (size := math.prod(each.size for each in ranges.values())) >= plan.trials:
+        return plan
+    logger.info("the ranges hold %d settings; each is tried once", size)
+    return replace(plan, trials=int(size))
+
+
+def _asked(tree: Tree, ranges: Mapping[str, Range], plan: Plan) -> Tree:
+    """What a search is asked for, with lists for tuples, as its file says it."""
+    wanted = {"recipe": tree, "ranges": {key: each.plain() for key, each in ranges.items()}, "plan": asdict(plan)}
+    found: Tree = parse_yaml(dump_yaml(wanted), "the search")
     return found
 
 
@@ -252,11 +309,10 @@ class _Search:
         self.base, self.tree = base, SCHEMA.tree(base)
         self.ranges, self.plan, self.folder, self.progress = ranges, plan, folder, progress
         self.epochs = plan.budget or base.training.epochs
-        self.store = Store(folder / TRIALS)
-        self.known = {(t.trial, t.rung): self._own(t) for t in read_trials(self.store)}
-        self.floor = self._floor()
+        self.store, self.floor = Store(folder / TRIALS), 0.0
+        self.known: dict[tuple[int, int], Trial] = {}
 
-    def _own(self, trial: Trial) -> Trial:
+    def own(self, trial: Trial) -> Trial:
         """A trial whose settings are those that are searched: what a file says may set nothing else."""
         searched = set(trial.settings) == set(self.ranges)
         if not searched or not all(trial.settings[key] in each for key, each in self.ranges.items()):
@@ -266,18 +322,35 @@ class _Search:
             )
         return trial
 
-    def run(self) -> tuple[list[Trial], Trial]:
-        """Every trial in order, and the winner."""
-        rungs = self.plan.rungs(self.epochs, shortest=max(1, len(self.base.phases)))
+    def rungs(self) -> list[tuple[int, int]]:
+        """(trials, epochs) of every rung."""
+        return self.plan.rungs(self.epochs, shortest=max(1, len(self.base.phases)))
+
+    def keep(self, trial: Trial) -> None:
+        """Take what came of a trial; it is on the disk when this returns."""
+        add_trial(self.store, trial)
+        self.known[trial.trial, trial.rung] = trial
+
+    def run(self, several: Several | None = None) -> tuple[list[Trial], Trial]:
+        """Every trial in order, and the winner; `several` tries what it can side by side before."""
+        self.known = {(t.trial, t.rung): self.own(t) for t in read_trials(self.store)}
+        if several is None:
+            self.floor = self.lowest()
+        rungs = self.rungs()
+        proposed = Shared(self.folder, self.ranges).settings() if (self.folder / JOURNAL).is_file() else []
         done: list[Trial] = []
         order: list[tuple[int, dict[str, Any] | None]] = [(number, None) for number in range(self.plan.trials)]
         for rung, (quota, epochs) in enumerate(rungs):
             last, there = rung + 1 == len(rungs), list[Trial]()
+            if several is not None:
+                several.run(order, rung, quota)
             for number, settings in order:
                 # What turns out not to be sound makes room for the next best.
                 if sum(t.state == "sound" for t in there) < quota:
-                    known = self.known.get((number, rung))
-                    there.append(known or self._try(number, rung, epochs, settings or self._settings(there), last=last))
+                    if (number, rung) not in self.known:
+                        settings = settings or (proposed[number] if number < len(proposed) else self.propose(there))
+                        self.keep(self.attempt(number, rung, epochs, settings, last=last))
+                    there.append(self.known[number, rung])
             done += there
             sound = [t for t in there if t.state == "sound"]
             if not sound:
@@ -289,17 +362,18 @@ class _Search:
             order = [(t.trial, t.settings) for t in ranked]
         return done, ranked[0]
 
-    def _settings(self, before: list[Trial]) -> dict[str, Any]:
+    def propose(self, before: list[Trial], running: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """What to try next; first the recipe as it is, where its values lie in the ranges."""
         own = {key: at(self.tree, key) for key in self.ranges}
-        if not before and all(own[key] in each for key, each in self.ranges.items()):
+        if not (before or running) and all(own[key] in each for key, each in self.ranges.items()):
             return own
         told = [(t.settings, t.score(self.plan.objective)) for t in before]
-        return propose(self.ranges, told, seed=self.plan.seed, random=max(4, self.plan.trials // FACTOR))
+        first = max(4, self.plan.trials // FACTOR)
+        return propose(self.ranges, told, running=running or [], seed=self.plan.seed, random=first)
 
-    def _try(self, number: int, rung: int, epochs: int, settings: dict[str, Any], *, last: bool) -> Trial:
-        """Train and evaluate, and record what came of it."""
-        run = f"trial-{number:03d}-rung-{rung}"
+    def attempt(self, number: int, rung: int, epochs: int, settings: dict[str, Any], *, last: bool) -> Trial:
+        """Train and evaluate; what came of it."""
+        run = run_name(number, rung)
         logger.info("%s: %s", run, ", ".join(f"{key} {written(value)}" for key, value in settings.items()))
         about: dict[str, Any] = {"trial": number, "rung": rung, "epochs": epochs, "settings": settings, "run": run}
         begin = time.perf_counter()
@@ -323,7 +397,6 @@ class _Search:
             logger.warning("%s failed: %s", run, error)
             scores = {"state": "failed", "message": f"{type(error).__name__}: {error}"[:500]}
         trial = Trial(**about, **scores, seconds=round(time.perf_counter() - begin, 2))
-        add_trial(self.store, trial)
         # Several times the size of everything else, and no rung goes on from them.
         shutil.rmtree(self.folder / run / CHECKPOINTS, ignore_errors=True)
         return trial
@@ -369,7 +442,7 @@ class _Search:
             "findings": findings,
         }
 
-    def _floor(self) -> float:
+    def lowest(self) -> float:
         """The smallest clean accuracy that is accepted."""
         drop, base = self.plan.max_clean_drop, self.base
         if drop is None:

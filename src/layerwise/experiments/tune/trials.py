@@ -30,6 +30,11 @@ State: TypeAlias = Literal["sound", "overfitted", "masked", "inaccurate", "faile
 steps undo what fewer showed; inaccurate: clean accuracy below the floor; failed: training or evaluation ended with an error."""
 
 
+def run_name(number: int, rung: int) -> str:
+    """Of a trial's run folder."""
+    return f"trial-{number:03d}-rung-{rung}"
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trial:
