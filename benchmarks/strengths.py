@@ -8,7 +8,9 @@ has the highest accuracy under PGD-20 on the first 1,000 of the 5,000 validation
 where two are equal. No test image is looked at. What is chosen is to stand in
 `experiments/recipes/fashion-mnist/all.yaml`, by hand.
 
-What is in the record already is not run again, so that a run that was stopped goes on.
+What is in the record already is not run again, so that a run that was stopped goes on. Several processes may have some
+methods each (`--only`), with a record and a folder of their own; `--merge a.json b.json --only` brings their records
+together, and runs nothing where no method is named.
 """
 
 from __future__ import annotations
@@ -98,17 +100,35 @@ def best(trials: Sequence[Mapping[str, Any]]) -> Any:
     return max(trials, key=lambda each: each["pgd-20"])["value"]
 
 
+def merge(record: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Take over another record's trials, in the order of the values; what has all four is chosen among."""
+    for name, entry in other.items():
+        key, values = GRID[name]
+        known = [*record.get(name, {"trials": []})["trials"], *entry["trials"]]
+        trials = [next((t for t in known if t["value"] == value), None) for value in values]
+        record[name] = {"setting": key, "trials": [t for t in trials if t is not None]}
+        if None not in trials:
+            record[name]["chosen"] = best(record[name]["trials"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Try what the record lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="root of the data")
+    parser.add_argument("--data", help="root of the data")
     parser.add_argument("--output", type=Path, required=True, help="the record")
     parser.add_argument(
-        "--runs", type=Path, required=True, help="folder for the trials, and for the networks that some start from"
+        "--runs",
+        type=Path,
+        default=Path("runs/strengths"),
+        help="folder for the trials, and for the networks that some start from",
     )
-    parser.add_argument("--only", nargs="+", choices=list(GRID), default=list(GRID), metavar="METHOD")
+    parser.add_argument("--merge", nargs="+", type=Path, default=[], metavar="RECORD", help="take over their trials")
+    parser.add_argument("--only", nargs="*", choices=list(GRID), default=list(GRID), metavar="METHOD")
     given = parser.parse_args(argv)
     record: dict[str, Any] = json.loads(given.output.read_text()) if given.output.exists() else {}
+    for file in given.merge:
+        merge(record, json.loads(file.read_text()))
+        write_text(given.output, json.dumps(record, indent=1) + "\n")
     for name in given.only:
         key, values = GRID[name]
         entry = record.setdefault(name, {"setting": key, "trials": []})

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.strengths import GRID, PROTOCOL, best
+from benchmarks.strengths import GRID, PROTOCOL, best, merge
 
 from layerwise.experiments import recipe
 from layerwise.experiments.experiment import SCHEMA
@@ -32,3 +32,19 @@ def test_a_recipe_has_the_value_that_the_trials_chose(name: str) -> None:
     assert found["chosen"] == best(found["trials"])
     _, tree = SCHEMA.read(*recipe.load(f"{name}-{PROTOCOL}"))
     assert at(tree, key) == found["chosen"]
+
+
+def test_records_of_several_processes_become_one() -> None:
+    trials = [
+        {"value": value, "clean": 0.8, "pgd-20": pgd}
+        for value, pgd in zip(GRID["fgsm"][1], (0.1, 0.3, 0.3, 0.2), strict=True)
+    ]
+    record = {"fgsm": {"setting": "method.eps", "trials": trials[2:3]}}
+    merge(
+        record,
+        {"fgsm": {"setting": "method.eps", "trials": trials[:2]}, "lat": {"setting": "method.eps", "trials": []}},
+    )
+    assert record["fgsm"] == {"setting": "method.eps", "trials": trials[:3]}
+    merge(record, {"fgsm": {"setting": "method.eps", "trials": trials[1:]}})
+    assert record["fgsm"] == {"setting": "method.eps", "trials": trials, "chosen": 0.075}  # the weaker of equals
+    assert record["lat"]["trials"] == []
