@@ -44,6 +44,14 @@ def values(record: Record) -> dict[str, dict[str, list[float]]]:
     return {r.name: {name: [o.value for o in c.ours] for name, c in r.cells.items()} for r in record.rows}
 
 
+def test_measures_of_several_efforts_in_one_store_are_nothing_to_warn_of(
+    finished: tuple[Path, Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = finished
+    run(folder, columns={"PGD": "pgd-3", "few": "apgd-ce"}, rows={"SLAT": "slat-digits"})  # of 20 images and of 10
+    assert "circumstances" not in caplog.text
+
+
 def test_a_run_leaves_a_complete_record(finished: tuple[Path, Record]) -> None:
     folder, record = finished
     assert record.complete

@@ -54,6 +54,7 @@ class Store:
         self._keys: dict[str, dict[str, Any]] = {}
         self._used: set[str] = set()
         self._open = self._done = self._ragged = self._new = False
+        self._alone = True
 
     @contextmanager
     def open(self, *, alone: bool = True) -> Iterator[Store]:
@@ -72,7 +73,7 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with held(self.path, instead="give this one another --record NAME") if alone else nullcontext():
             self._read(self.path, alone)
-            self._open, self._done = True, False
+            self._open, self._done, self._alone = True, False, alone
             try:
                 yield self
             finally:
@@ -86,14 +87,14 @@ class Store:
 
         Args:
             circumstances: all that the values hang on, in JSON's types.
-            tell: say so where the file holds something of other circumstances only.
+            tell: say so where the file holds something of other circumstances only, unless several may add to it.
         """
         before = self._about
         self._about = {**before, **json.loads(json.dumps(circumstances))}
         try:
             key = self._key()
             self._used.add(key)
-            if tell and self._keys and key not in self._keys:
+            if tell and self._alone and self._keys and key not in self._keys:
                 other = next(reversed(self._keys.values()))
                 logger.warning(
                     "%s was begun under other circumstances (%s): that is kept, and this begins anew",
