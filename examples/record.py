@@ -68,20 +68,25 @@ class Record:
 
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]
-"""Of every way and kind, a share a seed."""
+"""Of every way and kind, a share for each seed, or for each image that all have seen."""
 
 
 def seeds_of(parts: Mapping[str, Any]) -> range:
-    """Seeds whose parts are there; every name begins with its seed.
+    """Seeds whose parts are there; their names begin with the seed.
 
-    >>> seeds_of({"0 plain": 1, "1 plain": 1})
+    >>> seeds_of({"choice 0.1": 1, "0 plain": 1, "1 plain": 1})
     range(0, 2)
     """
-    return range(1 + max(int(name.partition(" ")[0]) for name in parts))
+    return range(1 + max(int(name.partition(" ")[0]) for name in parts if name[0].isdigit()))
 
 
-def compared(found: Shares, base: str) -> list[str]:
+def compared(found: Shares, base: str, unit: str = "seeds") -> list[str]:
     """A line for every way, and one for each of its differences from the base.
+
+    Args:
+        found: the shares.
+        base: the way that the others are compared with.
+        unit: what a share is of.
 
     >>> for line in compared({"plain": {"clean": [0.70, 0.72]}, "own": {"clean": [0.73, 0.76]}}, "plain"):
     ...     print(line)
@@ -94,15 +99,15 @@ def compared(found: Shares, base: str) -> list[str]:
         for way, kinds in found.items()
     ]
     return lines + [
-        f"{way} beside {base}, {kind}: {points(shares, found[base][kind])}."
+        f"{way} beside {base}, {kind}: {points(shares, found[base][kind], unit)}."
         for way, kinds in found.items()
         if way != base
         for kind, shares in kinds.items()
     ]
 
 
-def points(own: Sequence[float], base: Sequence[float]) -> str:
-    """The mean difference of shares, paired: each seed has its own data and start, the same for both.
+def points(own: Sequence[float], base: Sequence[float], unit: str = "seeds") -> str:
+    """The mean difference of shares, paired: each seed has its own data and start, each image is the same, for both.
 
     >>> points([0.72, 0.75, 0.73], [0.70, 0.72, 0.72])
     '+2.0 points [-0.5, +4.5], undecided over 3 seeds'
@@ -114,18 +119,21 @@ def points(own: Sequence[float], base: Sequence[float]) -> str:
         return signed(Estimate.exactly(mean.value), " points").partition(" [")[0] + ", one seed: undecided"
     low, high = mean.value - mean.half_width, mean.value + mean.half_width
     word = "undecided" if low <= 0 <= high else "more" if low > 0 else "less"
-    return f"{signed(Estimate(mean.value, low, high), ' points')}, {word} over {mean.runs} seeds"
+    return f"{signed(Estimate(mean.value, low, high), ' points')}, {word} over {mean.runs} {unit}"
 
 
 def percent(shares: Sequence[float]) -> str:
-    """The mean of shares, and its interval over the seeds where there are several.
+    """The mean of shares, and its interval where there are several.
 
-    >>> percent([0.71])
-    '71.0 %'
+    >>> percent([0.71]), percent([0.98, 0.99])
+    ('71.0 %', '98.5 % [92.1, 100.0]')
     """
     mean = mean_of(shares)
-    value, half = 100 * mean.value, 100 * (mean.half_width or 0.0)
-    return f"{value:.1f} %" + (f" [{value - half:.1f}, {value + half:.1f}]" if mean.half_width is not None else "")
+    value = f"{100 * mean.value:.1f} %"
+    if mean.half_width is None:
+        return value
+    low, high = max(0.0, mean.value - mean.half_width), min(1.0, mean.value + mean.half_width)
+    return f"{value} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def options(document: str | None, *, folder: str, seeds: int) -> argparse.ArgumentParser:

