@@ -19,7 +19,7 @@ from layerwise.experiments.bench.plain import STEPS, HandWritten
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.experiments.bench.steps import bench_steps, step_table
 from layerwise.experiments.bench.timing import interleaved, medians, ratio, repeated
-from layerwise.methods import PGD, SLAT, TRADES, FreeAT, Method
+from layerwise.methods import PGD, SLAT, TRADES, FreeAT, LatentPGD, Method
 from tests.command import Command, layerwise
 from tests.forks import forks
 
@@ -40,6 +40,7 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", STEPS)
 def test_the_plain_step_does_what_the_method_does(name: str) -> None:
     usual: dict[str, Method] = {"PGD": PGD(steps=2), "TRADES": TRADES(attack=PGD(steps=2)), "FreeAT": FreeAT(m=2)}
+    usual["LatentPGD"] = LatentPGD(sites=["conv1", "layer1"], steps=2)
     method = usual.get(name) or registry.find("method", name).thing()
     ours = small().network().double()
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours)

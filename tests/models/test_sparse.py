@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 import layerwise as lw
 from layerwise.core.latent import spread
 from layerwise.core.sites import has_sites
 from layerwise.errors import ConfigError
 from tests.networks import TinyConv, TinyResNet, TokenClassifier, batch, tokens
+from tests.reference.mean_sparse import mean_sparse
+from tests.reference.nets import Net
 
 X, Y = batch(12)
 BATCHES = [(X[:5], Y[:5]), (X[5:], Y[5:])]
-
-
-def by_hand(model: TinyConv, x: Tensor, threshold: float) -> Tensor:
-    """TinyConv with its batch norms' outputs sparse, channel by channel; statistics are the plain network's on X."""
-    h, clean = x, X
-    for conv, norm in ((model.conv1, model.bn1), (model.conv2, model.bn2)):
-        known, z = norm(conv(clean)), norm(conv(h))
-        for channel in range(z.shape[1]):
-            mu = known[:, channel].mean()
-            sigma = known[:, channel].std(correction=0)
-            near = (z[:, channel] - mu).abs() < threshold * sigma
-            z[:, channel][near] = mu
-        h, clean = z.relu(), known.relu()
-    out: Tensor = model.fc(model.pool(h).flatten(1))
-    return out
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 3.0])
@@ -36,7 +22,10 @@ def test_values_near_their_channels_mean_become_it(threshold: float) -> None:
     model = TinyConv().double().eval()
     sparse = lw.MeanSparse(model, threshold=threshold).calibrate(BATCHES)
     with torch.no_grad():
-        found, expected = sparse(X), by_hand(model, X, threshold)
+        found, expected = (
+            sparse(X),
+            mean_sparse(Net.of(model), X, calibration=X, sites=["bn1", "bn2"], threshold=threshold),
+        )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert float((found - model(X)).detach().abs().max()) > 1e-5
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tests.reference.common import SGD, Batches, each_loss, gradient_of
+from tests.reference.common import SGD, Batches, at_real, each_loss, entries
 from tests.reference.latent_pgd import length
 from tests.reference.nets import Net
 
@@ -27,18 +27,17 @@ def freelb(
     net = net.clone()
     optimiser = SGD(net, **sgd)
     for (x, y), units in zip(batches, uniform, strict=True):
-        delta = {k: start * u / u[0].numel() ** 0.5 for k, u in units.items()}
+        delta = {k: at_real(start * u / entries(u, x) ** 0.5, x) for k, u in units.items()}
         total = {name: torch.zeros_like(w) for name, w in net.weights.items()}
         for _ in range(steps):
             logits, z = net.passes(x, delta, bn="train")
-            losses = each_loss(logits, y)
-            g = dict(
-                zip(delta, torch.autograd.grad(losses.sum(), [z[k] for k in delta], retain_graph=True), strict=True)
-            )
-            for name, gradient in gradient_of(losses.mean() / steps, net).items():
-                total[name] = total[name] + gradient
+            loss = each_loss(logits, y).mean() / steps
+            found = torch.autograd.grad(loss, [z[k] for k in delta] + [*net.weights.values()])
+            g = dict(zip([*delta, *net.weights], found, strict=True))
+            total = {name: total[name] + g[name] for name in total}
             for k in delta:
-                delta[k] = delta[k] + step * g[k] / length(g[k])
+                real = at_real(g[k], x)
+                delta[k] = delta[k] + step * real / length(real)
                 if eps is not None:
                     delta[k] = delta[k] * (eps / length(delta[k])).clamp(max=1)
         optimiser.apply(total)

@@ -18,6 +18,6 @@ def neftune(net: Net, batches: Batches, *, uniform: Sequence[Mapping[str, Tensor
     net = net.clone()
     optimiser = SGD(net, **sgd)
     for (x, y), units in zip(batches, uniform, strict=True):
-        noise = {k: float(alpha / torch.tensor(float(u[0].numel())).sqrt()) * u for k, u in units.items()}
+        noise = {k: float(alpha / torch.tensor(u[0].numel()).sqrt()) * u for k, u in units.items()}
         optimiser.step(mean_loss(net, x, y, noise))
     return net

@@ -7,17 +7,19 @@ Float64 throughout.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Noise = Mapping[str, Tensor | Callable[[Tensor], Tensor]]
+Replaced = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass
 class Pass:
-    """One forward pass: `p(site, z)` remembers z and returns z + r; r may depend on z, but carries no gradient.
+    """One forward pass: `p(site, z)` remembers z and returns z + r; r may depend on z, but carries no gradient. What is `replaced` does.
 
     `bn` is "train" (batch statistics, the running ones move), "frozen" (batch statistics, the running ones stay) or
     "eval" (running statistics).
@@ -26,10 +28,13 @@ class Pass:
     net: Net
     noise: Noise
     bn: str
+    replaced: Replaced
     z: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, site: str, z: Tensor) -> Tensor:
         self.z[site] = z
+        if site in self.replaced:
+            return self.replaced[site](z)
         r = self.noise.get(site)
         if r is None:
             return z
@@ -117,9 +122,9 @@ class Net:
         buffers = {k: v.double() if v.is_floating_point() else v.clone() for k, v in module.named_buffers()}
         return cls(type(module).__name__, weights, {k: v.clone() for k, v in buffers.items()})
 
-    def clone(self) -> Net:
+    def clone(self) -> Self:
         weights = {k: v.detach().clone().requires_grad_() for k, v in self.weights.items()}
-        return Net(self.name, weights, {k: v.clone() for k, v in self.buffers.items()})
+        return replace(self, weights=weights, buffers={k: v.clone() for k, v in self.buffers.items()})
 
     def copy_to(self, module: nn.Module) -> None:
         """Weights and statistics copied into the twin."""
@@ -137,11 +142,15 @@ class Net:
         """The affine outputs counted from the input, shortcut convolutions left out."""
         return AFFINE[self.name]
 
-    def passes(self, x: Tensor, noise: Noise | None = None, *, bn: str = "train") -> tuple[Tensor, dict[str, Tensor]]:
+    def passes(
+        self, x: Tensor, noise: Noise | None = None, *, bn: str = "train", replaced: Replaced | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits, and the value of every site before its own noise was added."""
-        p = Pass(self, noise or {}, bn)
+        p = Pass(self, noise or {}, bn, replaced or {})
         logits = FORWARD[self.name](p, x)
         return logits, p.z
 
-    def logits(self, x: Tensor, noise: Noise | None = None, *, bn: str = "train") -> Tensor:
-        return self.passes(x, noise, bn=bn)[0]
+    def logits(
+        self, x: Tensor, noise: Noise | None = None, *, bn: str = "train", replaced: Replaced | None = None
+    ) -> Tensor:
+        return self.passes(x, noise, bn=bn, replaced=replaced)[0]

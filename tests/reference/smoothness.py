@@ -6,29 +6,35 @@ The random numbers come in as standard normal or uniform ones. The noise that is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.reference.common import SGD, Batches, each_loss
-from tests.reference.latent_pgd import height, length
+from tests.reference.common import SGD, Batches, at_real, each_loss
+from tests.reference.latent_pgd import height, length, unit
 from tests.reference.nets import Net
 from tests.reference.trades import kl
 
 Numbers = Sequence[Mapping[str, Tensor]]
-Divergence = Callable[[Tensor, Tensor], Tensor]
+Divergence = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def both_ways(p: Tensor, q: Tensor) -> Tensor:
-    return kl(p, q) + kl(q, p)
+def one_way(p: Tensor, q: Tensor, x: Any) -> Tensor:
+    """KL(p || q) of every example; of a sequence its mean over the real positions."""
+    found = kl(p, q)
+    return found if found.ndim == 1 else (found * x["attention_mask"]).sum(1) / x["attention_mask"].sum(1)
 
 
-def ascent(net: Net, x: Tensor, clean: Tensor, noise: Mapping[str, Tensor], apart: Divergence) -> dict[str, Tensor]:
+def both_ways(p: Tensor, q: Tensor, x: Any) -> Tensor:
+    return one_way(p, q, x) + one_way(q, p, x)
+
+
+def ascent(net: Net, x: Any, clean: Tensor, noise: Mapping[str, Tensor], apart: Divergence) -> dict[str, Tensor]:
     """The gradient at every site of the summed divergence from constant logits."""
     logits, z = net.passes(x, noise, bn="frozen")
-    return dict(
-        zip(noise, torch.autograd.grad(apart(clean.detach(), logits).sum(), [z[k] for k in noise]), strict=True)
-    )
+    found = torch.autograd.grad(apart(clean.detach(), logits, x).sum(), [z[k] for k in noise])
+    return {k: at_real(g, x) for k, g in zip(noise, found, strict=True)}
 
 
 def smart(
@@ -41,19 +47,20 @@ def smart(
     steps: int,
     size: float,
     weight: float,
+    per: str = "example",
     **sgd: float,
 ) -> Net:
     net = net.clone()
     optimiser = SGD(net, **sgd)
     for (x, y), numbers in zip(batches, normal, strict=True):
         clean = net.logits(x, bn="train")
-        r = {k: std * n for k, n in numbers.items()}
+        r = {k: at_real(std * n, x) for k, n in numbers.items()}
         for _ in range(steps):
             g = ascent(net, x, clean, r, both_ways)
             moved = {k: r[k] + step * g[k] for k in r}
-            r = {k: size * v / height(v) for k, v in moved.items()}
+            r = {k: size * unit(v, height(v, per)) for k, v in moved.items()}
         noisy = net.logits(x, r, bn="train")
-        optimiser.step(each_loss(clean, y).mean() + weight * both_ways(clean, noisy).mean())
+        optimiser.step(each_loss(clean, y).mean() + weight * both_ways(clean, noisy, x).mean())
     return net
 
 
@@ -64,12 +71,12 @@ def vat(
     optimiser = SGD(net, **sgd)
     for (x, y), numbers in zip(batches, normal, strict=True):
         clean = net.logits(x, bn="train")
-        d = {k: n / length(n) for k, n in numbers.items()}
+        d = {k: at_real(n / length(n), x) for k, n in numbers.items()}
         for _ in range(steps):
-            g = ascent(net, x, clean, {k: xi * v for k, v in d.items()}, kl)
+            g = ascent(net, x, clean, {k: xi * v for k, v in d.items()}, one_way)
             d = {k: v / length(v) for k, v in g.items()}
         noisy = net.logits(x, {k: eps * v for k, v in d.items()}, bn="train")
-        optimiser.step(each_loss(clean, y).mean() + weight * kl(clean.detach(), noisy).mean())
+        optimiser.step(each_loss(clean, y).mean() + weight * one_way(clean.detach(), noisy, x).mean())
     return net
 
 
@@ -78,6 +85,6 @@ def r3f(net: Net, batches: Batches, *, numbers: Numbers, eps: float, weight: flo
     optimiser = SGD(net, **sgd)
     for (x, y), drawn in zip(batches, numbers, strict=True):
         clean = net.logits(x, bn="train")
-        noisy = net.logits(x, {k: eps * n for k, n in drawn.items()}, bn="train")
-        optimiser.step(each_loss(clean, y).mean() + weight * both_ways(clean, noisy).mean())
+        noisy = net.logits(x, {k: at_real(eps * n, x) for k, n in drawn.items()}, bn="train")
+        optimiser.step(each_loss(clean, y).mean() + weight * both_ways(clean, noisy, x).mean())
     return net

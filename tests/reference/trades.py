@@ -13,8 +13,8 @@ from tests.reference.nets import Net
 
 def kl(clean: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax clean || softmax adversarial) of every example."""
-    log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)
+    log_p, log_q = clean.log_softmax(-1), adversarial.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def trades_attack(

@@ -126,7 +126,8 @@ def entries(z: Tensor, x: Inputs) -> Tensor | int:
     real = real_positions(x)
     if real is None or z.ndim != 3 or z.shape[:2] != real.shape:
         return z[0].numel()
-    return real.sum(1)[:, None, None] * z.shape[2]
+    # In the activation's precision: the root of an integer has float32's.
+    return (real.sum(1)[:, None, None] * z.shape[2]).to(torch.promote_types(z.dtype, torch.float32))
 
 
 def each(ascent: Ascent, per: Per) -> Ascent:

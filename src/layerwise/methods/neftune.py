@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import final
 
-import numpy as np
+import torch
 from torch import Tensor, nn
 
 from layerwise.core.calling import Inputs
@@ -55,12 +55,15 @@ class NEFTune(LayerMethod):
         x_adv, _ = base.batch_perturb(model, x, y, step)
 
         def noise(site: Site, z: Tensor) -> Tensor:
-            # In float32, as theirs.
-            reach = float(np.float32(self.alpha) / np.sqrt(np.float32(z[0].numel())))
-            return between(z, reach, step.generator, key=f"{site}")
+            return between(z, self.reach(z), step.generator, key=f"{site}")
 
         with sites.perturb(drawn(sites, x_adv, step.generator, noise, masked=False)):
             yield base.loss(model, x, x_adv, y)
+
+    def reach(self, z: Tensor) -> float:
+        """The largest entry of the noise at an activation."""
+        # With torch's own rounding in float32, as theirs; by numpy, since a recorded step reads no tensor.
+        return float((self.alpha / torch.sqrt(torch.tensor(z[0].numel()))).numpy())
 
     @property
     def passes(self) -> Passes:

@@ -123,6 +123,30 @@ class HandWritten:
         x_adv = (x + self.eps * g_x.sign()).clamp(0, 1)
         self._descend(F.cross_entropy(self._forward(x_adv, [self.eps * v.sign() for v in g])[0], y))
 
+    def latent_pgd(self, x: Tensor, y: Tensor, *, steps: int = 6, eps: float = 8.0) -> None:
+        """Latent PGD in l2 balls at every part's output but the last's; each starts where it is first seen."""
+        delta: list[Tensor] = []
+        for _ in range(steps):
+            z, *rest = self.parts[0](x), *self.parts[1:]
+            states = []
+            for number, part in enumerate(rest):
+                if number == len(delta):
+                    direction = self.normal(z)
+                    share = (self.uniform(length(direction)) + 1) / 2
+                    delta.append(direction / length(direction) * (eps * share))
+                states.append(z + delta[number])
+                z = part(states[-1])
+            g = torch.autograd.grad(F.cross_entropy(z, y, reduction="sum"), states)
+            moved = [d + eps / steps * v / length(v) for d, v in zip(delta, g, strict=True)]
+            delta = [d * (eps / length(d)).clamp(max=1) for d in moved]
+        self._descend(F.cross_entropy(self._forward(x, delta)[0], y))
+
+
+def length(z: Tensor) -> Tensor:
+    """||z||_2 of each example, in a shape that goes with z."""
+    found: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1)
+    return found.reshape(-1, *[1] * (z.ndim - 1))
+
 
 STEPS: dict[str, Callable[[HandWritten, Any], Step]] = {
     "Standard": lambda plain, method: plain.standard,
@@ -133,5 +157,6 @@ STEPS: dict[str, Callable[[HandWritten, Any], Step]] = {
     "TRADES": lambda plain, method: partial(plain.trades, steps=method.attack.steps),
     "FreeAT": lambda plain, method: partial(plain.free, m=method.m),
     "SLAT": lambda plain, method: plain.slat,
+    "LatentPGD": lambda plain, method: partial(plain.latent_pgd, steps=method.steps, eps=method.eps),
 }
 """{method: its step by hand}, at the method's default radii."""

@@ -215,7 +215,7 @@ def by_hand(contestant: Contestant, text: str, setup: Setup) -> Run | None:
     layout = torch.channels_last if setup.training.channels_last is True else torch.contiguous_format
     net.to(memory_format=layout)  # type: ignore[call-overload]
     parts: list[nn.Module] = []
-    if name == "SLAT":
+    if name in ("SLAT", "LatentPGD"):
         names = [site.module for sites in method.attached_sites() for site in sites]
         if not isinstance(net, nn.Sequential) or any(n not in dict(net.named_children()) for n in names):
             return None
