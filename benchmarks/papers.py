@@ -29,7 +29,7 @@ setting that a row's weights depend on has to stand here, or the row is *absent*
 
 Systems are the rows of a paper's own method, baselines all others; attacks are the columns of the tables, protocol is seeds and the
 options of figures; equations are held by the tests that are named. Claims are sentences with a predicate that decides them from a record's
-numbers; those that none decides are listed with the reason.
+numbers: all of them.
 """
 
 
@@ -90,9 +90,7 @@ def _rows(lines: Iterable[compared.Line]) -> Iterator[tuple[str, ...]]:
     for line in lines:
         values = list(dict.fromkeys(str(_plain(value)) for value in line.found.values()))
         some = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
-        printed = (
-            "" if line.verdict in (compared.OURS, compared.LEFT) else str(_plain(line.entry.printed.get(line.key, "")))
-        )
+        printed = "" if line.verdict == compared.OURS else str(_plain(line.entry.printed.get(line.key, "")))
         verdict = line.verdict + (f", because {line.why}" if line.why else "")
         where = line.entry.where if printed else ""
         yield _scope(line.entry), line.key, where, printed, some, str(len(line.found)), verdict

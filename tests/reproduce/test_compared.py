@@ -11,6 +11,7 @@ from benchmarks.papers import PAGE, page
 from layerwise.errors import ConfigError
 from layerwise.reproduce import compared
 from layerwise.reproduce.compared import ABSENT, DIFFERS, METHODS, OURS, PRINTED, WRONG, Entry, compare
+from layerwise.reproduce.definitions import items
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,11 @@ def test_equations_are_held_by_tests_that_exist(paper: str) -> None:
         if subject.kind == "equations":
             file, _, name = subject.has[subject.name].partition("::")
             assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), subject.name
+
+
+def test_every_figure_of_what_was_measured_has_a_claim() -> None:
+    drawn = [item for item in items().values() if (item.draw or item.axis) and item.paper in METHODS]
+    assert {item.id for item in drawn if not item.claims} == {"anp/figure-5"}  # the first images of figure 10
 
 
 def verdicts(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> list[tuple[str, Any]]:

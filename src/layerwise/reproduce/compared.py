@@ -10,7 +10,6 @@ each key what is printed of it:
       printed: {method.eta: 8/255, training.epochs: {among: [30, 72]}}
       because: {training.epochs: why ours differs}
       ours: {training.batch_size: why it is so, where nothing is printed}
-      left: {a claim, where `of` is claims: why no predicate decides it}
 
 Of a subject and a key the last entry that fits decides. Every setting that a system's weights depend on has to be covered.
 """
@@ -40,13 +39,10 @@ from layerwise.trees import parse_yaml
 PRINTED, DIFFERS, OURS, WRONG, ABSENT = "as printed", "differs", "not printed: ours", "wrong", "absent"
 """The verdicts; the last two are to be mended."""
 
-LEFT = "not computed"
-"""The verdict on a claim that no predicate decides."""
-
 NAMED = "what the table names"
 """Printed of a setting that each row or column has in its own name."""
 
-KINDS = ("systems", "attacks", "items", "networks", "data", "equations", "claims")
+KINDS = ("systems", "attacks", "items", "networks", "data", "equations")
 
 METHODS = {"slat": "SLAT", "lad": "LAD", "anp": "ANP", "lat": "LAT", "deep-defense": "DeepDefense"}
 """The method that each paper proposes; every other one is a baseline there."""
@@ -96,7 +92,6 @@ class Entry:
     printed: Leaves = field(default_factory=dict)
     because: dict[str, str] = field(default_factory=dict)
     ours: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
     shared: bool = False
 
     def speaks_of(self, subject: Subject) -> bool:
@@ -109,7 +104,7 @@ class Entry:
 
     def told(self) -> Iterator[str]:
         """The keys, or patterns of keys, that it says something of."""
-        yield from (*self.printed, *self.ours, *self.left)
+        yield from (*self.printed, *self.ours)
 
 
 @final
@@ -167,10 +162,9 @@ def compare(paper: str) -> list[Line]:
 
 
 def _lines(paper: str, entry: Entry, key: str, found: dict[str, Any]) -> Iterator[Line]:
-    for reasons, verdict in ((entry.ours, OURS), (entry.left, LEFT)):
-        if key in reasons:
-            yield Line(entry, key, found, verdict, reasons[key])
-            return
+    if key in entry.ours:
+        yield Line(entry, key, found, OURS, entry.ours[key])
+        return
     equal = {name: value for name, value in found.items() if _agrees(value, entry.printed[key])}
     other = {name: value for name, value in found.items() if name not in equal}
     why = entry.because.get(key, "")
@@ -234,9 +228,7 @@ def subjects(paper: str) -> tuple[Subject, ...]:
     networks = [Subject("networks", f"{model} on {data}", _network(model, data)) for model, data in sorted(names)]
     data = [Subject("data", name, _data(name)) for name in sorted({name for _, name in names})]
     said = [pair for entry in read(paper) if entry.of == "equations" for pair in entry.printed.items()]
-    left = [what for entry in read(paper) for what in entry.left]
-    found += [*networks, *data, *(Subject("equations", what, {what: test}) for what, test in said)]
-    return (*found, *(Subject("claims", what, {what: ""}) for what in left))
+    return (*found, *networks, *data, *(Subject("equations", what, {what: test}) for what, test in said))
 
 
 def _of_item(item: Item) -> Iterator[Subject]:
@@ -325,13 +317,13 @@ def part_of(paper: str, subject: Subject) -> str:
 
 def summary(paper: str) -> dict[str, dict[str, int]]:
     """{part: {present, wrong, absent}}: subjects of which everything is said, something is wrong, or something is not said."""
-    found: dict[str, dict[str, int]] = {part: dict.fromkeys(("present", WRONG, ABSENT, LEFT), 0) for part in PARTS}
+    found: dict[str, dict[str, int]] = {part: dict.fromkeys(("present", WRONG, ABSENT), 0) for part in PARTS}
     bad: dict[str, str] = {}
     for line in compare(paper):
         if line.verdict in (WRONG, ABSENT):
             bad |= dict.fromkeys([name.partition(": ")[0] for name in line.found] or [line.key], line.verdict)
     for subject in subjects(paper):
-        found[part_of(paper, subject)][LEFT if subject.kind == "claims" else bad.get(subject.name, "present")] += 1
+        found[part_of(paper, subject)][bad.get(subject.name, "present")] += 1
     known, printed = items(), papers.paper(paper)
     found["claims"]["present"] = sum(len(item.claims) for item in known.values() if item.paper == paper)
     drawn = [figure for figure in printed.figures if figure.drawn_by is not None]  # the others are sketches

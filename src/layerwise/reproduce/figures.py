@@ -252,7 +252,7 @@ LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
     "alignment": (1000, lambda view: look.gradient_alignment(*view.first)),
     "reassignment": (1000, _reassignment),
     "representation": (100, _representation),
-    "input-gradients": (8, lambda view: look.input_gradient_pictures(view.model, *_some(view, "images"))),
+    "input-gradients": (32, lambda view: look.input_gradient_pictures(view.model, *_some(view, "images"))),
     "boundary": (100, _boundary),
     "noise-insensitivity": (100, _noise_insensitivity),
     "clouds": (

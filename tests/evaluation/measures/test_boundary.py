@@ -116,3 +116,12 @@ def test_the_plane_reaches_beyond_the_examples() -> None:
 def test_only_planes_can_be_drawn() -> None:
     with pytest.raises(DataError, match=r"shape \(3,\)"):
         decision_boundary(Corner(), torch.rand(4, 3), torch.zeros(4))
+
+
+@pytest.mark.parametrize(("weights", "leaning"), [([1.0, 0.0], 1.0), ([0.0, 1.0], 0.0), ([1.0, 1.0], 0.5)])
+def test_a_boundary_leans_on_the_feature_that_decides(weights: list[float], leaning: float) -> None:
+    model = nn.Linear(2, 2)
+    model.load_state_dict({"weight": torch.tensor([weights, [0.0, 0.0]]), "bias": torch.zeros(2)})
+    x = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    found = decision_boundary(model, x, torch.tensor([1, 0]), points=20)
+    assert found.leaning == pytest.approx(leaning, abs=0.03)

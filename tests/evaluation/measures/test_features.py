@@ -52,6 +52,8 @@ def test_random_noise_has_the_intensity_asked_for_and_zero_is_no_noise(seen: lis
     assert torch.equal(adversarial[0], clean)
     assert torch.equal(random[0], clean)
     assert found.clouds[0].accuracy == found.clouds[2].accuracy
+    accuracies = tuple(100 * cloud.accuracy for cloud in found.clouds)
+    assert (found.adversarial, found.random) == (accuracies[:2], accuracies[2:])
     assert [(c.noise, c.eps) for c in found.clouds] == [
         (kind, eps) for kind in ("adversarial", "random") for eps in (0.0, 2.0)
     ]

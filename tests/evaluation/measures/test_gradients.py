@@ -177,6 +177,7 @@ def test_the_linear_approximation_error_of_a_quadratic() -> None:
     assert found.first_order == pytest.approx(
         [eta * float(g.abs().sum(1).mean()), eta * float((x @ w.T).abs().sum(1).mean())]
     )
+    assert found.relative == pytest.approx([r / g for r, g in zip(found.errors, found.first_order, strict=True)])
 
 
 def test_random_directions_have_entries_of_size_eta() -> None:
@@ -219,6 +220,21 @@ def test_a_zero_gradient_is_grey_and_colours_of_any_number_can_be_drawn() -> Non
     found = input_gradient_pictures(model, torch.rand(2, 2, 2, 2), torch.tensor([0, 1]))
     assert torch.equal(found.pictures, torch.full((2, 2, 2, 2), 0.5))
     found.figure().draw_without_rendering()
+
+
+def test_gradients_at_the_edges_are_told_from_those_between_them() -> None:
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 4:] = 1.0  # changes at columns 3 and 4
+    at_edges, between = torch.full((8, 8), 0.0), torch.full((8, 8), 1.0)
+    at_edges[:, 3:5], between[:, 3:5] = 1.0, 0.0
+    zeros, biases = [0.0] * 64, [0.0, 0.0]
+    for weights, expected in ((at_edges, 1.0), (between, -1.0), (torch.ones(8, 8), 0.0)):
+        layer = nn.Linear(64, 2)
+        layer.load_state_dict(
+            {"weight": torch.stack([torch.tensor(zeros), weights.flatten()]), "bias": torch.tensor(biases)}
+        )
+        found = input_gradient_pictures(nn.Sequential(nn.Flatten(), layer), image, torch.tensor([0]))
+        assert found.edges == pytest.approx((expected,), abs=1e-6)
 
 
 def test_pictures_need_images_and_a_scale() -> None:

@@ -75,6 +75,16 @@ class InputGradients(Measurement):
             f"scaled by its standard deviation and clipped at {self.deviations:g}.",
         )
 
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Of each image, the correlation of the gradient's size at a pixel with how much the image changes there, in [-1, 1]."""
+        grey = torch.nn.functional.pad(self.images.double().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        across, down = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+        pairs = zip((self.pictures.double() - 0.5).abs().mean(dim=1), torch.hypot(across, down)[:, 0], strict=True)
+        return tuple(
+            float(torch.corrcoef(torch.stack([g.flatten(), e.flatten()]))[0, 1].nan_to_num()) for g, e in pairs
+        )
+
     def sentence(self) -> str:
         """What is drawn."""
         return f"{len(self.images)} images and the gradients of the loss at their pixels, clipped at {self.deviations:g} deviations."
