@@ -215,7 +215,9 @@ def test_rows_are_compared_with_the_controls_image_by_image() -> None:
     )
     page = to_markdown(made(rows=rows, controls=("A", "gone")))
     assert "PGD beside A. Above: 1 (C). Below: 1 (D). Not told apart: 1 (B)." in page
+    assert "Highest PGD: C (50.0 %); B (40.5 %); A (40.0 %)." in page
     assert "| C | +10.0 points \\[+8.1, +11.8\\], better |" in page
     assert "Accuracy minus that of A, with its 95 % interval: the same 1,000 images, McNemar's test." in page
+    assert "beside A" not in to_markdown(made(rows=rows, controls=("A",), decides=False))
     assert "beside" not in to_markdown(made(rows=rows)).replace("beside it", "")
     assert "minus" not in to_markdown(made(controls=("A",)))  # nothing is known of single images

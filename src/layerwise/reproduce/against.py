@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 from layerwise.report.document import Block, Table, Text
 from layerwise.report.pairs import Difference, difference
+from layerwise.reproduce.definitions import PERCENT
 from layerwise.reproduce.record import Record, RowRecord
 
 WORDS = {"better": "Above", "worse": "Below", "undecided": "Not told apart"}
 
 
 def compared(record: Record) -> Iterator[Block]:
-    """A sentence for each control and column, and a table of all differences; nothing where the table has no control."""
+    """A sentence for each control and column, and a table of all differences; nothing without a control, or where nothing is decided."""
+    if not record.decides or not record.controls:
+        return
+    yield from map(Text, _highest(record))
     rows = {row.name: row for row in record.rows}
     for control in (rows[name] for name in record.controls if name in rows):
         found = {
@@ -31,6 +35,15 @@ def compared(record: Record) -> Iterator[Block]:
             body = tuple((name, *(str(gaps.get(name, "")) for gaps in found.values())) for name in names)
             over = next(iter(next(iter(found.values())).values())).over
             yield Table(("", *found), body, f"Accuracy minus that of {control.name}, with its 95 % interval: {over}.")
+
+
+def _highest(record: Record) -> Iterator[str]:
+    """`Highest AutoAttack: A (63.0 %), B (62.5 %), C (61.0 %).`, of every column of accuracies."""
+    for column in (column for column in record.columns if column.unit == PERCENT):
+        found = {row.name: row.cells[column.name].measured(PERCENT) for row in record.rows if column.name in row.cells}
+        best = sorted(((n.value, name) for name, n in found.items() if n is not None), reverse=True)[:3]
+        if best:
+            yield f"Highest {column.name}: {'; '.join(f'{name} ({value:.1f} %)' for value, name in best)}."
 
 
 def _gap(row: RowRecord, control: RowRecord, column: str) -> Difference | None:
