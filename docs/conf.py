@@ -49,7 +49,11 @@ def setup(app: Any) -> None:
 
 
 def _lead_inside(app: Any, name: str, text: list[str]) -> None:
-    up = "../" * (name.count("/") - 1) if name.startswith("generated/") else "generated/"
+    up = "../" * (name.count("/") - 1) if name.startswith("generated/") else "../" * name.count("/") + "generated/"
+    if name.startswith("tutorials/") and name != "tutorials/index":
+        title, _, rest = text[0].partition("\n")
+        page = name.removeprefix("tutorials/")
+        text[0] = f"{title}\n\n{{download}}`As a notebook <../generated/notebooks/{page}.ipynb>`\n{rest}"
     for file, page in OUTSIDE.items():
         text[0] = text[0].replace(f"](../{file})", f"]({up}{page})")
 

@@ -20,6 +20,8 @@ from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
+import records
+
 import layerwise
 from layerwise.cli.list import rows
 from layerwise.cli.main import commands, main
@@ -72,6 +74,7 @@ def write_pages(folder: Path) -> None:
     pages |= {f"lists/{what}.md": list_page(what) for what in LISTED}
     pages["lists/index.md"] = index_page("What there is", "Everything that has a name of its own.", LISTED)
     pages |= {page: file_page(ROOT / file) for file, page in OUTSIDE.items()}
+    pages |= records.pages()
     for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +151,8 @@ def method_page(name: str) -> str:
     text += autodoc("autoclass", f"{cls.__module__}.{cls.__name__}", "no-members")
     if own:
         text += "\n## Equation to line of code\n\n" + places_table(own, depth="../")
+    if said := records.measured(name):
+        text += "\n## Measured here\n\n" + "".join(f"- {sentence}\n" for sentence in said)
     if using:
         text += "\n## Recipes\n\n" + "".join(f"- `layerwise train {each}`\n" for each in using)
     return text + "\nWhat it departs from, and how it compares: [the methods](../../methods.md).\n"
