@@ -29,6 +29,7 @@ HONEST = ("standard-digits", "pgd-digits", "n-fgsm-digits")
 THREATS = (ThreatModel("linf", 0.2), ThreatModel("l2", 1.0))
 OVERFITTED_AT = ThreatModel("linf", 0.3)
 FIXED_ON = (0, 1)
+IMAGES = 256
 
 
 def networks(seed: int) -> Iterator[tuple[str, bool, tuple[ThreatModel, ...], nn.Module]]:
@@ -45,7 +46,7 @@ def networks(seed: int) -> Iterator[tuple[str, bool, tuple[ThreatModel, ...], nn
 
 def looked_at(network: nn.Module, threat: ThreatModel) -> dict[str, Any]:
     """What `evaluate` says, whose active checks look at 256 images, and what these say on 64."""
-    record = evaluate(network, images(), threat=threat, progress=False)
+    record = evaluate(network, images(IMAGES), threat=threat, progress=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         few = [f.name for f in examine(network, *images(64), threat, Stream(0))]
@@ -86,14 +87,19 @@ def main() -> None:
             for threat in threats:
                 row = {"network": name, "honest": honest, "seed": seed, "half": half, "threat": str(threat)}
                 rows.append(row | looked_at(network, threat))
-    run = {
-        "note": arguments.note,
+                arguments.out.write_text(json.dumps(summed_up(rows, arguments.note), indent=1) + "\n", encoding="utf-8")
+
+
+def summed_up(rows: list[dict[str, Any]], note: str) -> dict[str, Any]:
+    """The record."""
+    return {
+        "note": note,
         "torch": torch.__version__,
+        "images": IMAGES,
         "thresholds": {name: check.threshold for name, check in CHECKS.items()},
         "rates": {half: rates([r for r in rows if r["half"] == half]) for half in ("fixed on", "looked at once")},
         "rows": rows,
     }
-    arguments.out.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from layerwise.core.driving import AUTOGRAD, Backward, Exact, Losses, Partial, S
 from layerwise.core.probe import Probe
 from layerwise.core.random import Source, Stream
 from layerwise.core.sites import Sites
-from layerwise.errors import LayerwiseError
+from layerwise.errors import ConfigError, LayerwiseError
 from layerwise.methods import ANP, FGSM, LAT, YOPO, Standard
 from tests.methods.cases import METHODS, data, differing, distance, make, optimizer_of, train, unchecked
 from tests.networks import TinyMLP, TinyResNet, batch
@@ -121,6 +121,16 @@ def test_a_method_that_breaks_the_rules_of_losses_is_told() -> None:
     message = "Uneven.losses yields differently for the parts of one batch"
     with pytest.raises(LayerwiseError, match=f"^{re.escape(message)}$"):
         step(Uneven(), model, X, Y, optimizer, parts=2)
+
+
+def test_an_optimizer_of_another_network_is_told() -> None:
+    (model, _), (_, other) = mlp(), mlp()
+    with pytest.raises(ConfigError, match=r"^the optimizer moves none of the network's weights, .* make it of these"):
+        step(Standard(), model, X, Y, other)
+    part = torch.optim.SGD([*list(model.parameters())[-1:]], lr=0.1)
+    assert step(unchecked(Standard()), model, X, Y, part).isfinite()
+    with pytest.raises(ConfigError, match=r"^the batch is empty$"):
+        step(Standard(), model, X[:0], Y[:0], part)
 
 
 def test_generators_are_closed_when_something_goes_wrong() -> None:

@@ -420,6 +420,15 @@ def test_blocks_that_training_skips_at_random_are_found_and_have_no_gradient_whe
         model.stem(X)
 
 
+def test_sites_are_named_by_texts() -> None:
+    model: Any = TinyConv().double()
+    for wrong, kind in (([model.conv1], "Conv2d"), ([1], "int")):
+        with pytest.raises(
+            SiteError, match=rf"^a site is named by a text, and this is a {kind}; type for example sites="
+        ):
+            Sites(model, wrong, example=X)
+
+
 def test_a_site_that_no_pass_of_training_skips_has_to_be_reached() -> None:
     model = TinyConv().double()
     sites = Sites(model, ["conv1"], example=X)

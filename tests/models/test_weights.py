@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import layerwise as lw
 from layerwise.errors import CheckpointError
 from layerwise.models.weights import pack_tensors
+from layerwise.training.run import put_weights
 from tests.networks import TinyConv
 
 State = dict[str, Tensor]
@@ -75,3 +76,22 @@ def test_weights_of_another_network_are_refused(value: Any, message: str, tmp_pa
     with pytest.raises(CheckpointError, match=message):
         lw.load_weights(model, tmp_path / "w.pt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_codes_of_a_quantised_network_are_no_weights(tmp_path: Path, kind: torch.dtype) -> None:
+    weights = {k: v.to(kind) if k == "fc.weight" else v for k, v in state().items()}
+    (tmp_path / "w.safetensors").write_bytes(pack_tensors(weights))
+    net = TinyConv()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"^w.safetensors has in codes, as a quantised network, 'fc.weight'"):
+        lw.load_weights(net, tmp_path / "w.safetensors")
+    with pytest.raises(
+        CheckpointError, match=rf"'fc.weight' holds {kind} numbers, as a quantised network has, the network's"
+    ):
+        put_weights(net, weights, where="w")
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    for wider in (torch.float16, torch.bfloat16, torch.float64):
+        wide = {k: v.to(wider) if v.is_floating_point() else v for k, v in state().items()}
+        (tmp_path / "w.safetensors").write_bytes(pack_tensors(wide))
+        lw.load_weights(net, tmp_path / "w.safetensors")

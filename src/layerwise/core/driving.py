@@ -213,6 +213,7 @@ def step(
     size = rows(x)
     if not size:
         raise ConfigError("the batch is empty")
+    _check_moves(optimizer, model)
     micro = cut(x, y, generator, max(1, min(parts, size)), lambda count: count / size)
     sum_of: list[Tensor] = []
 
@@ -240,6 +241,16 @@ def step(
     drive(method, model, micro, step=move, backward=engine, descend=descend, seen=note, within=alone)
     rounds = len(sum_of) // len(micro)
     return sum_of[0] if len(sum_of) == 1 else torch.stack(sum_of).sum() / rounds
+
+
+def _check_moves(optimizer: OptimizerLike, model: nn.Module) -> None:
+    """Complain about an optimiser that moves nothing of the network."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in moved for p in model.parameters()):
+        raise ConfigError(
+            "the optimizer moves none of the network's weights, but those of another (or of a copy); make it of these: "
+            "torch.optim.SGD(model.parameters(), lr=0.1)"
+        )
 
 
 def _clip(optimizer: OptimizerLike, scaler: Scaler | None, limit: float | None) -> None:

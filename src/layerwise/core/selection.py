@@ -61,6 +61,11 @@ def _match(found: Trace, selection: Selection, *, optional: bool = False) -> lis
     entries = [selection] if isinstance(selection, str) else list(selection)
     if not entries:
         raise SiteError("no site is chosen; name some, for example sites=['input', 'conv1'], or 'batch-norm outputs'")
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise SiteError(
+                f"a site is named by a text, and this is a {type(entry).__name__}; type for example sites=['conv1']"
+            )
     by_name = not isinstance(selection, str)
     hits: dict[Site, Candidate] = {}
     for entry in entries:

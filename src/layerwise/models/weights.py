@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         CheckpointError: the file cannot be read or holds no weights, or they are another network's: what is missing, left over or of
-            another shape.
+            another shape or kind of numbers.
     """
     raw, file = unwrap(model), Path(path).expanduser()
     given = _weights_in(unpack_tensors(file) if file.suffix == ".safetensors" else _saved(file), file)
@@ -74,12 +74,25 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     missing = [name for name in ours if name not in found and name not in optional]
     other = [name for name in ours if name in found and found[name].shape != ours[name].shape]
     over = [name for name in found if name not in wanted]
-    for names, what in ((missing, "lacks"), (over, "has beside the network's"), (other, "has in another shape")):
+    coded = [name for name in ours if name in found and is_coded(found[name], ours[name])]
+    for names, what in (
+        (missing, "lacks"),
+        (over, "has beside the network's"),
+        (other, "has in another shape"),
+        (coded, "has in codes, as a quantised network,"),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(f"{file.name} {what} '{names[0]}'{more}: these are the weights of another network")
     raw.load_state_dict({**wanted, **found})
     return model
+
+
+def is_coded(given: Tensor, own: Tensor) -> bool:
+    """Whether given numbers are no values of a network's tensor but codes for them (int8, float8), or of another kind altogether."""
+    if given.is_floating_point() and own.is_floating_point():
+        return given.element_size() == 1 < own.element_size()
+    return given.is_floating_point() != own.is_floating_point() or given.is_complex() != own.is_complex()
 
 
 def _saved(path: Path) -> Any:

@@ -31,7 +31,7 @@ from layerwise.core.shards import divided
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
 from layerwise.files import held, refuse_link
-from layerwise.models.weights import pack_tensors, unpack_tensors
+from layerwise.models.weights import is_coded, pack_tensors, unpack_tensors
 from layerwise.training.checkpoint import clear, replace_file
 from layerwise.training.checkpoint import found as checkpoints_in
 from layerwise.trees import dump_yaml, parse_yaml
@@ -243,7 +243,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: objec
     problems += [
         f"'{k}' holds {weights[k].dtype} numbers, as a quantised network has, the network's are {v.dtype}"
         for k, v in own.items()
-        if k in weights and weights[k].is_floating_point() != v.is_floating_point()
+        if k in weights and is_coded(weights[k], v)
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
