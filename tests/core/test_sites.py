@@ -422,7 +422,8 @@ def test_blocks_that_training_skips_at_random_are_found_and_have_no_gradient_whe
 
 def test_sites_are_named_by_texts() -> None:
     model: Any = TinyConv().double()
-    for wrong, kind in (([model.conv1], "Conv2d"), ([1], "int")):
+    wrongs: list[tuple[Any, str]] = [([model.conv1], "Conv2d"), ([1], "int")]
+    for wrong, kind in wrongs:
         with pytest.raises(
             SiteError, match=rf"^a site is named by a text, and this is a {kind}; type for example sites="
         ):
