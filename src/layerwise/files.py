@@ -270,7 +270,7 @@ def refusal(error: BaseException) -> str:
         advice = "; free space and resume"
     elif number in READ_ONLY:
         advice = "; make it writable and resume"
-    elif number == errno.ENOTDIR:
+    elif number in (errno.ENOTDIR, errno.EEXIST):
         advice = "; a file stands where a folder should be: check the path"
     elif number in (errno.ENOENT, errno.ESTALE):
         advice = "; the folder of the run was moved or removed: put it back and resume"

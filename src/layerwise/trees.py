@@ -156,7 +156,9 @@ def parse_yaml(text: str, where: str) -> Any:
             )
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
-        raise NotYAML(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
+        hint = "; indent by spaces, not by tabs" if re.search(r"^ *\t", text, re.MULTILINE) else ""
+        raise NotYAML(f"{where} is not YAML: {said}{hint}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # What its constructors let through: "0x_", a 40th of May.
         raise NotYAML(f"{where} is not YAML: {type(error).__name__} {str(error)[:80]}".rstrip()) from None

@@ -182,8 +182,8 @@ def test_a_run_is_not_begun_twice_but_goes_on_in_both_forms(layerwise: Command) 
     changed = layerwise("train", "--resume", "runs/slat-digits", "--training.max_steps", "3")
     assert changed.code == 2
     assert changed.err == (
-        "error: runs/slat-digits was trained with other settings, so it cannot be resumed with these: "
-        "training.max_steps: 2 before, 3 now\n"
+        "error: runs/slat-digits was trained with other settings, so it cannot be resumed with these "
+        "(leave them out, or begin another run): training.max_steps: 2 before, 3 now\n"
     )
 
 

@@ -31,7 +31,7 @@ def test_one_that_is_no_run_is_told_before_the_first_is_evaluated(layerwise: Com
     told(layerwise("evaluate", "runs/x*", *QUICKLY), r"there is no run runs/x\*")
     shutil.copytree("runs/done", "runs/other")
     told(layerwise("evaluate", "runs/*", "--output", "elsewhere"), r"--output takes the record of one run, not of 2")
-    told(layerwise("evaluate", "runs"), r"runs is no run folder: it holds no config.yaml; it holds runs, runs/\*")
+    told(layerwise("evaluate", "runs"), r"runs is no run folder: it holds no config.yaml; it holds runs: type runs/\*")
 
 
 def test_after_ctrl_c_the_rest_is_named(layerwise: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,3 +91,45 @@ def test_one_attack_and_one_measure_may_stand_without_a_list() -> None:
     record = ANY.evaluate(NET, DATA, attacks=PGDAttack(1), measures="calibration images=4", progress=False)
     assert [str(result.attack) for result in record.results] == ["pgd-1"]
     assert [each.measure for each in record.measures] == ["calibration images=4"]
+
+
+MORE: list[tuple[Callable[[], object], str]] = [
+    (lambda: ANY.TRADES(attack="pgd"), r"attack is 'pgd'; give an object, such as layerwise.PGD\(\)"),
+    (lambda: ANY.Training(augment="crop"), r"augment is 'crop'; give layerwise.data.Augment\(\)"),
+    (lambda: ANY.Training(optimizer=torch.optim.Adam), r"optimizer is a torch.optim.adam.Adam; give settings of which"),
+    (
+        lambda: ANY.Probe(batch_norm="evaluation"),
+        r"batch_norm='evaluation' is unknown; type one of 'batch', 'train', 'eval'",
+    ),
+    (lambda: ANY.Probe(batchnorm="eval"), r"Probe has no argument 'batchnorm'; did you mean 'batch_norm'"),
+    (
+        lambda: ANY.fit(NET, lw.Standard(), DATA, phases=[{"epochs": 1}]),
+        r"a phase is \{'epochs': 1\}; give layerwise.Phase\(",
+    ),
+    (lambda: ANY.step(lw.Standard(), NET, X, Y), r"step needs optimizer; add optimizer=\.\.\."),
+    (lambda: ANY.step(lw.Standard(), NET, X, Y, None, 0.5), r"step was given 0.5 without a name; type the name too"),
+    (lambda: ANY.evaluate(NET, DATA, others=[NET]), r"others is \[Sequential.*; give \{name: network\}"),
+    (
+        lambda: ANY.load("runs/a", NET),
+        r"load was given Sequential.* without a name; type the name too, such as model=\.\.\.",
+    ),
+    (lambda: ANY.audit(NET), r"audit needs data; add data=\.\.\."),
+    (lambda: ANY.export(NET, "x.onnx"), r"export needs example; add example=\.\.\."),
+    (lambda: ANY.from_tensors(images=X, targets=Y), r"from_tensors has no argument 'targets'"),
+    (lambda: ANY.load_data("digits", val=0.2), r"no option 'val'; it has none; all have root, validation"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MORE)
+def test_more_mistakes_are_told(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_a_type_error_of_ones_own_code_stays_what_it_is() -> None:
+    class Broken(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            raise TypeError("theirs")
+
+    with pytest.raises(TypeError, match="^theirs$"):
+        lw.step(lw.Standard(), NET, X, Y, Broken(NET.parameters(), lr=0.1))

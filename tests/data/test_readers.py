@@ -359,7 +359,9 @@ def test_unknown_names_and_options() -> None:
         load("cifar-10")
     with pytest.raises(ConfigError, match=r"^data set 'cifar100' has no option 'course'; did you mean 'coarse'\?$"):
         load("cifar100", course=True)
-    with pytest.raises(ConfigError, match=r"^data set 'digits' has no option 'size'; it has none$"):
+    with pytest.raises(
+        ConfigError, match=r"^data set 'digits' has no option 'size'; it has none; all have root, valid"
+    ):
         load("digits", size=8)
     with pytest.raises(
         ConfigError, match=r"^validation is 1257; give a fraction below 1 or a whole number of images below the 1257"

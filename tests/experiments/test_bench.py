@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from layerwise.core import registry
 from layerwise.core.random import normal, uniform
 from layerwise.errors import ConfigError
-from layerwise.experiments.bench import timing
+from layerwise.experiments.bench import steps, timing
 from layerwise.experiments.bench.plain import STEPS, HandWritten
 from layerwise.experiments.bench.stepping import Setup, cut, opened, parse_method, training
 from layerwise.experiments.bench.steps import bench_steps, step_table
@@ -119,6 +120,39 @@ def test_contestants_take_turns() -> None:
     assert all(len(times) == 3 for times in found.values())
     # A machine that slows down in the middle does not change a ratio that is taken turn by turn.
     assert ratio([2.0, 8.0, 2.0], [1.0, 4.0, 1.0]) == 2.0
+
+
+def stopping(calls: int) -> Callable[[], None]:
+    """A step that Ctrl-C hits at the so-manieth call."""
+    left = iter(range(calls - 1))
+
+    def step() -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return step
+
+
+def test_whole_rounds_are_kept_where_they_are_asked_for() -> None:
+    cpu = torch.device("cpu")
+    # One call finds out how many steps fill a turn; the third turn is the fourth call.
+    found = interleaved({"a": lambda: None, "b": stopping(4)}, cpu, rounds=9, seconds=0, part=True)
+    assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
+    for part, calls in ((True, 2), (False, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            interleaved({"a": stopping(calls)}, cpu, rounds=9, seconds=0, part=part)
+
+
+def test_a_stopped_bench_shows_what_it_has(layerwise: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def short(*arguments: object, rounds: int, **options: Any) -> dict[str, list[float]]:
+        return interleaved(*arguments, rounds=min(rounds, 2), **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steps, "interleaved", short)
+    argv = ["bench", "step", "--network", "digits_cnn", "--shape", "1,8,8", "--batch", "8", "--seconds", "0"]
+    said = layerwise(*argv, "--methods", "FGSM", "--output", "kept.json")
+    assert (said.code, said.err) == (130, "stopped by Ctrl-C; what is shown is of 2 of 7 rounds\n")
+    assert "FGSM" in said.out
+    assert json.loads((tmp_path / "kept.json").read_text())["settings"]["rounds"] == 2
 
 
 def test_a_misspelt_method_is_refused() -> None:

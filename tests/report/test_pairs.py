@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,10 @@ def test_records_that_do_not_say_which_images_are_not_compared(tmp_path: Path) -
     made = report([a, b])
     assert not made.comparison.rows[1].against
     assert "evaluate them again" in made.to_markdown()
+
+
+def test_a_decided_difference_has_the_colour_of_its_sign(tmp_path: Path) -> None:
+    runs = [put(tmp_path / n, kept(record(clean=90, pgd=k))) for n, k in (("base", 44), ("up", 60), ("down", 9))]
+    page = report(runs).to_html()
+    assert re.findall(r'<td><strong class="lower">([-+])', page) == ["-", "-"]  # under PGD, and in the worst case
+    assert re.findall(r"<td><strong>([-+])", page) == ["+", "+"]

@@ -93,7 +93,7 @@ def test_what_cannot_be_meant_is_refused(make: object, message: str) -> None:
             {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)},
             r"^optimizer is a torch.optim.sgd.SGD; give settings .*, optimizer=layerwise.training.SGD\(lr=0.1\)$",
         ),
-        ({"optimizer": torch.optim.SGD}, r"^optimizer is a builtins.type; give settings"),
+        ({"optimizer": torch.optim.SGD}, r"^optimizer is a torch.optim.sgd.SGD; give settings"),
         ({"schedule": "cosine"}, r"^schedule is 'cosine'; give settings .*, schedule=layerwise.training.Cosine\(\)$"),
     ],
 )

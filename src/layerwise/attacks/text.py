@@ -42,8 +42,11 @@ def parse_attack(text: str, *, trust: bool = False) -> Attack:
         found, colon = _TEXT.fullmatch(text.strip()), ""
     if found is None or not (":" in found[1] or found[1] in names("attack")):
         name = found[1] if found else head
+        # `pgd50` is `pgd-50` without its dash.
+        parted = re.fullmatch(r"([a-z]+)(\d+)", name.lower())
+        meant = [f"{parted[1]}-{parted[2]}"] if parted and parted[1] in names("attack") else []
         raise ConfigError(
-            f"attack {text!r} is unknown; {did_you_mean(name, names('attack'))} (`layerwise list attacks`)"
+            f"attack {text!r} is unknown; {did_you_mean(name, [*names('attack'), *meant])} (`layerwise list attacks`)"
         )
     cls: type[Attack] = find("attack", found[1], trust=trust).thing
     numbers = [int(n) for n in re.findall(r"\d+", found[2])]

@@ -45,6 +45,15 @@ MEANT = {
     "--arch": "--model NAME",
     "--batch-size": "--training.batch_size 128",
     "--learning-rate": "--training.optimizer.lr 0.1",
+    "--config": "the file in the recipe's place, such as layerwise train my.yaml",
+    "--attack": "--evaluation.attacks '[clean, pgd-20]'",
+    "--attacks": "--evaluation.attacks '[clean, pgd-20]'",
+    "--measures": "--evaluation.measures '[corruptions, landscape]'",
+    "--eps": "--threat.eps 8/255",
+    "--epsilon": "--threat.eps 8/255",
+    "--norm": "--threat.norm l2",
+    "--optimizer": "--training.optimizer Adam",
+    "--amp": "--training.precision bf16-mixed",
 }
 """What other programs call settings, and what they are here."""
 
@@ -91,6 +100,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         shown = re.search(r"^  (layerwise .*?)(?: {2,}|$)", self.description or "", re.MULTILINE)
         hint = f", for example: {shown[1]}" if shown and "required" in message else f"; see `{self.prog} --help`"
+        for kind, words in {"int": "no whole number", "float": "no number"}.items():
+            message = re.sub(f"invalid {kind} value: (.*)", rf"\1 is {words}", message)
         raise ConfigError(f"{message}{hint}")
 
 
@@ -153,7 +164,7 @@ def _unknown(arguments: Any, tokens: list[str], *, takes_settings: bool) -> str:
         source = getattr(arguments, "recipe", None)
         _, tree = experiment.read(source if source in recipe.names() else "slat-digits")
         known += [f"--{leaf.key}" for leaf in experiment.SCHEMA.leaves(tree)]
-    if takes_settings and name in MEANT:
+    if takes_settings and name in MEANT and name not in known:
         return f"{arguments.command} has no option '{name}'; type {MEANT[name]}"
     same = [key for key in known if key.rpartition(".")[2] == name.lstrip("-")]
     return f"{arguments.command} has no option {name!r}; {did_you_mean(name, same or known)}"

@@ -111,6 +111,8 @@ def measured(
     show_table(*table(record))
     say(hint(torch.device(record["machine"]["device"])))
     keep(record, arguments.output)
+    if (whole := record["settings"]["rounds"]) < arguments.rounds:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; what is shown is of {whole} of {arguments.rounds} rounds")
 
 
 def keep(record: dict[str, Any], output: Path | None) -> None:

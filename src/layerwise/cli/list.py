@@ -10,6 +10,9 @@ from layerwise.cli.arguments import Command
 from layerwise.cli.without_torch import without_torch
 from layerwise.errors import ConfigError, LayerwiseError, did_you_mean
 
+ALSO = {"networks": "models", "datasets": "data", "losses": "criteria"}
+"""What others call what is listed."""
+
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -38,7 +41,7 @@ def rows(what: str) -> Rows:
         ConfigError: there is no such list.
     """
     if what not in LISTS:
-        raise ConfigError(f"there is no list of {what!r}; {did_you_mean(what, LISTS)}")
+        raise ConfigError(f"there is no list of {what!r}; {did_you_mean(ALSO.get(what, what), LISTS)}")
     try:
         with without_torch():
             return LISTS[what]()

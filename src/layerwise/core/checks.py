@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache, partial
+from inspect import isabstract
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+from layerwise.core.arguments import Named
 from layerwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -143,6 +145,14 @@ def _no_text(name: str, value: object, example: str = "8/255") -> None:
         )
 
 
+def _no_name(name: str, value: object, kind: type) -> None:
+    """Complain about a name, a class or a number where an object of ours is meant."""
+    if isinstance(value, str | type | int | float):
+        of_kind(
+            name, value, kind, example=f"an object, such as layerwise.{'PGD' if isabstract(kind) else kind.__name__}()"
+        )
+
+
 Check: TypeAlias = Callable[[str, Any], None]
 """Complains about a value, given its name."""
 
@@ -188,6 +198,7 @@ def _checks(kind: Any) -> list[tuple[str, bool, Check]]:
             ranges.append(partial(one_of, allowed=tuple(choices)))
         if Radius in parts:
             ranges.append(check_radius)
+        ranges += [partial(_no_name, kind=p) for p in parts if isinstance(p, type) and issubclass(p, Named)]
         found += [(f.name, NoneType in parts, check) for check in ranges]
     return found
 

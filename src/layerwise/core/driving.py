@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import named
 from layerwise.core.calling import Inputs, parts_of, rows, take
 from layerwise.core.checks import of_kind
 from layerwise.core.random import Source, repeatable
@@ -164,6 +165,7 @@ def cut(x: Inputs, y: Any, source: Source, count: int, share: Callable[[int], fl
     ]
 
 
+@named
 def step(
     method: Descends,
     model: nn.Module,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.calling import Inputs, examples, logits, with_examples
+from layerwise.core.checks import check_fields
 from layerwise.core.criteria import Criterion, as_criterion
 from layerwise.core.driving import AUTOGRAD, PLAIN, Backward, Exact, Step
 from layerwise.core.modes import BatchNormMode, batch_norm, frozen
@@ -22,7 +24,7 @@ from layerwise.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Named):
     """How a probe is made.
 
     Args:
@@ -34,7 +36,8 @@ class Probe:
     criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
-        """Take any loss for a criterion."""
+        """Take any loss for a criterion, and check the mode."""
+        check_fields(self)
         if self.criterion is not None:
             object.__setattr__(self, "criterion", as_criterion(self.criterion))
 

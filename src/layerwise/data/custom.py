@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from layerwise.core.arguments import named
 from layerwise.data.checks import Range, check_images, check_labels
 from layerwise.data.examples import class_names, is_dataset
 from layerwise.data.holdout import part, pixel_statistics
@@ -22,6 +23,7 @@ BELIEVED = 5
 """Items of a dataset that have to agree with its `targets`: reading all may take hours."""
 
 
+@named
 def from_tensors(
     images: Tensor,
     labels: Tensor,
@@ -81,6 +83,7 @@ def from_tensors(
     )
 
 
+@named
 def from_dataset(
     dataset: Dataset[Any],
     *,

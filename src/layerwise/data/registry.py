@@ -78,7 +78,7 @@ def load(
     known = _options(entry)
     for option in options:
         if option not in known:
-            hint = did_you_mean(option, known) if known else "it has none"
+            hint = did_you_mean(option, known) if known else "it has none; all have root, validation, download and seed"
             raise ConfigError(f"data set {name!r} has no option {option!r}; {hint}")
     amount = entry.facts.get("validation", VALIDATION) if validation is None else validation
     common = {"root": data_root(root), "validation": amount, "download": download, "seed": seed}

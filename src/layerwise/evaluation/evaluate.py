@@ -63,14 +63,13 @@ class Options(TypedDict, total=False):
     num_workers: int
     model_name: str | None
     data_name: str | None
-    journal: Path | Store | None
+    journal: Path | str | Store | None
 
 
 LONG = 10**6
 """Passes of single images from which on the plan is told before it begins."""
 
 
-@named
 @overload
 def evaluate(
     model: nn.Module, data: Data, *, criterion: None = None, score: None = None, **options: Unpack[Options]
@@ -83,6 +82,7 @@ def evaluate(
 ) -> LossEvaluation: ...
 
 
+@named
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -102,7 +102,7 @@ def evaluate(
     num_workers: int = 0,
     model_name: str | None = None,
     data_name: str | None = None,
-    journal: Path | Store | None = None,
+    journal: Path | str | Store | None = None,
 ) -> Evaluation | LossEvaluation:
     """Count the images that stay correct under each attack, and measure what else is asked for.
 
@@ -151,6 +151,8 @@ def evaluate(
     True
     """
     of_kind("threat", threat, ThreatModel, example="layerwise.ThreatModel(eps=8/255)")
+    if others is not None:
+        of_kind("others", others, Mapping, example="{name: network}")
     chosen = choose(attacks, eot, trust=True)
     wanted = choose_measures(measures, other=bool(others), trust=True)
     if criterion is not None:
@@ -159,7 +161,8 @@ def evaluate(
         loss = Problem(criterion=as_criterion(criterion), score=score, threat=threat, **about, **named)  # type: ignore[arg-type]
         return evaluate_losses(model, data, chosen, wanted, loss, device)
     # Of several processes the first one keeps the journal.
-    store = journal if isinstance(journal, Store) else Store(journal if rank_and_world()[0] == 0 else None)
+    kept = None if rank_and_world()[0] else journal
+    store = journal if isinstance(journal, Store) else Store(None if kept is None else Path(str(kept)))
     options = {"num_examples": num_examples, "seed": seed, "batch_size": batch_size, "device": device}
     with evaluating(model, data, num_workers=num_workers, **options) as found:  # type: ignore[arg-type]
         conditions = replace(found, data=data_name or found.data)

@@ -253,7 +253,8 @@ class _Reading:
             if isinstance(value, str) and "name" in self.schema.fields(section):
                 value = {"name": value}
             if not isinstance(value, Mapping | None):
-                known = ", ".join(self.schema.fields(section))
+                begin = f"--{key}." if layer.where == TYPED else ""
+                known = ", ".join(f"{begin}{name}" for name in self.schema.fields(section))
                 raise ConfigError(f"{layer}{key}={value} does not fit; set its parts: {known}")
             below.append(layer.at(value or {}))  # a YAML key whose entries are all commented out is null
         return below

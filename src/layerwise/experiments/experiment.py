@@ -16,6 +16,7 @@ from torch import nn
 
 from layerwise import data as datasets
 from layerwise import models
+from layerwise.core.arguments import named
 from layerwise.core.checks import of_kind
 from layerwise.data import ImageData
 from layerwise.errors import CheckpointError, ConfigError, did_you_mean
@@ -353,6 +354,7 @@ def open_run(
     return experiment, _network(folder, experiment, data, which=which).to(best_device()), data
 
 
+@named
 def load(
     folder: str | Path, *, model: nn.Module | None = None, which: Weights = "last", trust: bool = False
 ) -> nn.Module:
@@ -395,8 +397,11 @@ def check_run(folder: Path) -> None:
         )
         raise CheckpointError(f"{folder} has {left[0]}, but {CONFIG} is missing; {again} writes it again")
     what = f"is no run folder: it holds no {CONFIG}" if folder.exists() else "does not exist"
+    within = Path("runs", folder)  # where runs go unless --runs says otherwise
     if inside:
-        hint = f"it holds runs, {folder}/*"
+        hint = f"it holds runs: type {folder}/*"
+    elif found := [path for path in (within, folder.parent) if (path / CONFIG).is_file()]:
+        hint = f"type {found[0]}"
     elif str(folder) in recipe.names():
         hint = f"it is a recipe: `layerwise train {folder}` trains and evaluates it"
     elif beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ def _imports(kind: str) -> dict[str, Any]:
     """Metadata of a name that may be an import path: what the user names is imported here, all else is refused where it is made."""
 
     def check(name: str, *, trust: bool) -> None:
+        if kind == "data" and name.lower() not in registry.names(kind) and Path(name).expanduser().is_dir():
+            raise ConfigError(f"{name} is a folder; type --data image-folder --data.root {shlex.quote(name)}")
         if trust and (":" in name or "." in name):
             find = find_model if kind == "model" else partial(registry.find, kind)
             find(name, trust=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import named
 from layerwise.core.calling import Inputs, each_tensor, examples
 from layerwise.core.modes import evaluation_mode
 from layerwise.core.sites import has_sites, unwrap
@@ -24,6 +25,7 @@ Format = Literal["state_dict", "onnx", "torch.export"]
 SUFFIX: dict[Format, str] = {"state_dict": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
 
 
+@named
 def export(model: nn.Module, path: str | Path, *, example: Inputs, format: Format | None = None) -> Path:
     """Write the bare network, in evaluation mode, without sites or wrappers; pixels in [0, 1] go in, logits come out.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import named
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError
 from layerwise.models.normalize import Normalize
@@ -43,6 +44,7 @@ HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights
 """What checkpoints call the weights among other things, the first that is there."""
 
 
+@named
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Put weights from elsewhere into a network: every one of its tensors, by name and shape.
 

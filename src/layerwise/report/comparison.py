@@ -104,7 +104,8 @@ class Comparison:
         return Table(
             ("run", *(shorten(attack, 40) for attack in attacks), "verdict on the worst case"),
             tuple(rows),
-            f"Accuracy minus that of {self.baseline}, in points, with [95 % intervals]; tested on {tests}. Bold where it is decided.",
+            f"Accuracy minus that of {self.baseline}, in points, with [95 % intervals]; tested on {tests}. "
+            "Bold where it is decided, amber where it is lower.",
             frozenset(
                 (i, 1 + j)
                 for i, each in enumerate(found)

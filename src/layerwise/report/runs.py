@@ -167,7 +167,9 @@ def check_folder(folder: Path) -> None:
         CheckpointError: it is not there, or it holds run folders.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}; give a run folder, such as runs/slat-digits")
+        beside = [str(path.parent) for path in folder.parent.glob(f"*/{CONFIG}")]
+        hint = did_you_mean(str(folder), beside) if beside else "give a run folder, such as runs/slat-digits"
+        raise CheckpointError(f"there is no folder {folder}; {hint}")
     inside = 0 if (folder / CONFIG).exists() else sum(1 for _ in folder.glob(f"*/{CONFIG}"))
     if inside and not any(folder.glob("evaluation*.json")):
         typed = f"{shlex.quote(str(folder))}/*"

@@ -39,7 +39,10 @@ def engine(settings: Training) -> Fabric:
                 **fsdp.chosen(settings),
             )
     except (ImportError, ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
-        raise ConfigError(f"training cannot start as asked: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0].rstrip(".!")
+        raise ConfigError(
+            f"training cannot start as asked: {said}; type training.accelerator=auto and training.devices=1 for what there is"
+        ) from error
     planned = int(getattr(fabric.strategy, "num_processes", 1)) * settings.num_nodes
     started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else planned
     if planned != started:

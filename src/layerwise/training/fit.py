@@ -110,6 +110,8 @@ def fit(
     of_kind("the method", method, Method, example="layerwise.SLAT()")
     of_kind("training", settings, Training, example="layerwise.Training(epochs=10)")
     of_kind("phases", phases, Sequence, example="[layerwise.Phase(epochs=5), layerwise.Phase(epochs=5, method=...)]")
+    for phase in phases:
+        of_kind("a phase", phase, Phase, example="layerwise.Phase(epochs=5)")
     if threat is not None:
         of_kind("threat", threat, ThreatModel, example="layerwise.ThreatModel(eps=8/255)")
     if run is not None:

@@ -305,13 +305,15 @@ def check_config(old: Any, new: Any, *, where: object, free: Sequence[str] = FRE
     Raises:
         ConfigError: with the differences.
     """
-    silent = tuple(f"training.{name}: absent before, {value} now" for name, value in ADDED.items())
+    # An empty list is a setting that is newer than the run, and asks for nothing.
+    silent = (": absent before, [] now", *(f"training.{k}: absent before, {v} now" for k, v in ADDED.items()))
     lines = [line for line in difference(old, new) if not line.endswith(silent)]
     lines = [line for line in lines if not any(fnmatch(line.split(":")[0], f) for f in free)]
     if lines:
         more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
         raise ConfigError(
-            f"{where} was trained with other settings, so it cannot be resumed with these: {'; '.join(lines[:5])}{more}"
+            f"{where} was trained with other settings, so it cannot be resumed with these (leave them out, "
+            f"or begin another run): {'; '.join(lines[:5])}{more}"
         )
 
 

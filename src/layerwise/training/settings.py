@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from layerwise.core.arguments import Named
-from layerwise.core.checks import Count, NonNegative, Whole, check_fields
+from layerwise.core.checks import Count, NonNegative, Whole, check_fields, of_kind
 from layerwise.data import Augment
 from layerwise.errors import ConfigError
 from layerwise.training.optim import SGD, Optimizer
@@ -93,6 +93,7 @@ class Training(Named):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        self._check_parts()
         check_fields(self)
         if self.accumulate > self.batch_size:
             raise ConfigError(
@@ -106,7 +107,7 @@ class Training(Named):
             )
         if not self.checkpoint_every > 0:
             raise ConfigError(f"checkpoint_every={self.checkpoint_every} is not a time; type epochs, such as 1 or 0.25")
-        self._check_parts()
+        of_kind("augment", self.augment, Augment | None, example="layerwise.data.Augment()")
         if self.strategy != "fsdp2" and self.strategy.startswith(("fsdp", "deepspeed")):
             raise ConfigError(
                 f"strategy={self.strategy!r} is not supported; type strategy=fsdp2 to shard the parameters, or strategy=ddp"
@@ -117,13 +118,14 @@ class Training(Named):
 
     def _check_parts(self) -> None:
         """Torch's own optimisers and schedulers belong to one network already."""
-        for name, kind, example in (
+        for name, wanted, example in (
             ("optimizer", Optimizer, "layerwise.training.SGD(lr=0.1)"),
             ("schedule", Schedule, "layerwise.training.Cosine()"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, kind):
-                given = repr(value) if isinstance(value, str) else f"a {type(value).__module__}.{type(value).__name__}"
+            if not isinstance(value, wanted):
+                kind = value if isinstance(value, type) else type(value)
+                given = repr(value) if isinstance(value, str) else f"a {kind.__module__}.{kind.__name__}"
                 raise ConfigError(
                     f"{name} is {given}; give settings of which it is made for the network, {name}={example}"
                 )

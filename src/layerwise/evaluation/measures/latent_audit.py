@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from layerwise.core.arguments import named
 from layerwise.core.calling import Inputs, move, rows
 from layerwise.core.checks import at_least
 from layerwise.core.criteria import CrossEntropy, as_criterion
@@ -178,6 +179,7 @@ def _measure(
         return _found(network, given, sites or None, layers, plan, target.store, f"measure {target.bar},", target)
 
 
+@named
 def audit(
     model: nn.Module,
     data: Any,

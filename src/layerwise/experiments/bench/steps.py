@@ -57,9 +57,9 @@ def bench_steps(
             runs[text] = contestant.run
             if (plain := by_hand(contestant, text, setup)) is not None:
                 runs[_plain(text)] = plain
-        times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock)
+        times = interleaved(runs, place.device, rounds=rounds, seconds=seconds, clock=clock, part=True)
         rows = [_row(text, contestant, setup, times, ceiling) for text, contestant in contestants.items()]
-    settings = {**described(setup, rounds, seconds, clock), "ceiling_tflops": ceiling / 1e12}
+    settings = {**described(setup, len(times[STANDARD]), seconds, clock), "ceiling_tflops": ceiling / 1e12}
     return {"kind": "step", "machine": machine(place.device), "settings": settings, "rows": rows}
 
 

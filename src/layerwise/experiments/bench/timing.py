@@ -30,6 +30,7 @@ def interleaved(
     rounds: int,
     seconds: float,
     clock: Clock = time.perf_counter,
+    part: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds a step takes, {name: one number a round}.
 
@@ -41,6 +42,7 @@ def interleaved(
         rounds: how many.
         seconds: of one contestant in one round.
         clock: `time.process_time` counts what this process alone has used of a CPU that others use too; only with one thread.
+        part: after Ctrl-C give the whole rounds that there are, if there is one.
 
     >>> found = interleaved({"a": lambda: None, "b": lambda: None}, torch.device("cpu"), rounds=3, seconds=1e-4)
     >>> {name: len(times) for name, times in found.items()}
@@ -49,10 +51,16 @@ def interleaved(
     names = list(runs)
     steps = {name: max(1, round(seconds / max(_timed(runs[name], 1, device, clock), 1e-7))) for name in names}
     found: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            found[name].append(_timed(runs[name], steps[name], device, clock) / steps[name])
+    try:
+        for turn in range(rounds):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                found[name].append(_timed(runs[name], steps[name], device, clock) / steps[name])
+    except KeyboardInterrupt:
+        whole = min(map(len, found.values()))
+        if not part or not whole:
+            raise
+        return {name: times[:whole] for name, times in found.items()}
     return found
 
 
