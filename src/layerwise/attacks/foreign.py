@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.attacks.base import InputAttack, bare
+from layerwise.attacks.external import package
 from layerwise.core.layout import gradients_by_rows
 from layerwise.core.modes import frozen
 from layerwise.core.random import Source
@@ -47,9 +48,8 @@ def _torchattacks(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: T
 
 def _foolbox(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Any:
     """Told the network and the radius; gives raw images, those within the radius, and which fool the network."""
-    import foolbox
-
-    _, clipped, _ = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=threat.eps)
+    theirs = package("foolbox").PyTorchModel(model, bounds=(0, 1), device=x.device)
+    _, clipped, _ = attack(theirs, x, y, epsilons=threat.eps)
     return clipped
 
 
