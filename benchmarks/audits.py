@@ -30,8 +30,13 @@ Batch = tuple[Inputs, torch.Tensor]
 
 
 def learnt_digits(make: Callable[[], nn.Module] | None, images: int) -> tuple[nn.Module, Any]:
-    """A network trained by the recipe, its own or another, and test images."""
-    experiment, _ = read("standard-digits", ["--training.eval_every=1000"])
+    """A network trained by the recipe, its own or another (which takes AdamW), and test images."""
+    other = [
+        "--training.optimizer.name=AdamW",
+        "--training.optimizer.lr=0.003",
+        "--training.optimizer.weight_decay=0.01",
+    ]
+    experiment, _ = read("standard-digits", ["--training.eval_every=1000", *(other if make else [])])
     data = load_data(experiment.data)
     torch.manual_seed(0)
     network = build_model(experiment.model, data) if make is None else make()

@@ -65,7 +65,7 @@ def test_it_is_exact_on_a_linear_network(norm: Any, steps: int) -> None:
     assert len(set(expected)) >= 3
     # Two classes have one wrong one: what is taken from the label is brought to the target.
     assert [a + b for a, b in zip(layer.attacked, layer.targeted, strict=True)] == [24] * 4
-    assert found.clean == int((model(X).argmax(1) == y).sum())
+    assert found.clean == int((model(X).argmax(1) == y).sum()) == 24 - found.at_target
 
 
 def rising(values: tuple[float, ...]) -> bool:

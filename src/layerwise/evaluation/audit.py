@@ -174,34 +174,54 @@ def audit_layers(
     return found
 
 
-def count_correct(model: nn.Module, batches: Examples, criterion: Criterion) -> tuple[int, int, float]:
-    """Correct predictions without noise, all predictions, and the mean loss."""
-    correct = total = 0
+@final
+@dataclass(frozen=True)
+class Unmoved:
+    """What the network says without noise: correct predictions, those that are the random target, all of them, and the mean loss."""
+
+    correct: int
+    at_target: int
+    predictions: int
+    loss: float
+
+
+def unmoved(model: nn.Module, batches: Examples, plan: Plan) -> Unmoved:
+    """One pass over the examples."""
+    correct = at_target = total = 0
     losses = []
     with torch.no_grad():
-        for x, y in batches:
+        for (x, y), stream in zip(batches, _streams(batches, plan.seed), strict=True):
             output = logits(model, x)
-            said, labels, _ = predictions(criterion, output, y)
+            said, labels, classes = predictions(plan.criterion, output, y)
+            _, targets, _ = predictions(plan.criterion, output, _targets(y, classes, stream))
             correct += int((said == labels).sum())
+            at_target += int((said == targets).sum())
             total += int((labels != -100).sum())
-            losses.append(_Double(criterion)(output, y))
-    return correct, total, torch.cat(losses).mean().item()
+            losses.append(_Double(plan.criterion)(output, y))
+    return Unmoved(correct, at_target, total, torch.cat(losses).mean().item())
+
+
+def _streams(batches: Examples, seed: int) -> list[Stream]:
+    """Images draw by their place among all, whatever the batch size; sequences, whose lengths differ, by their batch."""
+    counts = [rows(x) for x, _ in batches]
+    shapes = {x.shape[1:] if isinstance(x, Tensor) else None for x, _ in batches}
+    if len(shapes) > 1 or None in shapes:
+        return [Stream(seed, number) for number in range(len(counts))]
+    return [Stream(seed, start=sum(counts[:number]), total=sum(counts)) for number in range(len(counts))]
+
+
+def _targets(y: Tensor, classes: int, stream: Stream) -> Tensor:
+    """A wrong label for each right one."""
+    drawn = uniform(torch.empty(y.shape, dtype=torch.float64), stream, key="target")
+    farther = ((drawn + 1) / 2 * (classes - 1)).long().to(y.device)
+    return torch.where(y == -100, y, (y + 1 + farther) % classes)
 
 
 def _audit_site(model: nn.Module, batches: Examples, site: Site, plan: Plan) -> Layer:
     kinds = ("attacked", "noisy", "targeted")
     counts = {kind: [0] * len(plan.radii) for kind in kinds}
     losses: dict[str, list[list[Tensor]]] = {kind: [[] for _ in plan.radii] for kind in kinds}
-    start, total = 0, sum(rows(x) for x, _ in batches)
-    alike = len({tuple(x.shape[1:]) if isinstance(x, Tensor) else None for x, _ in batches}) == 1
-    for number, (x, y) in enumerate(batches):
-        # Images draw by their place among all, whatever the batch size; sequences, whose lengths differ, by their batch.
-        stream = (
-            Stream(plan.seed, start=start, total=total)
-            if alike and isinstance(x, Tensor)
-            else Stream(plan.seed, number)
-        )
-        start += rows(x)
+    for (x, y), stream in zip(batches, _streams(batches, plan.seed), strict=True):
         with Sites(model, [str(site)], example=x) as sites:
             look = _Look(model, x, y, sites, plan, stream)
             for kind in kinds:
@@ -242,20 +262,14 @@ class _Look:
 
     def targeted(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each radius, what has been brought to its target there or before."""
-        target = self._targets()
+        with torch.no_grad():
+            _, _, classes = predictions(self.plan.criterion, logits(self.model, self.x), self.y)
+        target = _targets(self.y, classes, self.stream)
         reached: Tensor | bool = False
         for u in self._ascent(_Double(self.plan.criterion, -1), target):
             hits, loss = self._seen(u, target)
             reached = hits | reached
             yield reached, loss
-
-    def _targets(self) -> Tensor:
-        """A wrong label for each right one."""
-        with torch.no_grad():
-            _, _, classes = predictions(self.plan.criterion, logits(self.model, self.x), self.y)
-        drawn = uniform(torch.empty(self.y.shape, dtype=torch.float64), self.stream, key="target")
-        farther = ((drawn + 1) / 2 * (classes - 1)).long().to(self.y.device)
-        return torch.where(self.y == -100, self.y, (self.y + 1 + farther) % classes)
 
     def _ascent(self, criterion: Criterion, y: Tensor) -> Iterator[Noise]:
         """PGD's noise in units of ||z|| at each radius, which begins where the one before ended: its ball holds that of before."""

@@ -24,7 +24,7 @@ from layerwise.core.sites import unwrap
 from layerwise.data.examples import split_batch
 from layerwise.data.splits import ImageData, Split
 from layerwise.errors import ConfigError, DataError
-from layerwise.evaluation.audit import RADII, Examples, Layer, Plan, audit_layers, choose_layers, count_correct, passes
+from layerwise.evaluation.audit import RADII, Examples, Layer, Plan, audit_layers, choose_layers, passes, unmoved
 from layerwise.evaluation.conditions import digest, evaluating
 from layerwise.evaluation.intervals import Count
 from layerwise.evaluation.measure import Target
@@ -57,6 +57,7 @@ class LatentAudit(Measurement):
         steps: of PGD.
         norm: of r and z.
         per: what the norm is of.
+        at_target: predictions that are the random target without noise; 0 in older records, which did not count them.
     """
 
     title: ClassVar[str] = "Latent audit"
@@ -75,6 +76,7 @@ class LatentAudit(Measurement):
     steps: int
     norm: str
     per: str
+    at_target: int = 0
 
     def half_radius(self, layer: Layer) -> float:
         """The relative size at which PGD halves the accuracy, between the radii on a line; infinite where none of them does."""
@@ -107,14 +109,15 @@ class LatentAudit(Measurement):
         layer = self.weakest
         k = next((k for k, c in enumerate(layer.attacked) if c <= HALF * self.clean), len(self.radii) - 1)
         counts = {"clean": self.clean, "pgd": layer.attacked[k], "noise": layer.noisy[k], "target": layer.targeted[k]}
+        counts["without"] = self.at_target
         share = {name: f"{100 * count / self.predictions:.1f} %" for name, count in counts.items()}
         named = ", ".join(one.site for one in self.fragile)
         fragile = f"; fragile beside the others: {named}." if named else "."
         return (
             f"the weakest of {len(self.layers)} layers is {layer.site}: of {share['clean']} correct, "
             f"PGD of {100 * self.radii[k]:g} % of the activation's size leaves {share['pgd']}, "
-            f"random noise of that size {share['noise']}, and a random target is reached for {share['target']} "
-            f"({self.images} examples){fragile}"
+            f"random noise of that size {share['noise']}, and a random target is reached for {share['target']}, "
+            f"without noise for {share['without']} ({self.images} examples){fragile}"
         )
 
     def figure(self) -> Figure:
@@ -123,7 +126,7 @@ class LatentAudit(Measurement):
         with styled():
             figure, axes = canvas(1, 3, width=9.6)
             for panel, (kind, name) in zip(axes, panels, strict=True):
-                begin = 0.0 if kind == "targeted" else 100 * self.clean / self.predictions
+                begin = 100 * (self.at_target if kind == "targeted" else self.clean) / self.predictions
                 for index, layer in enumerate(self.layers):
                     values = [100 * count.accuracy for count in self.accuracy(getattr(layer, kind))]
                     panel.plot((0.0, *self.radii), [begin, *values], label=layer.site, **line(index))
@@ -247,7 +250,7 @@ def _found(
     item: str,
     shown: Target | bool,
 ) -> LatentAudit:
-    correct, total, loss = count_correct(network, given, plan.criterion)
+    before = unmoved(network, given, plan)
     chosen = choose_layers(network, given[0][0], sites, layers)
     board, bar = (shown.board, shown.bar) if isinstance(shown, Target) else (shown, "audit")
     values = [v for x, y in given for v in (*(x.values() if isinstance(x, dict) else [x]), y)]
@@ -259,7 +262,10 @@ def _found(
     with store.under(circumstances):
         every = audit_layers(network, given, chosen, plan, store=store, item=item, board=board, bar=bar)
     count = sum(rows(x) for x, _ in given)
-    return LatentAudit(plan.radii, tuple(every), correct, total, loss, count, plan.steps, plan.norm, plan.per)
+    return LatentAudit(
+        *(plan.radii, tuple(every), before.correct, before.predictions, before.loss, count),
+        *(plan.steps, plan.norm, plan.per, before.at_target),
+    )
 
 
 @contextmanager
