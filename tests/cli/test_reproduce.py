@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from benchmarks.costs import current
 
+import layerwise as lw
+from layerwise.attacks import AutoAttack, parse_attack
 from layerwise.reproduce import costs, definitions, listed
 from layerwise.reproduce.definitions import System, items
 from layerwise.reproduce.scales import scale
@@ -39,12 +41,71 @@ def test_training_costs_what_its_passes_do() -> None:
     assert pgd / standard == pytest.approx((2 * 7 + 3) / 3)
 
 
+def changed(recipe: str, **settings: object) -> Tree:
+    found = tree(recipe)
+    return {**found, "training": {**found["training"], **settings}}
+
+
 def test_the_rates_are_those_that_were_measured() -> None:
     gpu, steps = costs.MACHINES["gpu"], 30 * 50_000 / 128
-    narrow = (costs.training_seconds(tree("standard-cifar10"), gpu) - gpu.start) / steps
-    wide = (costs.training_seconds(tree("slat-cifar10-wrn"), gpu) - gpu.start) / steps
-    assert narrow == pytest.approx(6.98e-3, rel=0.2)
-    assert wide == pytest.approx(23.0e-3, rel=0.2)
+
+    def step(found: Tree) -> float:
+        return (costs.training_seconds(found, gpu) - gpu.start) / steps
+
+    assert step(changed("standard-cifar10", capture=False)) == pytest.approx(6.98e-3, rel=0.2)
+    assert step(tree("standard-cifar10")) == pytest.approx(2.75e-3, rel=0.2)
+    assert step(tree("slat-cifar10-wrn")) == pytest.approx(23.0e-3, rel=0.2)
+
+
+def test_full_trains_in_bf16_where_no_gradient_is_differentiated_and_is_costed_so() -> None:
+    gpu = costs.MACHINES["gpu"]
+    assert [tree(r)["training"]["precision"] for r in ("slat-cifar10-wrn", "fgsm-ga-cifar10", "standard-mnist")] == [
+        "bf16-mixed",
+        "32-true",
+        "32-true",
+    ]
+    fast, exact = tree("slat-cifar10-wrn"), changed("slat-cifar10-wrn", precision="32-true")
+    ratio = (costs.training_seconds(exact, gpu) - gpu.start) / (costs.training_seconds(fast, gpu) - gpu.start)
+    assert ratio == pytest.approx(gpu.training / gpu.evaluating)
+
+
+def test_a_method_that_looks_at_all_classes_is_counted_for_those_of_the_data() -> None:
+    method = lw.DeepDefense()
+    backward = [method.among(classes).passes.activations for classes in (10, 1000)]
+    assert backward[1] - backward[0] == 990 * method.num_steps
+    assert method.passes == method.among(10).passes
+    few = lw.DeepDefense(num_classes=5)
+    assert few.among(1000) is few
+    wrapped = lw.AWP(base=lw.SLAT(sites=["a"], base=lw.FGSM()))
+    assert wrapped.among(1000) is wrapped
+
+
+def test_what_falls_to_an_attack_drops_out() -> None:
+    whole = parse_attack("autoattack")
+    assert isinstance(whole, AutoAttack)
+    first, *others = whole.members
+    assert costs.passes_under(whole, 10, 1.0) == whole.passes(10)
+    assert costs.passes_under(whole, 10, 0.0) == first.passes(10)
+    assert costs.passes_under(whole, 10, 0.3) == pytest.approx(
+        first.passes(10) + 0.3 * sum(member.passes(10) for member in others)
+    )
+    for text in ("clean", "fgsm", "eot-10:pgd-50-10", "pgd-50 stop_when_fooled=False"):
+        assert costs.passes_under(parse_attack(text), 10, 0.1) == parse_attack(text).passes(10)
+
+
+def test_the_printed_accuracy_says_how_many_drop_out_and_noisy_passes_are_counted() -> None:
+    table = items()["lad/table-4"]
+    found = {row.name: resolve(row.system, scale("full"), seed=0).tree for row in table.rows}
+    noisy = {name: each["evaluation"]["inference"] for name, each in found.items()}
+    assert any(noisy.values())
+    for column in (column for column in table.columns if "attack" in column.options):
+        attack = parse_attack(column.options["attack"])
+        for row in table.rows:
+            _, passes = costs._effort(column, scale("full"), found[row.name], costs._printed_share(table, row, column))
+            if noisy[row.name]:  # a pass a gradient, and a hundred for the verdict
+                assert passes == attack.passes(10) - 1 + 100
+            else:
+                assert passes <= attack.passes(10)
 
 
 def test_phases_are_counted_one_by_one() -> None:

@@ -45,7 +45,7 @@ def plan(experiment: Experiment) -> str:
     model = build_model(experiment.model, data).to(device)
     size = min(settings.batch_size, len(data.train))
     pairs = list(islice(batches(data.train, size, device=device), TIMED_BATCHES))
-    method = experiment.method.under(experiment.threat)
+    method = experiment.method.under(experiment.threat).among(data.num_classes)
     if experiment.model.start is not None:
         check_source(experiment.model.start, "model.start")
 

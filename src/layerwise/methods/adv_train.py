@@ -85,6 +85,6 @@ class AdvTrainI(InputMethod):
     @property
     def passes(self) -> Passes:
         """One or two descent passes; DeepFool's, on the reference, at their most: two forwards and a backward a class at each step."""
-        classes = self.num_classes or 10
+        classes = self.num_classes or 10  # who knows how many there are asks `among`
         fooling = Passes(2 * self.num_steps + 1, classes * self.num_steps, 0, 0)
         return (DESCENT if self.alpha == 0 else DESCENT + AGAIN) + fooling

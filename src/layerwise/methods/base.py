@@ -226,6 +226,23 @@ class Method(Named, ABC):
         moved = any(v is not values[k] for k, v in changes.items())
         return replace(owner, **changes) if moved else self
 
+    def among(self, classes: int) -> Self:
+        """This method where so many classes are told apart: a `num_classes` of None, which is all, is that number, in bases too.
+
+        Args:
+            classes: of the data.
+
+        Returns:
+            A copy without sites and state, whose `passes` count them, or this very method where nothing was None.
+        """
+        owner: Any = self
+        values = {f.name: getattr(self, f.name) for f in fields(owner)}
+        changes: dict[str, Any] = {k: v.among(classes) for k, v in values.items() if isinstance(v, Method)}
+        if values.get("num_classes", classes) is None:
+            changes["num_classes"] = classes
+        moved = any(v is not values[k] for k, v in changes.items())
+        return replace(owner, **changes) if moved else self
+
     def threats(self) -> dict[str, ThreatModel]:
         """What it is trained against where it says so itself, {dotted field: threat model}; all else is left to `under`."""
         found: dict[str, ThreatModel] = {}

@@ -141,7 +141,7 @@ class DeepDefense(Method):
 
     @property
     def _regulariser(self) -> Passes:
-        classes = self.num_classes or 10
+        classes = self.num_classes or 10  # who knows how many there are asks `among`
         return Passes(2 * self.num_steps + 1, (classes + 2) * self.num_steps, 2 * self.num_steps, 0)
 
 

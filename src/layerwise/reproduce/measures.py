@@ -303,7 +303,8 @@ def _steps(bench: Bench, subject: Subject) -> Iterator[Contestant]:
 def _passes(bench: Bench, subject: Subject, options: Options) -> Outcome:
     """What the method costs: passes a batch, of which standard training takes three."""
     del bench, options
-    value = float(SCHEMA.read(subject.system.tree)[0].method.passes.total)
+    method = SCHEMA.read(subject.system.tree)[0].method
+    value = float(method.among(subject.data.num_classes).passes.total)
     return Outcome(value=value, low=value, high=value, images=0, what="passes a batch")
 
 

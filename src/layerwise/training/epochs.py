@@ -24,7 +24,8 @@ def end_epoch(session: Session, method: Method) -> None:
         values |= _evaluate(session)
         _watch(session)
     _diagnose(session, method)
-    values |= {"method": type(method).__name__, "passes": method.passes.total, "flags": list(session.flags)}
+    passes = method.among(session.data.num_classes).passes.total
+    values |= {"method": type(method).__name__, "passes": passes, "flags": list(session.flags)}
     values |= {"seconds": session.clock.seconds, "planned": session.settings.epochs * session.per_epoch}
     session.history.append(session.record("epoch", values))
     if session.batch == session.per_epoch:
