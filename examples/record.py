@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,13 @@ Shares = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def seeds_of(parts: Mapping[str, Any]) -> range:
-    """Seeds whose parts are there; their names begin with the seed.
+    """Seeds that have as many parts as the first; names of parts begin with the seed.
 
-    >>> seeds_of({"choice 0.1": 1, "0 plain": 1, "1 plain": 1})
+    >>> seeds_of({"choice 0.1": 1, "0 plain": 1, "0 own": 1, "1 plain": 1, "1 own": 1, "2 plain": 1})
     range(0, 2)
     """
-    return range(1 + max(int(name.partition(" ")[0]) for name in parts if name[0].isdigit()))
+    counts = Counter(int(name.partition(" ")[0]) for name in parts if name[0].isdigit())
+    return range(sum(count == counts[0] for count in counts.values()))
 
 
 def compared(found: Shares, base: str, unit: str = "seeds") -> list[str]:
@@ -113,12 +115,15 @@ def points(own: Sequence[float], base: Sequence[float], unit: str = "seeds") -> 
     '+2.0 points [-0.5, +4.5], undecided over 3 seeds'
     >>> points([0.5], [0.5])
     '0.0 points, one seed: undecided'
+    >>> points([0.50, 0.75], [0.25, 0.50])
+    '+25.0 points [+25.0, +25.0], undecided over 2 seeds'
     """
     mean = mean_of([a - b for a, b in zip(own, base, strict=True)])
     if mean.half_width is None:
         return signed(Estimate.exactly(mean.value), " points").partition(" [")[0] + ", one seed: undecided"
     low, high = mean.value - mean.half_width, mean.value + mean.half_width
-    word = "undecided" if low <= 0 <= high else "more" if low > 0 else "less"
+    # Few shares of few passages may differ by the same amount by chance: no spread decides nothing.
+    word = "undecided" if low <= 0 <= high or mean.half_width < 1e-6 else "more" if low > 0 else "less"
     return f"{signed(Estimate(mean.value, low, high), ' points')}, {word} over {mean.runs} {unit}"
 
 
