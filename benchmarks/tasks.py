@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import layerwise as lw
 from layerwise.core.calling import Inputs, rows, take
 
-IMAGES, TESTED, LENGTH = 4000, 500, 64
+IMAGES, TESTED, LENGTH = 2000, 200, 64
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def texts(folder: Path) -> tuple[tuple[Inputs, Tensor], tuple[Inputs, Tensor]]:
 
     def pair(first: bool) -> tuple[Inputs, Tensor]:
         chosen = [p[:c] if first else p[c:][:TESTED] for p, c in zip(passages, cuts, strict=True)]
-        return {"input_ids": torch.cat(chosen)}, torch.cat([torch.full((len(p),), i) for i, p in enumerate(chosen)])
+        y = torch.cat([torch.full((len(p),), i) for i, p in enumerate(chosen)])
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        return {"input_ids": torch.cat(chosen)[order]}, y[order]
 
     return pair(True), pair(False)
 
@@ -105,7 +107,7 @@ def tasks(folder: Path, written: Path) -> dict[str, Task]:
     bce, mse, ce = nn.BCEWithLogitsLoss(), nn.MSELoss(), nn.CrossEntropyLoss()
     small: dict[str, Any] = {"threat": lw.ThreatModel(eps=4 / 255), "attacks": ["clean", "fgsm", "pgd-10"]}
     wide = {**small, "threat": lw.ThreatModel(eps=0.05)}
-    audit = {"attacks": ["clean"], "measures": ["audit blocks.0 blocks.1 radii=0.1,0.3 steps=5"]}
+    audit = {"attacks": ["clean"], "measures": ["audit blocks.0 blocks.1 radii=0.1,0.3 steps=5 images=250"]}
     return {
         "segmentation": Task(
             lambda: convolutional(11),

@@ -15,6 +15,7 @@ NAMES = [
     "ANP",
     "AWP",
     "AdvTrainI",
+    "AuxiliaryHeads",
     "EAT",
     "Criterion",
     "CrossEntropy",

@@ -18,7 +18,7 @@ from layerwise.errors import did_you_mean
 
 if TYPE_CHECKING:
     from layerwise.attacks import ThreatModel
-    from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, TokenCrossEntropy
+    from layerwise.core.criteria import AuxiliaryHeads, Criterion, CrossEntropy, NextToken, TokenCrossEntropy
     from layerwise.core.driving import Partial, Step, step
     from layerwise.core.probe import Probe
     from layerwise.core.sites import Sites
@@ -103,6 +103,7 @@ __all__ = [
     "VAT",
     "YOPO",
     "AdvTrainI",
+    "AuxiliaryHeads",
     "Criterion",
     "CrossEntropy",
     "DeepDefense",
@@ -152,7 +153,7 @@ __all__ = [
 
 _PLACES = {
     "attacks": ("ThreatModel",),
-    "core.criteria": ("Criterion", "CrossEntropy", "NextToken", "TokenCrossEntropy"),
+    "core.criteria": ("AuxiliaryHeads", "Criterion", "CrossEntropy", "NextToken", "TokenCrossEntropy"),
     "core.driving": ("Partial", "Step", "step"),
     "core.probe": ("Probe",),
     "core.sites": ("Sites",),

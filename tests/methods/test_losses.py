@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -97,3 +97,56 @@ def test_methods_of_class_probabilities_say_so(task: str, name: str) -> None:
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         next(method.losses(model, x, y))
+
+
+class WithHead(nn.Module):
+    """Gives another head's logits beside its own in training mode, as GoogLeNet does."""
+
+    def __init__(self, pack: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head, self.pack = nn.Linear(48, 8), nn.Linear(8, 3), nn.Linear(8, 3), pack
+
+    def forward(self, x: Tensor) -> Any:
+        z = torch.relu(self.first(x.flatten(1)))
+        return self.pack(self.second(z), self.head(z)) if self.training else self.second(z)
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    aux: Tensor
+
+
+PACKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda z, head: (z, head),
+    "named": Outputs,
+    "mapping": lambda z, head: {"out": z, "aux": head},
+}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_auxiliary_heads_are_run_and_with_their_criterion_trained(pack: str) -> None:
+    x, y = IMAGES, torch.arange(6) % 3
+    plain, alone, both = (WithHead(PACKS[pack]).train() for _ in range(3))
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    hidden = torch.relu(plain.first(x.flatten(1)))
+    loss = nn.functional.cross_entropy(plain.second(hidden), y) + 0.4 * nn.functional.cross_entropy(
+        plain.head(hidden), y
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    method = lw.Standard(criterion=lw.AuxiliaryHeads(weight=0.4))
+    lw.step(method, both, x, y, torch.optim.SGD(both.parameters(), lr=0.1))
+    assert all(torch.allclose(a, b) for a, b in zip(plain.parameters(), both.parameters(), strict=True))
+    lw.step(lw.Standard(), alone, x, y, torch.optim.SGD(alone.parameters(), lr=0.1))
+    assert torch.equal(alone.head.weight, WithHead(PACKS[pack]).head.weight)
+
+
+@pytest.mark.parametrize("name", ["PGD", "SLAT", "LAT", "ANP", "LAD"])
+def test_layer_wise_methods_train_auxiliary_heads(name: str) -> None:
+    model, y = WithHead(PACKS["named"]).train(), torch.arange(6) % 3
+    method = METHODS[name](lw.AuxiliaryHeads(), False)
+    before = model.head.weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert all(lw.step(method, model, IMAGES, y, optimizer).isfinite() for _ in range(2))
+    assert not torch.equal(model.head.weight, before)

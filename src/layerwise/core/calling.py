@@ -63,6 +63,9 @@ def logits_of(output: Any) -> Tensor:
     elif isinstance(output, tuple | list) and output:
         found = output[0]
     if isinstance(found, Tensor):
+        others = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+        if heads := [v for v in others if isinstance(v, Tensor) and v is not found and v.shape == found.shape]:
+            found.auxiliary = heads  # type: ignore[attr-defined]  # for `AuxiliaryHeads`, and gone with the tensor
         return found
     holds = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     raise ConfigError(

@@ -144,6 +144,51 @@ class NextToken(Criterion):
         return TokenCrossEntropy(ignore_index=self.ignore_index)
 
 
+@register("criterion")
+@final
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryHeads(Criterion):
+    """The loss of the logits, and a share of that of every other output of their shape: L(z) + w sum_h L(z_h).
+
+    Networks with auxiliary heads (GoogLeNet, Inception, segmentation networks of torchvision) give them in training mode. Without this
+    criterion the heads are run, and not trained.
+
+    Args:
+        weight: w; 0.3 in GoogLeNet, 0.4 in Inception v3, 0.5 in torchvision's segmentation.
+        criterion: L.
+
+    >>> import torch
+    >>> from layerwise.core.calling import logits_of
+    >>> AuxiliaryHeads(weight=0.5)(logits_of((torch.zeros(1, 2), torch.zeros(1, 2))), torch.tensor([0]))
+    tensor([1.0397])
+    """
+
+    weight: float = 0.3
+    criterion: Criterion = CrossEntropy()
+
+    def __post_init__(self) -> None:
+        """Take any loss."""
+        object.__setattr__(self, "criterion", as_criterion(self.criterion))
+
+    def __call__(self, output: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`."""
+        return self._of(self.criterion, output, y)
+
+    def mean(self, output: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`."""
+        return self._of(self.criterion.mean, output, y)
+
+    def sum(self, output: Tensor, y: Tensor, /) -> Tensor:
+        """See `Criterion`."""
+        return self._of(self.criterion.sum, output, y)
+
+    def _of(self, loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tensor) -> Tensor:
+        found = loss(output, y)
+        for head in getattr(output, "auxiliary", ()):
+            found = found + self.weight * loss(head, y)
+        return found
+
+
 @final
 @dataclass(frozen=True)
 class FromFunction(Criterion):
