@@ -131,5 +131,5 @@ def test_a_type_error_of_ones_own_code_stays_what_it_is() -> None:
         def zero_grad(self, set_to_none: bool = True) -> None:
             raise TypeError("theirs")
 
-    with pytest.raises(TypeError, match="^theirs$"):
+    with pytest.raises(TypeError, match=r"^theirs$"):
         lw.step(lw.Standard(), NET, X, Y, Broken(NET.parameters(), lr=0.1))
