@@ -113,6 +113,8 @@ MORE: list[tuple[Callable[[], object], str]] = [
         lambda: ANY.load("runs/a", NET),
         r"load was given Sequential.* without a name; type the name too, such as model=\.\.\.",
     ),
+    (lambda: ANY.load_weights(NET, 5), r"the path is 5; give that of a file or a run folder"),
+    (lambda: ANY.audit(NET, DATA, radii=0.1), r"radii is 0.1; give a list, such as \[0.1, 0.3\]"),
     (lambda: ANY.audit(NET), r"audit needs data; add data=\.\.\."),
     (lambda: ANY.export(NET, "x.onnx"), r"export needs example; add example=\.\.\."),
     (lambda: ANY.from_tensors(images=X, targets=Y), r"from_tensors has no argument 'targets'"),

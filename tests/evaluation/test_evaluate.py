@@ -146,3 +146,15 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     shown = evaluate(trained(), DATA, attacks="clean")
     assert shown.accuracies == quiet.accuracies
     assert capsys.readouterr().out == ""
+
+
+def test_a_stopped_evaluation_tells_what_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    def stop(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    data = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
+    accuracy = evaluate(net, data, attacks=["clean"], progress=False)["clean"].accuracy
+    with caplog.at_level("INFO", logger="layerwise"), pytest.raises(KeyboardInterrupt):
+        evaluate(net, data, attacks=["clean", stop], progress=False)
+    assert caplog.messages[-1] == f"accuracy so far: clean {100 * accuracy:.1f} %"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -180,7 +180,7 @@ def evaluate(
         work = _Work(target, store, eot, random)
         with store.open(), store.under(work.circumstances, tell=journal is not None), board.shown():
             findings = work.examine()
-            outcomes = [work.attack(attack) for attack in chosen]
+            outcomes = list(_each(work.attack, chosen))
             measured = [m for m in map(work.measure, wanted) if m is not None]
             if store is not journal:
                 store.finish()
@@ -199,6 +199,20 @@ def evaluate(
         versions=versions(),
         measures=tuple(measured),
     )
+
+
+def _each(run: Callable[[Attack], tuple[Result, Tensor]], attacks: Sequence[Attack]) -> Iterator[tuple[Result, Tensor]]:
+    """What each attack gave; after Ctrl-C, those that are done are told."""
+    done: list[str] = []
+    try:
+        for attack in attacks:
+            result, mask = run(attack)
+            done.append(f"{result.attack} {100 * result.accuracy:.1f} %")
+            yield result, mask
+    except KeyboardInterrupt:
+        if done:
+            logger.info("accuracy so far: %s", ", ".join(done))
+        raise
 
 
 def choose(attacks: Sequence[Attack | Perturb | str], eot: int = 1, *, trust: bool = False) -> list[Attack]:

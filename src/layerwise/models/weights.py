@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.arguments import named
+from layerwise.core.checks import of_kind
 from layerwise.core.sites import unwrap
 from layerwise.errors import CheckpointError
 from layerwise.models.normalize import Normalize
@@ -61,6 +62,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         CheckpointError: the file cannot be read or holds no weights, or they are another network's: what is missing, left over or of
             another shape or kind of numbers.
     """
+    of_kind("the path", path, str | Path, example="that of a file or a run folder, such as 'runs/slat-digits'")
     raw, file = unwrap(model), Path(path).expanduser()
     given = _weights_in(unpack_tensors(file) if file.suffix == ".safetensors" else _saved(file), file)
     wanted = raw.state_dict()

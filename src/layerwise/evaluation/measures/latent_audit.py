@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerwise.core.arguments import named
 from layerwise.core.calling import Inputs, move, rows
-from layerwise.core.checks import at_least
+from layerwise.core.checks import at_least, of_kind
 from layerwise.core.criteria import CrossEntropy, as_criterion
 from layerwise.core.latent import Per
 from layerwise.core.modes import evaluation_mode, exact_arithmetic, frozen
@@ -232,6 +232,7 @@ def audit(
     >>> [layer.site for layer in found.layers]
     ['1', '3']
     """
+    of_kind("radii", radii, Iterable, example="a list, such as [0.1, 0.3]")
     plan = Plan(tuple(map(float, radii)), steps, norm, per, as_criterion(criterion or CrossEntropy()), seed)
     store = Store(None if journal is None else Path(journal))
     with _looked_at(model, data, num_examples, batch_size, seed) as (network, given), store.open():
