@@ -66,7 +66,7 @@ SURVIVE = 0.5
 """Share of the images that an attack leaves correct, where the paper prints none."""
 
 QUICK = 5
-"""Steps after which an image drops out that falls to an attack of many steps, a little more rather than less."""
+"""Steps after which an image drops out that falls to an attack of many steps: 3.7 to 5.3 under PGD-50 on digits, standard and SLAT."""
 
 ASSUMED = (
     "\nTimes assume, at smoke, "
