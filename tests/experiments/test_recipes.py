@@ -139,7 +139,9 @@ def test_the_parts_fit_each_other() -> None:
 def test_a_method_trains_against_what_it_is_evaluated_against() -> None:
     def same(name: str) -> bool:
         chosen, _ = read(name)
-        meant = name.endswith(("-fashion-mnist", "-few-digits"))  # where every method has the strength that validation chose
+        meant = name.endswith(
+            ("-fashion-mnist", "-few-digits")
+        )  # where every method has the strength that validation chose
         return meant or set(chosen.method.under(chosen.threat).threats().values()) <= {chosen.threat}
 
     assert failing(same) == []

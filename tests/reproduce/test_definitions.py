@@ -161,3 +161,9 @@ def test_items_know_what_is_printed() -> None:
     figure = ITEMS["anp/figure-2a"].figure
     assert figure is not None
     assert figure.drawn_by == "sweep"
+
+
+def test_what_is_drawn_over_epochs_comes_from_the_log() -> None:
+    for item in ITEMS.values():
+        if item.figure is not None and item.figure.x == "epoch":
+            assert (item.draw, item.figure.drawn_by, item.figure.note) == ("curves", "training curves", None), item.id

@@ -261,7 +261,6 @@ LOOKS: dict[str, tuple[int, Callable[[View], Measurement | Found]]] = {
     ),
     "linearity": (1000, lambda view: look.linear_approximation_error(*view.first, sites="input")),
     "spectrum": (ALL, lambda view: look.jacobian_spectrum(view.model, view.x)),
-    "state-ratio": (1000, lambda view: look.state_gradient_ratio(*view.first)),
 }
 """What draws a figure, by the name that definitions use: how many images it looks at, and what it finds of them, alone or by panel.
 
