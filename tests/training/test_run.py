@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerwise.core.threat import ThreatModel
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.methods import SLAT, Standard
-from layerwise.training import difference, load_weights, plain, read_config, versions
+from layerwise.training import Phase, Training, difference, load_weights, plain, read_config, versions
 from layerwise.training.run import check_config, put_weights
 from tests.networks import TinyConv, TinyMLP
 from tests.training.fakes import Scripted, cheap, same, train, weights
@@ -207,3 +208,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert read_config("~/run") == read_config(tmp_path / "run")
     load_weights(TinyMLP(), "~/run")
     load_weights(TinyMLP(), "~/run/model.safetensors")
+
+
+def test_settings_of_a_fixed_class_are_written_without_its_name() -> None:
+    """As recipes have them: a run of `fit` is read by commands."""
+    assert plain(ThreatModel("linf", 0.1)) == {"norm": "linf", "eps": 0.1}
+    written = plain(Training(epochs=3))
+    assert "name" not in written
+    assert written["optimizer"]["name"] == "SGD"
+    assert "name" not in plain(Phase(epochs=1))

@@ -112,7 +112,7 @@ class Method(Named, ABC):
 
     @property
     def _goes_on(self) -> bool:
-        """Whether something comes after the first loss: others, or what has to be done after the step."""
+        """Whether something comes after the first loss: others, or what has to be done after the step. Else a class says False."""
         return True
 
     def _begun(self, model: nn.Module, x: Inputs, y: Any) -> tuple[Any, Any]:

@@ -69,6 +69,8 @@ class DeepDefense(Method):
 
     needs_classes = second_order = True
 
+    _goes_on = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.p > 1:

@@ -59,6 +59,8 @@ class GradAlign(Method):
 
     perturbs_input = second_order = True
 
+    _goes_on = False
+
     def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """A probe at x, then one descent on the loss and the misalignment."""
         raw, given, eps = unwrap(model), examples(x), radius(self.eps)

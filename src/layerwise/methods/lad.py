@@ -58,6 +58,8 @@ class LAD(LayerMethod):
     sites: str | list[str] | tuple[str, ...] | None = None
     probe: Probe = field(default_factory=Probe)
 
+    _goes_on = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_inner_steps > 1 and self.splitting == "strang-marchuk":

@@ -157,6 +157,8 @@ class FGSInter(LayerSigns):
 
     probe: Probe = field(default_factory=Probe)
 
+    _goes_on = False
+
     def batch_losses(self, model: nn.Module, x: Inputs, y: Tensor, step: Step) -> Losses:
         """A probe, then the clean and the perturbed descent pass."""
         sites = self.sites_on(model, x)
@@ -191,6 +193,8 @@ class GaussianNoise(LayerMethod):
     std: NonNegative = 0.1
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
+
+    _goes_on = False
 
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return block_sites(model, example, self.sites)

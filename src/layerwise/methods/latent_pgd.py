@@ -75,6 +75,8 @@ class LatentPGD(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
+    _goes_on = False
+
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         sites = stream_sites(model, example, self.sites)
         for site in sites:

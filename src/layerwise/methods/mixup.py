@@ -42,6 +42,8 @@ class ManifoldMixup(LayerMethod):
     multiplicative: NonNegative = 0.0
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    _goes_on = False
+
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         if self.sites is not None:
             return Sites(model, self.sites, example=example)

@@ -45,6 +45,8 @@ class NEFTune(LayerMethod):
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    _goes_on = False
+
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return embedding_sites(model, example, self.sites)
 

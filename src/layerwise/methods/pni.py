@@ -46,6 +46,8 @@ class PNI(LayerMethod):
     base: InputMethod | None = None
     criterion: Criterion = field(default_factory=CrossEntropy)
 
+    _goes_on = False
+
     def make_sites(self, model: nn.Module, example: Inputs) -> Sites:
         return block_sites(model, example, self.sites)
 

@@ -64,6 +64,8 @@ class SLAT(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
+    _goes_on = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.base is not None and self.input_step != 1.0:

@@ -65,6 +65,8 @@ class Smoothness(LayerMethod):
     criterion: Criterion = field(default_factory=CrossEntropy)
     probe: Probe = field(default_factory=Probe)
 
+    _goes_on = False
+
     @abstractmethod
     def start(self, z: Tensor, source: Source, key: str) -> Tensor:
         """The noise at an activation before any probe."""

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.registry import known_as
 from layerwise.core.shards import divided
 from layerwise.core.sites import unwrap
@@ -261,7 +262,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
         # Settings without a base class are those of a fixed class, which recipes do not name.
-        return named if type(value).__bases__ == (object,) else {"name": known_as(type(value)), **named}
+        return named if {*type(value).__bases__} <= {object, Named} else {"name": known_as(type(value)), **named}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, str | bool | int | None):
