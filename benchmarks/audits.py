@@ -30,7 +30,7 @@ Batch = tuple[Inputs, torch.Tensor]
 
 
 def learnt_digits(make: Callable[[], nn.Module] | None, images: int) -> tuple[nn.Module, Any]:
-    """A network trained by the recipe, its own or another (which takes AdamW), and test images."""
+    """A network trained by the recipe, its own or another (which takes AdamW and 60 epochs), and test images."""
     other = [
         "--training.optimizer.name=AdamW",
         "--training.optimizer.lr=0.003",

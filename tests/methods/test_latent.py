@@ -180,6 +180,13 @@ def test_a_site_without_radius_is_named() -> None:
         method.attach(TinyConv().double(), BATCHES[0][0])
 
 
+def test_a_relative_radius_at_the_pixels_is_refused() -> None:
+    """Pixels that were kept in [0, 1] in units of their norm would leave it in their own."""
+    method = LatentPGD(sites=["input", "conv1"], relative=True)
+    with pytest.raises(ConfigError, match=r"^relative=True is for hidden sites; at the input"):
+        method.attach(TinyConv().double(), BATCHES[0][0])
+
+
 @pytest.mark.parametrize("length", [6, 7, 9, 11])
 def test_neftune_draws_the_numbers_that_trl_draws(length: int) -> None:
     """trl and transformers: `alpha / sqrt(L d)` in float32, then `zeros_like(embeddings).uniform_(-size, size)`."""

@@ -45,7 +45,7 @@ class LatentPGD(LayerMethod):
         norm: `"l2"` or `"linf"`.
         per: what the norm is of: an `"example"`, as in the paper, or each `"token"` where activations are
             (B, L, d). Positions that the attention mask leaves out stay as they are.
-        relative: eps is in units of ||z||, of the example or token.
+        relative: eps is in units of ||z||, of the example or token; at hidden sites only.
         steps: probes before the descent.
         step: their size as a fraction of eps; None is 1 / steps.
         random_start: start in a Gaussian direction at a radius uniform in [0, eps] (`linf`: uniformly in
@@ -82,6 +82,10 @@ class LatentPGD(LayerMethod):
         for site in sites:
             self.eps_at(site)
         refuse_others("eps", self.eps, sites, example)
+        if self.relative and any(site.is_input for site in sites):
+            raise ConfigError(
+                "relative=True is for hidden sites; at the input, whose pixels stay in [0, 1], type relative=False and a radius in pixels"
+            )
         return sites
 
     def eps_at(self, site: Site) -> float:
