@@ -61,6 +61,16 @@ def test_the_card_says_the_verdict_and_what_speaks_against_it(tmp_path: Path) ->
         assert part in body
 
 
+def test_the_card_of_a_network_with_another_loss(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+    found = lw.evaluate(model, (X, (X[:, 0] > 0.5).long()), criterion=nn.CrossEntropyLoss(), attacks=["clean", "pgd-2"])
+    text = (hub.save_pretrained(model, tmp_path / "net", evaluation=found) / "README.md").read_text()
+    assert f"**Loss {found.worst.loss.value:.4g}, " in text
+    assert "% of positions correct in the worst case of clean, pgd-2 (linf, eps 8/255; 12 examples)" in text
+    assert "model-index" not in text
+    assert found.to_markdown() in text
+
+
 def test_a_record_of_other_weights_is_refused(tmp_path: Path) -> None:
     model = network()
     found = record(model)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from layerwise import __version__
+from layerwise.evaluation.losses import LossEvaluation
 from layerwise.evaluation.record import Evaluation, escape
 from layerwise.models.registry import Built
 from layerwise.report.verdict import said
@@ -41,7 +42,13 @@ NOTHING = (
 
 
 def card(
-    name: str, network: nn.Module, *, size: int, how: Built | None, record: Evaluation | None, about: str = ""
+    name: str,
+    network: nn.Module,
+    *,
+    size: int,
+    how: Built | None,
+    record: Evaluation | LossEvaluation | None,
+    about: str = "",
 ) -> str:
     """The card's text, markdown with the metadata that hubs read in front.
 
@@ -55,15 +62,26 @@ def card(
     """
     takes = f"images {how.shape} with pixels in [0, 1] and gives {how.num_classes} logits" if how else "what it did"
     return TEMPLATE.format(
-        index="" if record is None else _index(name, record),
+        index=_index(name, record) if isinstance(record, Evaluation) else "",
         name=escape(name),
-        verdict=NOTHING if record is None else f"**{escape(said(record))}**",
+        verdict=NOTHING if record is None else f"**{escape(_said(record))}**",
         about=f"## About\n\n{about.strip()}\n\n" if about.strip() else "",
         load=_loaded(network, how),
         takes=f"{takes}; {size:,} parameters",
         evaluation="None was made.\n" if record is None else record.to_markdown(),
         version=__version__,
     )
+
+
+def _said(record: Evaluation | LossEvaluation) -> str:
+    if isinstance(record, Evaluation):
+        return said(record)
+    attacks = ", ".join(result.attack for result in record.results if result.in_threat_model)
+    score = record.worst.score
+    share = f", {100 * score.value:.1f} % of {record.score}" if score and record.score != "score" else ""
+    believed = "; not to be believed before what stands below is explained" if record.findings else ""
+    where = f"({record.threat}; {record.examples} examples)"
+    return f"Loss {record.worst.loss.value:.4g}{share} in the worst case of {attacks} {where}{believed}"
 
 
 def _loaded(network: nn.Module, how: Built | None) -> str:

@@ -21,6 +21,7 @@ from layerwise import __version__
 from layerwise.core.sites import has_sites, unwrap
 from layerwise.errors import CheckpointError, ConfigError
 from layerwise.evaluation.conditions import digest
+from layerwise.evaluation.losses import LossEvaluation
 from layerwise.evaluation.record import Evaluation
 from layerwise.files import write_text
 from layerwise.integrations.card import card
@@ -38,7 +39,7 @@ def save_pretrained(
     model: nn.Module,
     folder: str | Path,
     *,
-    evaluation: Evaluation | str | Path | None = None,
+    evaluation: Evaluation | LossEvaluation | str | Path | None = None,
     name: str | None = None,
     about: str = "",
 ) -> Path:
