@@ -117,12 +117,12 @@ def _encoded(figure: Figure) -> tuple[str, tuple[int, int]]:
         for axes in figure.axes:
             for artist in (*axes.collections, *axes.images, *axes.lines):
                 artist.set_rasterized(True)
-        svg = _svg(figure)
+        svg = _svg(figure, lift=False)  # the marks of the legend keep the colours of the image
     width, height = figure.get_size_inches()
     return uri("image/svg+xml", svg), (round(96 * width), round(96 * height))
 
 
-def _svg(figure: Figure) -> bytes:
+def _svg(figure: Figure, *, lift: bool = True) -> bytes:
     from matplotlib import rc_context
 
     data = io.BytesIO()
@@ -132,7 +132,7 @@ def _svg(figure: Figure) -> bytes:
         figure.savefig(data, format="svg", metadata=metadata, dpi=144, transparent=True)
     svg = re.sub(r"(?<=base64,)[A-Za-z0-9+/=\s]+", _indexed, data.getvalue().decode())
     at = svg.index(">", svg.index("<svg")) + 1
-    return (svg[:at] + DARK % _on_dark(svg) + svg[at:]).encode()
+    return (svg[:at] + DARK % (_on_dark(svg) if lift else "") + svg[at:]).encode()
 
 
 def _on_dark(svg: str) -> str:
