@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test torture check format stored docs coverage clean
 
-demo: $(READY)  ## train and compare standard, FGSM-RS and SLAT on the embedded digits; prints where the report is
+demo: $(READY)  ## train standard, FGSM and SLAT on 100 digits, compare them, catch a network that only looks robust
 	$(BIN)/layerwise demo
 
 test: $(READY)  ## every test

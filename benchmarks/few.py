@@ -35,7 +35,6 @@ GRID: Mapping[str, tuple[str, Sequence[Any]]] = {
         tuple({"input": a, "conv1": b, "layer1": b} for a in (0.05, 0.1, 0.2) for b in (0.03, 0.1)),
     ),
     "n-fgsm": ("method.eps", (0.05, 0.1, 0.15, 0.2)),
-    "lat": ("method.eps", (2.0, 5.0, 10.0, 20.0)),
 }
 """{method: (its setting, the values)}."""
 

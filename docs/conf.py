@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from generate import OUTSIDE, write_pages
+from records import write_reports
 
 from layerwise import __version__
 
@@ -19,6 +20,9 @@ html_title = f"layerwise {version}"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+# Whole pages that are copied as they are: the gallery's reports, made when this file is read.
+html_extra_path = ["generated/whole"]
+write_reports(Path(__file__).parent / "generated/whole/gallery")
 
 extensions = [
     "myst_parser",
@@ -27,7 +31,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["roadmap.md"]
+exclude_patterns = ["roadmap.md", "generated/whole"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 default_role = "code"

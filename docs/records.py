@@ -186,7 +186,9 @@ def write_reports(folder: Path) -> None:
     fragile = [run for run in runs if run.name.startswith("fgsm-far")]
     order = sorted(set(runs) - set(fragile), key=lambda run: (not run.name.startswith("fgsm"), run.name))
     for name, chosen in (("demo", order), ("fragile", fragile)):
-        made, path = report(chosen).to_html(), folder / f"{name}.html"
+        # As they are typed in the project's folder: the page names them.
+        found = [run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run for run in chosen]
+        made, path = report(found).to_html(), folder / f"{name}.html"
         if not path.exists() or path.read_text(encoding="utf-8") != made:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(made, encoding="utf-8")

@@ -216,25 +216,31 @@ def test_a_dry_run_does_nothing(layerwise: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_demo_compares_three_methods(layerwise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_compares_three_methods_and_says_three_sentences(
+    layerwise: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = experiment.read
     monkeypatch.setattr(experiment, "read", lambda recipe: read(recipe, QUICK))
-    said = layerwise("demo", "--seeds", "1", "--quiet")
+    said = layerwise("demo", "--seeds", "2", "--quiet")
     assert said.code == 0
-    assert re.findall(r"^(\S+-digits) +1 +\d", said.out, re.MULTILINE) == [
-        "standard-digits",
-        "fgsm-rs-digits",
-        "slat-digits",
+    assert re.findall(r"^(\S+-digits) +\d +\d", said.out, re.MULTILINE) == [
+        "fgsm-few-digits",
+        "slat-few-digits",
+        "standard-few-digits",
+        "fgsm-far-digits",
     ]
-    path = said.out.splitlines()[-1].removeprefix("report: ")
-    assert Path(path).is_file()
+    *_, seen, sure, following, first, second = said.out.splitlines()
+    assert re.match(r"Seen: SLAT is [+-]\d+\.\d points from FGSM .* in \d of 2 seeds; ", seen)
+    assert re.match(r"How sure: the difference is [+-]\d+\.\d \+- \d+\.\d \(95 %, .*(is|not) decided", sure)
+    assert following.startswith("Next: layerwise evaluate runs/demo/slat-few-digits-seed0 --suite standard")
+    assert all(Path(page.removeprefix("report: ")).is_file() for page in (first, second))
     # Finished runs are kept.
-    assert layerwise("demo", "--seeds", "1", "--quiet").out == said.out
+    assert layerwise("demo", "--seeds", "2", "--quiet").out == said.out
     other = [*QUICK, "--training.seed=0", "--training.max_steps=3"]
     monkeypatch.setattr(experiment, "read", lambda recipe: read(recipe, other))
-    shutil.rmtree("runs/demo/slat-digits-seed0/checkpoints")
-    Path("runs/demo/slat-digits-seed0/evaluation.json").unlink()
-    again = layerwise("demo", "--seeds", "1", "--quiet")
+    shutil.rmtree("runs/demo/slat-few-digits-seed0/checkpoints")
+    Path("runs/demo/slat-few-digits-seed0/evaluation.json").unlink()
+    again = layerwise("demo", "--seeds", "2", "--quiet")
     assert again.code == 2
     assert again.err.endswith("training.max_steps: 2 before, 3 now; or begin anew: layerwise demo --runs ANOTHER\n")
 
