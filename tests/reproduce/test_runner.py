@@ -45,10 +45,10 @@ def values(record: Record) -> dict[str, dict[str, list[float]]]:
 
 
 def test_measures_of_several_efforts_in_one_store_are_nothing_to_warn_of(
-    finished: tuple[Path, Record], caplog: pytest.LogCaptureFixture
+    finished: tuple[Path, Record], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, _ = finished
-    run(folder, columns={"PGD": "pgd-3", "few": "apgd-ce"}, rows={"SLAT": "slat-digits"})  # of 20 images and of 10
+    of = item(rows={"SLAT": "slat-digits"}, columns={"PGD": "pgd-3", "few": "apgd-ce"})  # of 20 images and of 10
+    runner.reproduce([of], TINY, output=tmp_path, runs=finished[0] / "runs")
     assert "circumstances" not in caplog.text
 
 

@@ -81,11 +81,14 @@ def test_an_unknown_scale_is_told() -> None:
 
 
 def test_a_setting_that_older_runs_lack_changes_no_name_at_its_default() -> None:
-    tree: dict[str, Any] = {"data": {}, "training": {"lr": 0.1, "augment": None}}
-    newer = {**tree, "training": {**tree["training"], "batch_norm": "per-rank"}}
-    other = {**tree, "training": {**tree["training"], "batch_norm": "synchronised"}}
-    assert _decisive(newer) == tree == _decisive(tree)
-    assert _decisive(other) == other
+    def decisive(trace: list[str], **training: Any) -> Any:
+        settings = {"lr": 0.1, "augment": None, **training}
+        return _decisive({"data": {}, "training": settings, "evaluation": {"trace": trace, "attacks": ["clean"]}})
+
+    old = {"data": {}, "training": {"lr": 0.1, "augment": None}}
+    assert decisive([]) == decisive([], batch_norm="per-rank") == old
+    assert decisive([], batch_norm="synchronised")["training"] == {**old["training"], "batch_norm": "synchronised"}
+    assert decisive(["rho"]) == {**old, "trace": ["rho"]}
 
 
 def test_at_full_every_image_trains_unless_something_is_chosen_or_drawn_by_validation_images() -> None:

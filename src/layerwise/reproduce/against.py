@@ -18,6 +18,7 @@ def compared(record: Record) -> Iterator[Block]:
         return
     yield from map(Text, _highest(record))
     rows = {row.name: row for row in record.rows}
+    total = 0
     for control in (rows[name] for name in record.controls if name in rows):
         found = {
             column.name: {
@@ -28,6 +29,7 @@ def compared(record: Record) -> Iterator[Block]:
             for column in record.columns
         }
         found = {column: gaps for column, gaps in found.items() if gaps}
+        total += sum(map(len, found.values()))
         for column, gaps in found.items():
             yield Text(_sentence(control.name, column, gaps))
         names = [name for name in rows if any(name in gaps for gaps in found.values())]
@@ -35,6 +37,10 @@ def compared(record: Record) -> Iterator[Block]:
             body = tuple((name, *(str(gaps.get(name, "")) for gaps in found.values())) for name in names)
             over = next(iter(next(iter(found.values())).values())).over
             yield Table(("", *found), body, f"Accuracy minus that of {control.name}, with its 95 % interval: {over}.")
+    if total:
+        yield Text(
+            f"{total} differences, each judged by itself: of systems that are equal, one in twenty is told apart by chance."
+        )
 
 
 def _highest(record: Record) -> Iterator[str]:
