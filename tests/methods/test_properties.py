@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def test_networks_that_train_otherwise_than_they_evaluate(name: str, network: ty
     """Blocks that training leaves out at random, modules that it calls more often, and a head that only it has."""
     torch.manual_seed(0)
     model = network().double()
-    chosen = {"sites": "affine outputs"} if "sites" in METHODS[name.split()[0]].__dataclass_fields__ else {}
+    chosen = {"sites": "affine outputs"} if "sites" in signature(METHODS[name.split()[0]]).parameters else {}
     method = make(name, **chosen, **({"layers": None} if name.startswith("ANP") else {}))
     before, plain_model = {k: v.clone() for k, v in model.state_dict().items()}, network().double()
     optimizer = optimizer_of(model, lr=0.05)
