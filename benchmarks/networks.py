@@ -3,7 +3,8 @@
     python -m benchmarks.networks [--only bert] [--output benchmarks/results/networks.json]
 
 Weights are random, configurations of transformers small. A library that is not installed is said and left out. What a method refuses
-is told in its sentence; anything else that goes wrong is a fault of ours, and the script fails.
+is told in its sentence; anything else that goes wrong is a fault of ours, and the script fails. Where a network has auxiliary heads,
+the loss is `AuxiliaryHeads`, and that every one of them has moved is checked.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def tokens() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def torchvision(name: str, **options: Any) -> Made:
+def torchvision(name: str, side: int = SIDE, **options: Any) -> Made:
     """One of torchvision's classifiers."""
-    return getattr(import_module("torchvision.models"), name)(num_classes=CLASSES, **options), images()
+    return getattr(import_module("torchvision.models"), name)(num_classes=CLASSES, **options), images(side)
 
 
 def timm(name: str, side: int = SIDE, **options: Any) -> Made:
@@ -100,6 +101,8 @@ NETWORKS: dict[str, Callable[[], Made]] = {
     "torchvision convnext_tiny": lambda: torchvision("convnext_tiny"),
     "torchvision swin_t": lambda: torchvision("swin_t"),
     "torchvision VisionTransformer": lambda: torchvision("VisionTransformer", **TRANSFORMER),
+    "torchvision googlenet": lambda: torchvision("googlenet", init_weights=False),
+    "torchvision inception_v3": lambda: torchvision("inception_v3", side=299, init_weights=False),
     "timm resnet10t": lambda: timm("resnet10t"),
     "timm resnet18": lambda: timm("resnet18"),
     "timm convnext_atto": lambda: timm("convnext_atto"),
@@ -123,9 +126,9 @@ def methods(x: Inputs, criterion: lw.Criterion) -> dict[str, Callable[[], lw.Lay
     """The four, with their defaults; where nothing can move the input (token ids), around a base that does not."""
     words = isinstance(x, Mapping) and "input_ids" in x
     base = lw.Standard(criterion=criterion) if words else None
-    attack = base or lw.PGD(eps=8 / 255, steps=2)
+    attack = base or lw.PGD(eps=8 / 255, steps=2, criterion=criterion)
     return {
-        "SLAT": lambda: lw.SLAT(eta=8 / 255, base=base),
+        "SLAT": lambda: lw.SLAT(eta=8 / 255, base=base, criterion=criterion),
         "LAT": lambda: lw.LAT(criterion=criterion),
         "ANP": lambda: lw.ANP(k=2, criterion=criterion),
         "LAD": lambda: lw.LAD(base=attack),
@@ -139,13 +142,19 @@ def trained(make: Callable[[], Made], name: str) -> dict[str, Any]:
     model.train()
     language = isinstance(x, Mapping) and "input_ids" in x and "Classification" not in type(model).__name__
     y = x["input_ids"] if language else torch.tensor([0, 1])  # type: ignore[call-overload,index]
-    method = methods(x, lw.NextToken() if language else lw.CrossEntropy())[name]()
+    heads = [module for child, module in model.named_children() if child.lower().startswith("aux")]
+    criterion = lw.AuxiliaryHeads() if heads else lw.NextToken() if language else lw.CrossEntropy()
+    method = methods(x, criterion)[name]()
+    before = [[p.detach().clone() for p in head.parameters()] for head in heads]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     try:
         losses = [float(lw.step(method, model, x, y, optimizer)) for _ in range(2)]
     except LayerwiseError as error:
         return {"refused": str(error)}
-    return {"sites": [str(site) for sites in method.attached_sites() for site in sites], "losses": losses}
+    for head, old in zip(heads, before, strict=True):
+        assert not any(torch.equal(p, was) for p, was in zip(head.parameters(), old, strict=True)), "a head stood still"
+    sites = [str(site) for attached in method.attached_sites() for site in attached]
+    return {"sites": sites, "losses": losses, **({"heads": len(heads)} if heads else {})}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -159,6 +168,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             sites = row["sites"]
             shown = ", ".join(f"`{s}`" for s in sites[:2]) + (f" ... `{sites[-1]}`" if len(sites) > 2 else "")
             losses = ", ".join(f"{loss:.3g}" for loss in row["losses"])
+            losses += f"; auxiliary heads that moved: {row['heads']}" if "heads" in row else ""
             lines.append(f"| {network} | {method} | {len(sites)}: {shown} | {losses} |")
     return "\n".join(lines)
 
