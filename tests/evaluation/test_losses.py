@@ -6,18 +6,19 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import layerwise as lw
 from layerwise.attacks.gradient import PGDAttack
 from layerwise.core.criteria import as_criterion
-from layerwise.errors import ConfigError, DataError
+from layerwise.errors import CheckpointError, ConfigError, DataError
 from layerwise.evaluation import Evaluation, LossEvaluation
 from layerwise.evaluation.losses import Posed
 from tests.methods.test_losses import IMAGES, TASKS, WORDS, Tokens, pixels, vectors
@@ -156,6 +157,12 @@ def test_classes_of_texts_by_name() -> None:
     assert record.score == "correct"
     assert record["clean"].score is not None
     assert record["clean"].score.value == hits
+    rows = [{**{name: value[i] for name, value in WORDS.items()}, "labels": y[i]} for i in range(4)]
+    assert (
+        lw.evaluate(model, rows, criterion=lw.CrossEntropy(), attacks=["clean"])["clean"].score == record["clean"].score
+    )
+    with pytest.raises(DataError, match="a tuple of batches, of examples by name or of token ids holds no images"):
+        lw.evaluate(model, (WORDS["input_ids"], y))
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -219,6 +226,42 @@ def test_data_that_cannot_be_meant_are_told(data: Any, message: str) -> None:
         lw.evaluate(pixels(), data, criterion=nn.CrossEntropyLoss())
 
 
+class Texts(Dataset[dict[str, Tensor]]):
+    """Examples by name, as people give them to transformers."""
+
+    def __len__(self) -> int:
+        return len(WORDS["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**{name: value[index] for name, value in WORDS.items()}, "labels": WORDS["input_ids"][index]}
+
+
+NAMED: dict[str, Callable[[], Any]] = {
+    "loader": lambda: DataLoader(Texts(), batch_size=2),
+    "dataset": Texts,
+    "list": lambda: [{**WORDS, "labels": WORDS["input_ids"]}],
+    "mapping": lambda: {**WORDS, "labels": WORDS["input_ids"]},
+    "pair": lambda: (WORDS, WORDS["input_ids"]),
+}
+
+
+@pytest.mark.parametrize("form", NAMED)
+def test_examples_by_name_are_audited_and_evaluated_by_a_loss_that_is_asked_for(form: str) -> None:
+    torch.manual_seed(0)
+    model, data = Tokens(9), NAMED[form]()
+    with pytest.raises(DataError, match=r"holds no images with classes; type criterion=layerwise.CrossEntropy\(\)"):
+        lw.evaluate(model, data)
+    with pytest.raises(
+        DataError, match=r"about: type criterion=layerwise.TokenCrossEntropy\(\) or layerwise.NextToken"
+    ):
+        lw.audit(model, data)
+    options: dict[str, Any] = {"criterion": lw.NextToken(), "radii": [0.2], "steps": 2}
+    found = lw.audit(model, data, **options)
+    whole = lw.audit(model, [{**WORDS, "labels": WORDS["input_ids"]}], **options)
+    assert found.clean_loss == pytest.approx(whole.clean_loss)
+    assert lw.evaluate(model, data, criterion=lw.NextToken(), attacks=["clean"]).examples == found.images
+
+
 def test_a_network_without_gradients_is_found() -> None:
     class Steps(nn.Module):
         def __init__(self) -> None:
@@ -245,6 +288,20 @@ def test_the_record_is_json_and_markdown() -> None:
     assert text.count("\n|") == 5
 
 
+def test_the_record_is_written_printed_and_read(tmp_path: Path) -> None:
+    record = evaluated("next token", attacks=["clean"], measures=["audit steps=1 radii=0.1"])
+    assert str(record) == record.to_markdown()
+    record.write(tmp_path)
+    assert LossEvaluation.read(tmp_path) == record
+    assert (tmp_path / "losses.md").read_text() == str(record)
+    with pytest.raises(CheckpointError, match=r"holds no mine\.json; write it with record.write"):
+        LossEvaluation.read(tmp_path, "mine")
+    with pytest.raises(CheckpointError, match="is not the record of an evaluation by a loss"):
+        LossEvaluation.from_json('{"format": "layerwise-evaluation"}')
+    with pytest.raises(CheckpointError, match="the record has no examples"):
+        LossEvaluation.from_json(record.to_json().replace(f'"examples": {record.examples},', ""))
+
+
 def test_losses_that_are_no_numbers_stay_in_the_record_as_such() -> None:
     def broken(output: Tensor, y: Tensor) -> Tensor:
         return (output.flatten(1).mean(1) - y.flatten(1).double().mean(1)) * math.nan
@@ -252,6 +309,7 @@ def test_losses_that_are_no_numbers_stay_in_the_record_as_such() -> None:
     record = lw.evaluate(pixels(), (IMAGES, TASKS["segmentation"][2]), criterion=broken, attacks=["clean", "fgsm"])
     assert math.isnan(record["clean"].loss.value)
     assert json.loads(record.to_json())["results"][0]["loss"]["value"] is None
+    assert math.isnan(LossEvaluation.from_json(record.to_json())["clean"].loss.value)
 
 
 class Packed(nn.Module):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from layerwise.core.arguments import named
 from layerwise.data.checks import Range, check_images, check_labels
-from layerwise.data.examples import class_names, is_dataset
+from layerwise.data.examples import class_names, is_dataset, picture_and_label
 from layerwise.data.holdout import part, pixel_statistics
 from layerwise.data.splits import ImageData, Split, StreamSplit, TensorSplit, item_tensor, read_item
 from layerwise.errors import DataError
@@ -262,6 +262,34 @@ def whole_split(data: Any) -> Split | Pair:
     if isinstance(data, ImageData):
         return data.test
     return data if isinstance(data, tuple) else _stream("data", data, len(_classes_of(data)), (0.0, 1.0))
+
+
+def of_any_kind(data: Any) -> bool:
+    """Whether data are batches or examples of any kind, which a criterion is asked for, and no images with a class each.
+
+    >>> of_any_kind([{"input_ids": torch.zeros(2, 3), "labels": torch.ones(2)}])
+    True
+    >>> of_any_kind((torch.rand(2, 1, 4, 4), torch.tensor([0, 1])))
+    False
+    """
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, IterableDataset | Mapping | list | Iterator):
+        return True
+    item: Any = data
+    if is_dataset(data) and getattr(data, "__len__", None) and len(data):  # type: ignore[arg-type]
+        item = read_item(data, 0)
+        if isinstance(item, Mapping):
+            item = None if class_names(data) is None else picture_and_label(item)
+            if item is None:
+                return True
+    if not isinstance(item, tuple | list):
+        return False
+    x = item[0] if len(item) == 2 else None
+    whole = isinstance(x, Tensor) and not x.is_floating_point() and x.dtype != torch.uint8
+    return len(item) != 2 or whole or isinstance(x, Mapping | tuple | str)
 
 
 def _unloaded(data: Any) -> ImageData | Pair | Dataset[Any]:

@@ -84,8 +84,8 @@ def in_batches(
     """Batches where the network is, in the order of the data.
 
     Args:
-        data: x and y of all examples; a list of batches, or anything else that gives them one after the other; a Dataset, or what
-            has a length and items (those of Hugging Face in torch's format).
+        data: x and y of all examples; a list of batches (or of examples with a number each), or anything else that gives batches one
+            after the other; a Dataset, or what has a length and items (those of Hugging Face in torch's format).
         batch_size: examples a batch, where the data do not come in batches.
         num_examples: at most so many.
         device: where to.
@@ -95,7 +95,7 @@ def in_batches(
     """
     at_least("num_examples", 1 if num_examples is None else num_examples, 1)
     left = num_examples
-    for batch in _given(data, batch_size):
+    for batch in each_batch(data, batch_size):
         x, y = split_batch(batch)
         count = rows(x) if left is None else min(left, rows(x))
         yield move(take(x, slice(0, count)), device), y[:count].to(device)
@@ -104,10 +104,13 @@ def in_batches(
             return
 
 
-def _given(data: Any, size: int) -> Iterable[Any]:
+def each_batch(data: Any, size: int) -> Iterable[Any]:
+    """Batches as they come; of `size` where the data do not come in batches. See `in_batches`."""
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
         x, y = split_batch(data)
         return [(take(x, slice(i, i + size)), y[i : i + size]) for i in range(0, rows(x), size)]
+    if isinstance(data, list) and data and not split_batch(data[0])[1].ndim:
+        return DataLoader(data, batch_size=size)  # type: ignore[arg-type]  # single examples
     if isinstance(data, DataLoader | list):
         return data
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):

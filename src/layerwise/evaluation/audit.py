@@ -124,7 +124,8 @@ def predictions(criterion: Criterion, output: Tensor, y: Tensor) -> tuple[Tensor
     said = output.argmax(dim)
     if said.shape != y.shape:
         raise DataError(
-            f"the network gives {tuple(output.shape)} for labels {tuple(y.shape)}; an audit needs classes to be right or wrong about"
+            f"the network gives {tuple(output.shape)} for labels {tuple(y.shape)}; an audit needs classes to be right or wrong "
+            "about: type criterion=layerwise.TokenCrossEntropy() or layerwise.NextToken() where they are tokens"
         )
     return said, y, output.shape[dim]
 

@@ -28,7 +28,8 @@ from layerwise.core.criteria import as_criterion
 from layerwise.core.random import Stream
 from layerwise.core.threat import ThreatModel
 from layerwise.data import ImageData, rank_rows
-from layerwise.errors import ConfigError, LayerwiseError
+from layerwise.data.custom import of_any_kind
+from layerwise.errors import ConfigError, DataError, LayerwiseError
 from layerwise.evaluation.checks import Finding, compare
 from layerwise.evaluation.conditions import Conditions, Data, digest, draws, evaluating
 from layerwise.evaluation.examine import examine, examined
@@ -140,7 +141,7 @@ def evaluate(
         The record, with a 95 % interval for each accuracy and what the self-checks found.
 
     Raises:
-        DataError: images outside [0, 1], not a number, or labels that the network has no logit for.
+        DataError: images outside [0, 1], not a number, or labels that the network has no logit for; no images, and no `criterion`.
         ConfigError: no or equal attacks, no logits, an attack that leaves the threat model.
         CheckpointError: another evaluation that is running has the journal.
 
@@ -160,6 +161,12 @@ def evaluate(
         named = {"model_name": model_name, "data_name": data_name}
         loss = Problem(criterion=as_criterion(criterion), score=score, threat=threat, **about, **named)  # type: ignore[arg-type]
         return evaluate_losses(model, data, chosen, wanted, loss, device)
+    if of_any_kind(data):
+        raise DataError(
+            f"a {type(data).__name__} of batches, of examples by name or of token ids holds no images with classes; type "
+            "criterion=layerwise.CrossEntropy() for a class each, layerwise.NextToken() for language models, or any other loss. Images "
+            "with classes are (images, labels) or layerwise.from_dataset(dataset, classes=[...])"
+        )
     # Of several processes the first one keeps the journal.
     kept = None if rank_and_world()[0] else journal
     store = journal if isinstance(journal, Store) else Store(None if kept is None else Path(str(kept)))

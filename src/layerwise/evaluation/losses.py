@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
@@ -31,18 +32,22 @@ from layerwise.core.random import Stream
 from layerwise.core.sites import unwrap
 from layerwise.core.threat import ThreatModel
 from layerwise.data.examples import in_batches, known
-from layerwise.errors import ConfigError, DataError
+from layerwise.errors import CheckpointError, ConfigError, DataError
 from layerwise.evaluation.audit import Examples, predictions
 from layerwise.evaluation.checks import BAD_GRADIENT, RANDOM_GRADIENT, ZERO_GRADIENT, Finding
 from layerwise.evaluation.conditions import digest, find_device
 from layerwise.evaluation.examine import differ
 from layerwise.evaluation.intervals import Estimate, estimate
 from layerwise.evaluation.measure import Measure
-from layerwise.evaluation.measurement import plain
-from layerwise.evaluation.record import Measured, ModelRecord, escape
+from layerwise.evaluation.measurement import READERS, plain
+from layerwise.evaluation.record import Measured, ModelRecord, escape, measures_of, unpack
 from layerwise.evaluation.store import versions
+from layerwise.files import write_text
+from layerwise.reading import read_record
 
 logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "layerwise-losses", 1
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Gives each example's score, (B,), of outputs and labels; more is better."""
@@ -116,11 +121,46 @@ class LossEvaluation:
         """The result of an attack, by the way it is written."""
         return {result.attack: result for result in (*self.results, self.worst)}[attack]
 
+    def __str__(self) -> str:
+        """What is printed."""
+        return self.to_markdown()
+
     def to_json(self) -> str:
-        """The record as JSON text."""
+        """The record as JSON text; null is what was not finite."""
         body = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "measures"}
         measures = [measured.to_dict() for measured in self.measures]
-        return json.dumps({"format": "layerwise-losses", "version": 1, **body, "measures": measures}, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, "version": VERSION, **body, "measures": measures}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "the text", trust: bool = False) -> LossEvaluation:
+        """Read what `to_json` wrote; arguments and errors are those of `Evaluation.from_json`."""
+        what = "the record of an evaluation by a loss"
+        body = unpack(text, format=FORMAT, version=VERSION, what=what, source=source)
+        found = measures_of(body, source=source, trust=trust)
+        record: LossEvaluation = read_record(cls, {**body, "measures": []}, source=source, own=READERS)
+        return replace(record, measures=found)
+
+    def write(self, folder: Path | str, record: str = "losses") -> None:
+        """Write RECORD.md and RECORD.json into a folder."""
+        write_text(Path(folder) / f"{record}.md", self.to_markdown())
+        write_text(Path(folder) / f"{record}.json", self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path | str, record: str = "losses", *, trust: bool = False) -> LossEvaluation:
+        """Read what `write` wrote.
+
+        Args:
+            folder: where it is.
+            record: name of the files, without `.json`.
+            trust: see `Evaluation.from_json`.
+
+        Raises:
+            CheckpointError: there is no such record, or it is cut off, corrupt or something else.
+        """
+        file = Path(folder) / f"{record}.json"
+        if not file.is_file():
+            raise CheckpointError(f"{folder} holds no {file.name}; write it with record.write({str(folder)!r})")
+        return cls.from_json(file.read_bytes(), source=str(file), trust=trust)
 
     def to_markdown(self) -> str:
         """A heading, the findings, a table with a row for each attack, and a sentence for each measure."""

@@ -242,10 +242,7 @@ class Evaluation:
             CheckpointError: it is cut off or corrupt, is something else, or was written by another version.
         """
         body = unpack(text, format=FORMAT, version=VERSION, what="the record of an evaluation", source=source)
-        measures: tuple[Any, ...] = read_record(
-            tuple[Any, ...], body.pop("measures", None), source=source, where="measures"
-        )
-        found = tuple(Measured.from_dict(value, source=source, trust=trust) for value in measures)
+        found = measures_of(body, source=source, trust=trust)
         record: Evaluation = read_record(cls, {**body, "measures": []}, source=source)
         totals = {count.total for count in (record.worst, *(result.count for result in record.results))}
         if len(totals) > 1:
@@ -304,6 +301,12 @@ class Evaluation:
 def records(folder: Path) -> list[str]:
     """Names of the records in a run's folder."""
     return sorted(f.stem for f in folder.glob("evaluation*.json"))
+
+
+def measures_of(body: dict[str, Any], *, source: str, trust: bool) -> tuple[Measured, ...]:
+    """Take a record's measures out of its body, read; see `Evaluation.from_json`."""
+    listed: tuple[Any, ...] = read_record(tuple[Any, ...], body.pop("measures", None), source=source, where="measures")
+    return tuple(Measured.from_dict(value, source=source, trust=trust) for value in listed)
 
 
 def unpack(text: str | bytes, *, format: str, version: int, what: str, source: str) -> dict[str, Any]:

@@ -116,10 +116,10 @@ def _shapes(x: Inputs, size: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters tell about themselves: their own deprecations, and that torchvision is not there."""
-    talk = logging.getLogger("torch.onnx")
-    level = talk.level
-    talk.setLevel(logging.ERROR)
+    """Without what torch's exporters tell about themselves: deprecations, no torchvision, constants that are not folded."""
+    levels = {talk: talk.level for talk in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for talk in levels:
+        talk.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for kind in (FutureWarning, DeprecationWarning):
@@ -128,4 +128,5 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*axis name: batch will not be used", category=UserWarning)
             yield
     finally:
-        talk.setLevel(level)
+        for talk, level in levels.items():
+            talk.setLevel(level)

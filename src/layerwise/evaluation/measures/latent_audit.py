@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from layerwise.core.arguments import named
 from layerwise.core.calling import Inputs, move, rows
@@ -21,8 +20,8 @@ from layerwise.core.modes import evaluation_mode, exact_arithmetic, frozen
 from layerwise.core.registry import register
 from layerwise.core.selection import Selection
 from layerwise.core.sites import unwrap
-from layerwise.data.examples import split_batch
-from layerwise.data.splits import ImageData, Split
+from layerwise.data.custom import of_any_kind
+from layerwise.data.examples import each_batch, split_batch
 from layerwise.errors import ConfigError, DataError
 from layerwise.evaluation.audit import RADII, Examples, Layer, Plan, audit_layers, choose_layers, passes, unmoved
 from layerwise.evaluation.conditions import digest, evaluating
@@ -208,7 +207,7 @@ def audit(
 
     Args:
         model: any network, wrapped or not; it is looked at in evaluation mode.
-        data: images as `layerwise.evaluate` takes them, or batches (x, y) of whatever the network takes.
+        data: images as `layerwise.evaluate` takes them, or examples of any kind as it takes them with a criterion.
         sites: which; None takes the outputs of blocks, or of affine layers.
         layers: at most so many of them, evenly.
         radii: ||r|| / ||z||, rising.
@@ -274,10 +273,7 @@ def _looked_at(
     model: nn.Module, data: Any, count: int | None, batch_size: int, seed: int
 ) -> Iterator[tuple[nn.Module, Examples]]:
     """The network in evaluation mode, exact, frozen, and its examples where it is."""
-    images = isinstance(data, ImageData | Split | Dataset | DataLoader) or (
-        isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-    )
-    if images:
+    if not of_any_kind(data):
         options: dict[str, Any] = {"num_examples": count, "seed": seed, "batch_size": batch_size}
         with evaluating(model, data, **options) as conditions, frozen(conditions.network):
             yield conditions.network, [(x, y) for x, y, _ in conditions.batches]
@@ -285,12 +281,10 @@ def _looked_at(
     network = unwrap(model)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with exact_arithmetic(device), evaluation_mode(network), frozen(network):
-        yield network, list(_until(data, count, device))
+        yield network, list(_until(each_batch(data, batch_size), count, device))
 
 
-def _until(
-    data: Iterable[tuple[Inputs, Tensor]], count: int | None, device: torch.device
-) -> Iterator[tuple[Inputs, Tensor]]:
+def _until(data: Iterable[Any], count: int | None, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
     """Batches until there are so many examples."""
     at_least("num_examples", 1 if count is None else count, 1)
     seen = 0
