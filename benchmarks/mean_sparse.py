@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import layerwise as lw
+from layerwise.evaluation.intervals import Count
 from layerwise.experiments.experiment import load, load_data, read
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4)
@@ -29,6 +30,24 @@ def tensors(split: Any, count: int) -> tuple[Tensor, Tensor]:
     """The first images of a split and their labels."""
     images: Tensor = split.images[:count]
     return images.float() / 255 if images.dtype == torch.uint8 else images, split.labels[:count]
+
+
+def said(record: dict[str, Any]) -> str:
+    """The record in a sentence of the documentation."""
+
+    def share(when: str, attack: str) -> str:
+        count = Count(*record[when][attack])
+        low, high = count.interval
+        return f"{100 * count.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    changes = "; ".join(
+        f"{name} {share('before', attack)} before and {share('after', attack)} after"
+        for attack, name in (("clean", "clean"), ("pgd-20", "PGD-20"), ("autoattack", "AutoAttack"))
+    )
+    return (
+        f"`{record['run']}`, {record['before']['clean'][1]} test images, threshold {record['threshold']} chosen on "
+        f"{record['validation']['0.1']['clean'][1]} validation images: {changes}."
+    )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What the documentation says of the audits is what their record holds."""
+"""What the documentation says of the audits and of MeanSparse is what their records hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import audits
+from benchmarks import audits, mean_sparse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,3 +40,9 @@ def test_what_the_figures_show(network: str) -> None:
         assert layer["attacked"][-1] == 0
         assert layer["targeted"][-1] >= 0.99 * found["predictions"]
         assert min(layer["noisy"]) >= found["clean"] - 0.09 * found["predictions"]
+
+
+def test_mean_sparse_is_told_as_recorded() -> None:
+    found = record("mean-sparse.json")
+    assert found["threshold 0 changes no bit"]
+    assert mean_sparse.said(found) in page("methods.md")
