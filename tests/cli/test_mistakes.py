@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,10 @@ MISTAKES = [
     ([*TRAIN, "--name", "."], r"--name '.' is no name"),
     ([*TRAIN, "--name="], r"--name '' is no name"),
     ([*TRAIN, "--name", "~/mine"], r"--name '~/mine' is no name"),
+    (
+        ["tune", "slat-digits", "--range", "method.eta=0.1:0.5", "--range", "method.eta.conv1=0.1:0.2"],
+        r"the ranges of method.eta and method.eta.conv1 set the same numbers; leave out one of them",
+    ),
     (["tune", "slat-digits", "--name", "../../x"], r"--name '../../x' is no name"),
     (["train", "slat-digits", "--config", "my.yaml"], r"type the file in the recipe's place, .* train my.yaml"),
     (["train", "slat-digits", "--epsilon", "0.1"], r"no option '--epsilon'; type --threat.eps 8/255"),
@@ -237,6 +242,12 @@ def other_record(run: Path) -> None:
     (run / "evaluation.json").write_text("{}")
 
 
+def own_network(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"model:\n(  .*\n)+", "model:\n  own: Net\n", text))
+    (run / "evaluation.json").unlink()
+
+
 def foreign_code(run: Path) -> None:
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("name: digits_cnn", "name: os:system"))
@@ -284,6 +295,16 @@ def other_threat(run: Path) -> None:
         (None, ["train", "--resume", "runs/don", *QUICK], r"runs/don does not exist; did you mean 'done'\?"),
         (None, ["evaluate", "runs/don"], r"runs/don does not exist; did you mean 'done'\?"),
         (None, ["evaluate", "done"], r"done does not exist; type runs/done"),
+        (
+            lambda run: run.rename(run.with_name("slat")),
+            ["train", "--resume", "slat"],
+            r"^error: slat is no recipe, but a run has that name; type `layerwise train --resume runs/slat` to go on",
+        ),
+        (
+            own_network,
+            ["report", "runs/done"],
+            r"done holds no evaluation.json, .* make it there: layerwise.evaluate\(layerwise.load\('runs/done', model=network\)",
+        ),
         (None, ["evaluate", "runs/done/model.safetensors"], r"holds no config.yaml; type runs/done"),
         (
             None,

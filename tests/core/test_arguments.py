@@ -26,6 +26,13 @@ ANY: Any = lw
 MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: ANY.PGD(ep=0.1), r"PGD has no argument 'ep'; did you mean 'eps'"),
     (lambda: ANY.SLAT(eps=0.1), r"SLAT has no argument 'eps'; known: base, .*eta"),
+    (
+        lambda: ANY.TRADES(attack=PGDAttack(10)),
+        r"attack is PGDAttack\(steps=10.*; give an object, such as layerwise.PGD\(\)",
+    ),
+    (lambda: ANY.TRADES(attack=lw.FGSM()), r"attack is FGSM\(.*; give an object, such as layerwise.PGD\(\)"),
+    (lambda: ANY.SLAT(base=PGDAttack(10)), r"base is PGDAttack\(steps=10.*; give an object, such as layerwise.PGD\(\)"),
+    (lambda: ANY.MeanSparse(NET, 0.1), r"MeanSparse was given 0.1 without a name; type the name too, such as sites="),
     (lambda: ANY.PGD("8/255"), r"PGD was given '8/255' without a name; type the name too, such as eps=\.\.\."),
     (lambda: ANY.PGD(steps="ten"), r"steps='ten' is not a number; type for example steps=5, without quotation marks"),
     (lambda: ANY.PGD(steps=2.5), r"steps=2.5 is not a whole number; type steps=2"),

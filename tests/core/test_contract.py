@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import layerwise as lw
 from layerwise.core.contract import Demands, check_batch
 from layerwise.core.criteria import Criterion, CrossEntropy, NextToken, as_criterion
 from layerwise.core.driving import step
@@ -413,7 +414,34 @@ def test_probabilities_are_suspected_and_train(caplog: pytest.LogCaptureFixture)
 def test_weights_of_another_type_are_no_mistake() -> None:
     """A wrapper casts the inputs for them."""
     demands = Demands(method="FGSM", moves_inputs=True)
-    assert check_batch(TinyMLP().bfloat16(), X, Y, demands) == []
+    assert check_batch(nn.DataParallel(TinyMLP().bfloat16()), X, Y, demands) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [Standard(), FGSM(), SLAT(sites=["fc2"])])
+def test_inputs_of_another_type_are_told_without_a_wrapper(method: Method, dtype: torch.dtype) -> None:
+    model = TinyMLP().float()
+    with pytest.raises(
+        ConfigError, match=r"and type torch.*; its weights are torch.float32: type x.to\(torch.float32\)$"
+    ):
+        step(copy.deepcopy(method), model, X.to(dtype), Y, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_a_network_that_casts_by_itself_takes_any_type() -> None:
+    model = Around(network=TinyMLP().float(), first=Tensor.float)
+    step(FGSM(), model, X.double(), Y, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_a_network_without_values_is_told() -> None:
+    model = TinyMLP().to("meta")
+    message = r"^the network is on the meta device, .*; type model.to_empty\(device='cpu'\) and load its weights$"
+    for run in (
+        lambda: step(FGSM(), model, X, Y, torch.optim.SGD(model.parameters(), 0.1)),
+        lambda: lw.evaluate(model, (X, Y), attacks=["clean"], progress=False),
+        lambda: lw.fit(model, FGSM(), (X, Y), progress=False),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run()
 
 
 # Generators that are left

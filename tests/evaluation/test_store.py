@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import layerwise
 from layerwise.attacks import Attack, ThreatModel
 from layerwise.errors import CheckpointError
 from layerwise.evaluation import Evaluation, evaluate
@@ -226,6 +228,14 @@ def test_another_version_is_another_number(tmp_path: Path, monkeypatch: pytest.M
     assert Store(path).get("rho", lambda: 2) == 1
     monkeypatch.setattr("layerwise.evaluation.store.versions", lambda: {**versions(), package: "0.0.1"})
     assert Store(path).get("rho", lambda: 3) == 3
+
+
+def test_on_the_path_and_not_installed_there_is_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert versions()["layerwise"] == f"{layerwise.__version__} (not installed)"
 
 
 @pytest.mark.parametrize(

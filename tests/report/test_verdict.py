@@ -5,10 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import layerwise as lw
 from layerwise.evaluation import Evaluation, Finding
+from layerwise.experiments.suites import SUITES
 from layerwise.report import report
-from layerwise.report.verdict import Verdict
+from layerwise.report.document import Section, Text
+from layerwise.report.verdict import STANDARD, Verdict
 from layerwise.training.monitor import OVERFITTING
 from tests.report.folders import metrics, put, record
 
@@ -56,6 +64,34 @@ def test_weak_attacks_are_an_upper_bound_and_one_command_makes_it_stronger_for_a
     assert caveat.command == f"layerwise evaluate {told} --suite standard"
     assert made.to_markdown().count("AutoAttack was not run") == 1
     assert not report([strong]).remarks
+
+
+def test_a_network_without_a_name_is_evaluated_in_python(tmp_path: Path) -> None:
+    """The last call is what one of them says."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    images = torch.rand(12, 1, 8, 8), torch.arange(12) % 10
+    folder = tmp_path / "mine"
+    put(folder, record(clean=90, fgsm=60), settings={"model": {"own": "Net"}})
+    save_file(network.state_dict(), folder / "model.safetensors")
+    made = report([folder])
+    commands = [said.command or "" for said in made.remarks]
+    commands += [call for section in made.sections for call in calls(section)]
+    assert SUITES["standard"].settings["attacks"] == STANDARD
+    assert len(set(commands)) > 2
+    assert not [command for command in commands if command.startswith("layerwise ")]
+    assert commands[0].endswith(f"attacks=['clean', 'pgd-50-10', 'autoattack']).write('{folder}', 'standard')")
+    threat, attacks = lw.ThreatModel("linf", 0.2), ["clean", "fgsm"]
+    options = f"threat=layerwise.{threat!r}, attacks={attacks}, num_examples=100, seed=0"
+    loaded = f"layerwise.load('{folder}', model=network)"
+    assert f"layerwise.evaluate({loaded}, data, {options}).write('{folder}', 'evaluation')" in commands
+    given: Any = {"threat": threat, "attacks": attacks, "num_examples": 100, "seed": 0}
+    lw.evaluate(lw.load(str(folder), model=network), images, **given).write(str(folder), "evaluation")
+    assert list(Evaluation.read(folder).accuracies) == ["clean", "fgsm"]
+
+
+def calls(section: Section) -> list[str]:
+    """What a section says to type."""
+    return [block.command for block in section.blocks if isinstance(block, Text) and block.command]
 
 
 def test_no_attack_says_nothing(tmp_path: Path) -> None:

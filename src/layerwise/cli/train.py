@@ -164,7 +164,7 @@ def _side_by_side(crew: Crew, arguments: Any, tree: Tree, folder: Path) -> list[
 
 def _run_folder(arguments: Any) -> tuple[Path, bool]:
     """The run's folder, and whether a run is there that names itself what to do, `--resume FOLDER`."""
-    from layerwise.experiments import experiment
+    from layerwise.experiments import experiment, recipe
 
     given = Path(arguments.recipe)
     is_run = (given / "config.yaml").is_file()
@@ -176,6 +176,10 @@ def _run_folder(arguments: Any) -> tuple[Path, bool]:
         if arguments.seeds is not None or arguments.name is not None:
             raise ConfigError("--resume FOLDER goes on with that one run; leave out --seeds and --name")
         return given, True
+    named = arguments.runs / given
+    if arguments.resume and arguments.recipe not in recipe.names() and (named / "config.yaml").is_file():
+        again = f"layerwise train --resume {shlex.quote(str(named))}"
+        raise ConfigError(f"{given} is no recipe, but a run has that name; type `{again}` to go on with it")
     if given.is_dir() or (arguments.resume and len(given.parts) > 1 and given.suffix not in (".yaml", ".yml")):
         experiment.check_run(given)
     return arguments.runs / (arguments.name or given.stem), False

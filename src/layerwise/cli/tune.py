@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +20,8 @@ from layerwise.cli.arguments import (
     without,
 )
 from layerwise.errors import ConfigError
+
+logger = logging.getLogger("layerwise")
 
 TEXT = """\
 Search for better settings of a recipe, on the validation split.
@@ -105,7 +108,7 @@ def run(arguments: Any, settings: list[str]) -> None:
 def _tune(arguments: Any, settings: list[str]) -> None:
     from layerwise.cli.console import say
     from layerwise.experiments import experiment, recipe
-    from layerwise.experiments.ranges import parse_range
+    from layerwise.experiments.ranges import overlap, parse_range
     from layerwise.experiments.trust import trusted
     from layerwise.experiments.tune.halving import Plan, try_one, tune
     from layerwise.experiments.tune.workers import Workers
@@ -115,12 +118,16 @@ def _tune(arguments: Any, settings: list[str]) -> None:
     plan = Plan(**{key: getattr(arguments, key) for key in asked})
     _, tree = experiment.read(arguments.recipe, settings, trust=True)
     fixed = {token[2:].partition("=")[0].replace("-", "_") for token in settings if token.startswith("--")}
-    own = {key: each for key, each in recipe.ranges(arguments.recipe).items() if key not in fixed}
+    given = dict(map(parse_range, arguments.range))
+    own = recipe.ranges(arguments.recipe)
+    for key in [key for key in own if any(overlap(key, typed, tree) for typed in (*fixed, *given))]:
+        logger.info("the recipe's own range of %s is left out: what was typed sets it", key)
+        del own[key]
     name = arguments.name or Path(arguments.recipe).stem
     folder = arguments.runs / "tune" / name
     places: Any = {"folder": folder, "runs": arguments.runs, "progress": not arguments.quiet}
     places["trust"] = trusted(recipe.path_of(arguments.recipe), named=True)
-    ranges = own | dict(map(parse_range, arguments.range))
+    ranges = own | given
     if arguments.only is not None:
         number, rung = _numbers(arguments.only)
         try_one(tree, ranges, plan, number=number, rung=rung, **places)

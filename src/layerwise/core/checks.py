@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache, partial
 from inspect import isabstract
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from layerwise.core.arguments import Named
 from layerwise.errors import ConfigError
@@ -145,12 +145,12 @@ def _no_text(name: str, value: object, example: str = "8/255") -> None:
         )
 
 
-def _no_name(name: str, value: object, kind: type) -> None:
-    """Complain about a name, a class or a number where an object of ours is meant."""
-    if isinstance(value, str | type | int | float):
-        of_kind(
-            name, value, kind, example=f"an object, such as layerwise.{'PGD' if isabstract(kind) else kind.__name__}()"
-        )
+def _an_object(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    """Complain about anything else where an object of ours is meant."""
+    kind = kinds[0]
+    of_kind(
+        name, value, kinds, example=f"an object, such as layerwise.{'PGD' if isabstract(kind) else kind.__name__}()"
+    )
 
 
 Check: TypeAlias = Callable[[str, Any], None]
@@ -198,7 +198,9 @@ def _checks(kind: Any) -> list[tuple[str, bool, Check]]:
             ranges.append(partial(one_of, allowed=tuple(choices)))
         if Radius in parts:
             ranges.append(check_radius)
-        ranges += [partial(_no_name, kind=p) for p in parts if isinstance(p, type) and issubclass(p, Named)]
+        kinds = tuple(p for p in parts if isinstance(p, type) and p is not NoneType)
+        if kinds and all(issubclass(kind, Named) for kind in kinds) and get_origin(hint) in (None, Union, UnionType):
+            ranges.append(partial(_an_object, kinds=kinds))
         found += [(f.name, NoneType in parts, check) for check in ranges]
     return found
 

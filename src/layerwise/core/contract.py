@@ -116,7 +116,9 @@ def check_batch(model: nn.Module, x: Inputs, y: Any, demands: Demands) -> list[s
         ConfigError: what cannot be meant, with what to do.
     """
     _check_kinds(x, y, demands)
-    seen = _passed(unwrap(model), x, demands)
+    raw = unwrap(model)
+    refuse_meta(raw)
+    seen = _passed(raw, x, demands, cast=raw is not model)
     _check_form(seen.output, x, y, demands)
     numbers = _numbers(examples(x), y, seen, demands)
     _check_values(numbers, seen.output, demands)
@@ -200,12 +202,27 @@ def _check_kinds(x: Inputs, y: Any, demands: Demands) -> None:
         )
 
 
-def _passed(raw: nn.Module, x: Inputs, demands: Demands) -> _Passed:
+def refuse_meta(raw: nn.Module) -> None:
+    """Complain about a network whose weights have no values.
+
+    Raises:
+        ConfigError: it is on the meta device.
+    """
+    if any(p.is_meta for p in raw.parameters()):
+        raise ConfigError(
+            "the network is on the meta device, where weights have no values; type model.to_empty(device='cpu') and load its weights"
+        )
+
+
+def _weights_type(raw: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in raw.parameters() if p.is_floating_point()), None)
+
+
+def _passed(raw: nn.Module, x: Inputs, demands: Demands, *, cast: bool) -> _Passed:
     """A pass over the batch that leaves no trace, differentiated where inputs are moved."""
-    wanted = next((p.dtype for p in raw.parameters() if p.is_floating_point()), None)
-    given = examples(x)
-    # A wrapper casts inputs to the type of the weights (bf16-true); this is the bare network.
-    kind = given.dtype if not given.is_floating_point() or wanted is None else wanted
+    given, wanted = examples(x), _weights_type(raw)
+    # A wrapper casts inputs to the type of the weights (bf16-true); this is the network inside.
+    kind = wanted if cast and given.is_floating_point() and wanted is not None else given.dtype
     start = given.detach().to(kind)
     leaf = start.clone().requires_grad_(demands.moves_inputs)
     before, gradient = leaf._version, None
@@ -257,9 +274,11 @@ def _mistakes(given: Tensor, raw: nn.Module) -> Iterator[None]:
             raise ConfigError(
                 "the network's activation checkpoints give no gradients at inputs or layers; checkpoint with use_reentrant=False"
             ) from error
-        shape = tuple(given.shape)
+        shape, wanted = tuple(given.shape), _weights_type(raw)
+        other = given.is_floating_point() and wanted not in (None, given.dtype) and "type" in reason
+        hint = f"; its weights are {wanted}: type x.to({wanted})" if other else ""
         raise ConfigError(
-            f"the network does not take inputs of shape {shape} and type {given.dtype}: {reason}"
+            f"the network does not take inputs of shape {shape} and type {given.dtype}: {reason}{hint}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerwise.attacks.base import Batch
 from layerwise.core.calling import count_classes, logits_of
+from layerwise.core.contract import refuse_meta
 from layerwise.core.layout import fastest, laid_out
 from layerwise.core.modes import evaluation_mode, exact_arithmetic
 from layerwise.core.random import Stream
@@ -147,6 +148,7 @@ def evaluating(
         ConfigError: the network does not give finite logits (B, C) of at least two classes, or is in half precision.
     """
     network = unwrap(model)
+    refuse_meta(network)
     split, name = checked_split(data)
     home, dtype = _home(network)
     place = home if device is None else find_device(device)

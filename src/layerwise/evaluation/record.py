@@ -249,10 +249,10 @@ class Evaluation:
             raise CheckpointError(f"{source} is corrupt: its results count {sorted(totals)} images, they must be equal")
         return replace(record, measures=found)
 
-    def write(self, folder: Path, record: str = "evaluation") -> None:
+    def write(self, folder: Path | str, record: str = "evaluation") -> None:
         """Write RECORD.md and RECORD.json into a run's folder; where the record is, the page is."""
-        write_text(folder / f"{record}.md", self.to_markdown())
-        write_text(folder / f"{record}.json", self.to_json())
+        write_text(Path(folder) / f"{record}.md", self.to_markdown())
+        write_text(Path(folder) / f"{record}.json", self.to_json())
 
     @classmethod
     def read(cls, folder: Path, record: str = "evaluation", *, trust: bool = False) -> Evaluation:

@@ -15,7 +15,7 @@ import platform
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -214,7 +214,14 @@ _HEADER = {"format": FORMAT, "version": VERSION}
 
 def versions() -> dict[str, str]:
     """Versions of Python, torch and layerwise: every number hangs on them."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("torch", "layerwise")}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "layerwise")}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # on the path, and not installed
+        return f"{import_module(name).__version__} (not installed)"
 
 
 def _line(entry: Any) -> bytes:

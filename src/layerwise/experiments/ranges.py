@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, final
 
 from layerwise.core.checks import parse_radius
 from layerwise.errors import ConfigError
-from layerwise.trees import parse_yaml
+from layerwise.trees import Tree, at, parse_yaml
 
 USAGE = "type {low: 0.01, high: 0.3, log: true} or a list of values, [0.01, 0.05, 0.1]"
 TYPED = "type KEY=0.01:0.3, KEY=0.01:0.3:log or KEY=0.01,0.05,0.1"
@@ -87,6 +87,17 @@ class Choice:
 
 
 Range: TypeAlias = Interval | Choice
+
+
+def overlap(one: str, other: str, tree: Tree) -> bool:
+    """Whether two dotted settings are the same, or one holds the other and more than the choice of a class.
+
+    >>> tree = {"method": {"name": "SLAT", "eta": {"conv1": 0.1}}}
+    >>> overlap("method.eta", "method.eta.conv1", tree), overlap("method", "method.eta", tree)
+    (True, False)
+    """
+    outer, inner = sorted((one, other), key=len)
+    return inner == outer or (inner.startswith(f"{outer}.") and at(tree, f"{outer}.name") is None)
 
 
 def read_ranges(tree: Any, *, where: str) -> dict[str, Range]:

@@ -160,7 +160,7 @@ class Method(Named, ABC):
             moves_inputs=moves_inputs or self.perturbs_input,
             needs_classes=self.needs_classes,
         )
-        said = check_batch(raw, x, y, demands)
+        said = check_batch(model, x, y, demands)
         self._seen.remember(raw)
         return said
 

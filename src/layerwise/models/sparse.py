@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.arguments import Named
 from layerwise.core.calling import Inputs, call, move
 from layerwise.core.checks import at_least
 from layerwise.core.modes import evaluation_mode
@@ -17,7 +18,7 @@ from layerwise.core.sites import Sites, block_sites, unwrap
 from layerwise.errors import ConfigError
 
 
-class MeanSparse(nn.Module):
+class MeanSparse(Named, nn.Module):
     """A trained network in which a value z of a channel becomes its mean mu where |z - mu| < threshold sigma.
 
     Small variations, which attacks live on, are taken away. `calibrate` finds mu and sigma first; with threshold 0 the

@@ -67,7 +67,7 @@ class Report:
     @cached_property
     def remarks(self) -> tuple[Text, ...]:
         """What holds for several verdicts, and is said once below them."""
-        found = [said] if (said := caveat(self.entries)) else []
+        found = [*caveat(self.entries)]
         if len(self.entries) > 1 and not all(e.row.against for e in self.entries if e.name != self.comparison.baseline):
             found.append(
                 Text(
@@ -118,7 +118,7 @@ class Report:
         if lacking:
             more = [name for names in lacking.values() for name in names]
             runs = [run for entry in self.entries for run in entry.runs]
-            yield Text("Measure them, or some of them, with:", evaluated_again(runs, self.record, more))
+            yield from evaluated_again("Measure them, or some of them, with:", runs, self.record, more)
 
     @property
     def title(self) -> str:

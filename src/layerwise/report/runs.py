@@ -11,12 +11,14 @@ from typing import Any
 
 from layerwise.errors import CheckpointError, ConfigError, LayerwiseError, did_you_mean
 from layerwise.evaluation.measurement import Measurement
-from layerwise.evaluation.record import Evaluation
+from layerwise.evaluation.record import Evaluation, records
 from layerwise.files import is_held
 from layerwise.report.comparison import Comparison, Standing, compared, grouped
 from layerwise.report.document import clean
 from layerwise.report.history import History, read_history
+from layerwise.training.asked import OWN
 from layerwise.training.run import CONFIG, METRICS, VERSIONS, WEIGHTS, read_config
+from layerwise.trees import at
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Trained:
         if is_held(self.folder):
             return f"still training ({at})"
         return f"stopped in {at}; go on with: layerwise train --resume {shlex.quote(str(self.folder))}"
+
+    @property
+    def own(self) -> bool:
+        """Whether `fit` was given a network or data in Python that no command can make again."""
+        return any(at(self.config, f"{part}.{OWN}") is not None for part in ("model", "data"))
 
     @property
     def method(self) -> str:
@@ -147,6 +154,12 @@ def gather(
             evaluated.append(folder)
     if not evaluated:
         return Comparison("", "", (), ""), [], waiting
+    for folder in evaluated:
+        if not records(folder) and trained(folder).own:
+            raise CheckpointError(
+                f"{folder} holds no {record}.json, and was trained in Python of what has no name; make it there: "
+                f"{evaluated_in_python(folder, record)}"
+            )
     groups = grouped(evaluated)
     read = {f: clean(Evaluation.read(f, record, trust=trust)) for members in groups.values() for f in members}
     named = _named(groups, baseline)
@@ -158,6 +171,17 @@ def gather(
         for row, group in zip(comparison.rows, groups.values(), strict=True)
     ]
     return comparison, entries, waiting
+
+
+def evaluated_in_python(folder: Path, record: str, *options: str) -> str:
+    """The call that evaluates a run of a network that no command can make again, and stores the record.
+
+    >>> evaluated_in_python(Path("runs/mine"), "standard", "eot=5")
+    "layerwise.evaluate(layerwise.load('runs/mine', model=network), data, eot=5).write('runs/mine', 'standard')"
+    """
+    where = repr(str(folder))
+    arguments = ", ".join([f"layerwise.load({where}, model=network)", "data", *options])
+    return f"layerwise.evaluate({arguments}).write({where}, {record!r})"
 
 
 def check_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from layerwise.core.checks import format_radius
 from layerwise.core.cost import duration
 from layerwise.report.document import Block, Folded, Table, Text, shorten
 from layerwise.report.history import Line, number
-from layerwise.report.runs import Group, RunRead, Trained, Waiting
+from layerwise.report.runs import Group, RunRead, Trained, Waiting, evaluated_in_python
 from layerwise.trees import dump_yaml
 
 
@@ -72,8 +72,8 @@ def cost(entries: Sequence[Group]) -> Iterator[Block]:
         "Means over the seeds. Passes are forward, to the activations and to the weights; standard training has 3."
     )
     yield Table(header, tuple(rows), caption).without_empty_columns()
-    estimate = f"layerwise train {_again(entries[0].first)} --dry-run"
-    yield Text("Training records no memory; an estimate comes from:", estimate)
+    if run := next((entry.first for entry in entries if not entry.first.own), None):
+        yield Text("Training records no memory; an estimate comes from:", f"layerwise train {_again(run)} --dry-run")
 
 
 def _device(run: RunRead) -> str:
@@ -131,27 +131,41 @@ def provenance(entries: Sequence[Group], record: str) -> Iterator[Block]:
         told.setdefault(_made_with(entry.first), []).append(entry.name)
     yield from (Text(f"{', '.join(names)}: {text}") for text, names in told.items())
     for entry in entries:
-        folder = entry.first.folder
-        again = f"layerwise train {_again(entry.first)} --name {shlex.quote(folder.name + '-again')}"
-        yield Text(f"Train {entry.name} again:", again)
-        yield Text(f"Evaluate {entry.name} again:", evaluated_again([entry.first], record))
+        if entry.first.own:
+            yield Text(f"{entry.name} was trained in Python, by layerwise.fit, of what has no name.")
+        else:
+            again = f"{_again(entry.first)} --name {shlex.quote(entry.first.folder.name + '-again')}"
+            yield Text(f"Train {entry.name} again:", f"layerwise train {again}")
+        yield from evaluated_again(f"Evaluate {entry.name} again:", [entry.first], record)
     for entry in entries:
         for run in entry.runs:
             yield from (Text(f"{run.folder}: {problem}") for problem in run.problems)
 
 
-def evaluated_again(runs: Sequence[RunRead], record: str, more: Sequence[str] = ()) -> str:
-    """The command that repeats evaluations, whatever the first was asked for with, and more measures: they take the records' place."""
-    e, folders = runs[0].evaluation, " ".join(shlex.quote(str(run.folder)) for run in runs)
-    attacks = shlex.quote(f"[{', '.join(result.attack for result in e.results)}]")
-    # A comma separates the items of a list, unless the item is in quotes.
-    measures = [json.dumps(each) if "," in each else each for each in (*(m.measure for m in e.measures), *more)]
-    parts = [f"layerwise evaluate {folders} --record {shlex.quote(record)}"]
-    parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
-    parts += [f"--evaluation.attacks {attacks} --num-examples {e.worst.total} --seed {e.data.seed}"]
-    parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
-    parts += [f"--evaluation.measures {shlex.quote('[' + ', '.join(measures) + ']')}"] if measures else []
-    return " ".join(parts)
+def evaluated_again(text: str, runs: Sequence[RunRead], record: str, more: Sequence[str] = ()) -> Iterator[Text]:
+    """What repeats evaluations, whatever the first was asked for with, and more measures: they take the records' place.
+
+    One command, and a call in Python for each run of a network that no command can make again.
+    """
+    e = runs[0].evaluation
+    attacks, examples = [result.attack for result in e.results], e.worst.total
+    measures = [*(m.measure for m in e.measures), *more]
+    if folders := " ".join(shlex.quote(str(run.folder)) for run in runs if not run.own):
+        parts = [f"layerwise evaluate {folders} --record {shlex.quote(record)}"]
+        parts += [f"--threat.norm {e.threat.norm} --threat.eps {format_radius(e.threat.eps)}"]
+        parts += [f"--evaluation.attacks {shlex.quote('[' + ', '.join(attacks) + ']')}"]
+        parts += [f"--num-examples {examples} --seed {e.data.seed}"]
+        parts += [f"--evaluation.eot {e.eot}"] if e.eot > 1 else []
+        # A comma separates the items of a list, unless the item is in quotes.
+        listed = ", ".join(json.dumps(each) if "," in each else each for each in measures)
+        parts += [f"--evaluation.measures {shlex.quote('[' + listed + ']')}"] if measures else []
+        yield Text(text, " ".join(parts))
+    options = [f"threat=layerwise.{e.threat!r}", f"attacks={attacks}", f"num_examples={examples}"]
+    options += [f"seed={e.data.seed}", *([f"eot={e.eot}"] if e.eot > 1 else [])]
+    options += [f"measures={measures}"] if measures else []
+    for run in runs:
+        if run.own:
+            yield Text(text, evaluated_in_python(run.folder, record, *options))
 
 
 def _made_with(run: RunRead) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from layerwise.evaluation import Evaluation, Result
 from layerwise.report.comparison import WORST, cell, ranged
 from layerwise.report.document import Text, shorten
-from layerwise.report.runs import Group
+from layerwise.report.runs import Group, evaluated_in_python
 
 ENSEMBLE = frozenset({"apgd-ce", "apgd-t", "fab-t", "square"})
 """The members of AutoAttack's standard version."""
+
+STANDARD = ["clean", "pgd-50-10", "autoattack"]
+"""The attacks of the suite of that name, which a call in Python spells out."""
 
 Tone: TypeAlias = Literal["even", "better", "worse", "alarm"]
 
@@ -116,17 +119,18 @@ def _text(evaluations: Sequence[Evaluation], *, believed: bool) -> str:
     return f"{facts}{beside}. An upper bound; no self-check spoke up"
 
 
-def caveat(entries: Sequence[Group]) -> Text | None:
-    """What the weakly attacked runs lack, once for all of them."""
+def caveat(entries: Sequence[Group]) -> Iterator[Text]:
+    """What the weakly attacked runs lack, once for all that one command evaluates."""
     weak = [entry for entry in entries if not _is_strong(entry.first.evaluation)]
-    if not weak:
-        return None
-    folders = " ".join(shlex.quote(str(run.folder)) for entry in weak for run in entry.runs)
-    names = "these runs" if len(weak) == len(entries) else _listed(entry.name for entry in weak)
-    return Text(
-        f"AutoAttack was not run on {names}, so what is said above is an upper bound; type:",
-        f"layerwise evaluate {folders} --suite standard",
-    )
+    said = "so what is said above is an upper bound; type:"
+    if named := [entry for entry in weak if not entry.first.own]:
+        folders = " ".join(shlex.quote(str(run.folder)) for entry in named for run in entry.runs)
+        names = "these runs" if len(named) == len(entries) else _listed(entry.name for entry in named)
+        yield Text(f"AutoAttack was not run on {names}, {said}", f"layerwise evaluate {folders} --suite standard")
+    for run in (run for entry in weak for run in entry.runs if run.own):
+        options = (f"threat=layerwise.{run.evaluation.threat!r}", f"attacks={STANDARD}")
+        call = evaluated_in_python(run.folder, "standard", *options)
+        yield Text(f"AutoAttack was not run on {shorten(run.folder.name)}, {said}", call)
 
 
 def _attacked(evaluation: Evaluation) -> list[Result]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layerwise.core.arguments import named
 from layerwise.core.checks import of_kind
+from layerwise.core.contract import refuse_meta
 from layerwise.core.driving import AUTOGRAD, Backward, Exact, Part, Partial, drive
 from layerwise.core.layout import fastest, laid_out
 from layerwise.core.modes import training_mode
@@ -107,6 +108,7 @@ def fit(
     3
     """
     settings, raw, data = Training() if training is None else training, unwrap(model), as_image_data(data)
+    refuse_meta(raw)
     of_kind("the method", method, Method, example="layerwise.SLAT()")
     of_kind("training", settings, Training, example="layerwise.Training(epochs=10)")
     of_kind("phases", phases, Sequence, example="[layerwise.Phase(epochs=5), layerwise.Phase(epochs=5, method=...)]")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+FEW = 10
+"""Bins of fewer images are marks beside the line: the accuracy of one or two images is mostly 0 or 100 %."""
+
+
 @final
 @dataclass(frozen=True)
 class Calibration(Curves):
@@ -33,7 +37,8 @@ class Calibration(Curves):
     title: ClassVar[str] = "Calibration"
     rank: ClassVar[int] = 12
     caption: ClassVar[str] = (
-        "A network on the dashed diagonal is correct as often as it is sure; below it, it is too sure. Larger marks hold more images."
+        "A network on the dashed diagonal is correct as often as it is sure; below it, it is too sure. Larger marks hold more images; "
+        f"the line leaves out bins of fewer than {FEW}."
     )
 
     images: tuple[int, ...]
@@ -55,10 +60,12 @@ class Calibration(Curves):
         return sum(n * abs(a - c) for n, c, a in bins) / max(self.total, 1)
 
     def draw(self, panels: Sequence[Axes], look: Mapping[str, Any]) -> None:
-        """A mark a bin, its area by the number of images."""
+        """A mark a bin, its area by the number of images, and a line through those of many."""
         bins = zip(self.images, self.confidence, self.accuracy, strict=True)
-        n, x, y = zip(*[(n, 100 * c, 100 * a) for n, c, a in bins if n], strict=True)
-        panels[0].plot(x, y, **{**look, "marker": None})
+        found = [(n, 100 * c, 100 * a) for n, c, a in bins if n]
+        line = [(x, y) for n, x, y in found if n >= FEW]
+        panels[0].plot([x for x, _ in line], [y for _, y in line], **{**look, "marker": None})
+        n, x, y = zip(*found, strict=True)
         panels[0].scatter(x, y, s=[12 + 90 * k / self.total for k in n], color=look["color"], marker=look["marker"])
 
     def finish(self, panels: Sequence[Axes]) -> None:

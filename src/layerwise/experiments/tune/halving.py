@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
@@ -28,7 +29,7 @@ from layerwise.evaluation.settings import EvaluationSettings
 from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment as experiments
 from layerwise.experiments import recipe
-from layerwise.experiments.ranges import Choice, Range
+from layerwise.experiments.ranges import Choice, Range, overlap
 from layerwise.experiments.settings import SCHEMA, Experiment, make_phases, with_settings
 from layerwise.experiments.tune.search import optuna, propose
 from layerwise.experiments.tune.trials import (
@@ -244,6 +245,9 @@ def _checked(tree: Tree, ranges: Mapping[str, Range], plan: Plan, *, trust: bool
             f"there is nothing to search; type --range training.optimizer.lr={rate / 4:g}:{rate * 4:g}:log, or give the recipe a "
             f"section tune:; the settings of {type(base.method).__name__} are {own or 'none'}"
         )
+    for one, other in combinations(ranges, 2):
+        if overlap(one, other, tree):
+            raise ConfigError(f"the ranges of {one} and {other} set the same numbers; leave out one of them")
     firsts = {key: each.first for key, each in ranges.items()}
     first, _ = with_settings(tree, firsts, where="range", trust=trust)
     for key, each in ranges.items():
