@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +64,14 @@ def entries(path: Path) -> list[Any]:
     """(item, part, value) of what is kept."""
     found = [json.loads(line)["entry"] for line in path.read_text().splitlines()]
     return [entry[1:] for entry in found if isinstance(entry, list)]
+
+
+@contextmanager
+def warned(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Warnings alone, and none of what came before."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        yield
 
 
 def stopped(path: Path, forwards: int, **changes: Any) -> None:
@@ -152,7 +162,7 @@ def test_a_line_that_was_cut_off_is_done_again_without_a_word(
     path = tmp_path / "a.journal"
     stopped(path, 25)
     path.write_bytes(path.read_bytes()[:-cut])
-    with caplog.at_level(logging.WARNING):
+    with warned(caplog):
         assert timeless(run(path)) == timeless(run(None))
     assert not caplog.records
 
@@ -164,7 +174,7 @@ def test_a_journal_that_was_cut_off_in_its_first_line_begins_anew(
     stopped(path, 25)
     for size in (0, 1, 100):
         path.write_bytes(path.read_bytes()[:size])
-        with caplog.at_level(logging.WARNING):
+        with warned(caplog):
             stopped(path, 25)
     assert not caplog.records
     assert sorted(tmp_path.iterdir()) == [path]
@@ -178,7 +188,7 @@ def test_damaged_lines_are_done_again(tmp_path: Path, caplog: pytest.LogCaptureF
     lines[4] = lines[4].replace(b"0", b"1")
     lines[6] = b"\x00\xff" + lines[6]
     path.write_bytes(b"".join(lines))
-    with caplog.at_level(logging.WARNING):
+    with warned(caplog):
         assert timeless(run(path)) == whole
     assert caplog.messages == [f"{path}: 2 damaged lines, what they held is done again"]
 
@@ -198,7 +208,7 @@ def test_under_other_circumstances_nothing_is_found_and_nothing_is_lost(
     path = tmp_path / "a.journal"
     stopped(path, 25)
     before = entries(path)
-    with caplog.at_level(logging.WARNING):
+    with warned(caplog):
         assert timeless(run(path, **changes)) == timeless(run(None, **changes))
     (message,) = caplog.messages
     assert re.match(f"{path} was begun under other circumstances \\({named}", message)
@@ -216,7 +226,7 @@ def test_other_weights_are_other_circumstances(tmp_path: Path, caplog: pytest.Lo
     stopped(path, 25)
     with torch.no_grad():
         other.network.fc2.bias.add_(1.0)
-    with caplog.at_level(logging.WARNING):
+    with warned(caplog):
         assert timeless(run(path, other)) == timeless(run(None, other))
     assert "other circumstances (weights " in caplog.messages[0]
 
@@ -245,7 +255,7 @@ def test_what_is_no_journal_is_kept(tmp_path: Path, content: bytes, caplog: pyte
     path = tmp_path / "a.journal"
     path.write_bytes(content)
     (tmp_path / "a.journal.aside-1").write_text("older")
-    with caplog.at_level(logging.WARNING):
+    with warned(caplog):
         run(path, attacks=["clean"])
     assert (tmp_path / "a.journal.aside-2").read_bytes() == content
     assert (tmp_path / "a.journal.aside-1").read_text() == "older"
@@ -300,7 +310,7 @@ def test_what_another_process_left_half_written_costs_only_that(
     with Store(path).open(alone=False) as store:
         assert store.found("a") == {0: 1}
         store.put("b", 3)
-    with caplog.at_level(logging.WARNING), Store(path).open(alone=False) as store:
+    with warned(caplog), Store(path).open(alone=False) as store:
         assert (store.found("a"), store.found("b")) == ({0: 1}, {0: 3})
     assert caplog.messages == [f"{path}: 1 damaged lines, what they held is done again"]
 
