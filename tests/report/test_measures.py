@@ -65,5 +65,6 @@ def test_the_command_that_measures_more_keeps_what_is_there_lists_too(tmp_path: 
     found = (Measured("audit conv1 radii=0.1,0.3", some), Measured("alignment images=9", some))
     folder = put(tmp_path / "a", replace(record(clean=90, fgsm=40), measures=found))
     run = report([folder]).entries[0].first
-    typed = shlex.split(evaluated_again([run], "evaluation", ["rho"]))
+    (said,) = evaluated_again("again:", [run], "evaluation", ["rho"])
+    typed = shlex.split(said.command or "")
     assert parse_yaml(typed[typed.index("--evaluation.measures") + 1], "") == [*(m.measure for m in found), "rho"]
