@@ -208,7 +208,8 @@ def refuse_meta(raw: nn.Module) -> None:
     Raises:
         ConfigError: it is on the meta device.
     """
-    if any(p.is_meta for p in raw.parameters()):
+    # Tensors of another class may be on the meta device by name and hold their values elsewhere.
+    if any(p.is_meta and type(p.data) is Tensor for p in raw.parameters()):
         raise ConfigError(
             "the network is on the meta device, where weights have no values; type model.to_empty(device='cpu') and load its weights"
         )
