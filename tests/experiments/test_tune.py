@@ -18,7 +18,8 @@ from layerwise.evaluation.store import Store
 from layerwise.experiments import experiment
 from layerwise.experiments.ranges import Choice, Interval, Range
 from layerwise.experiments.settings import with_settings
-from layerwise.experiments.tune.halving import BEST, PICTURE, TABLE, Plan, shortened, tune
+from layerwise.experiments.tune.halving import BEST, PICTURE, TABLE, Plan, tune
+from layerwise.experiments.tune.shorter import shortened
 from layerwise.experiments.tune.trials import TRIALS, Trial, read_trials
 from layerwise.training import Phase
 from layerwise.trees import Tree, at

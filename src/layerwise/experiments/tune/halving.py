@@ -32,6 +32,7 @@ from layerwise.experiments import recipe
 from layerwise.experiments.ranges import Choice, Range, overlap
 from layerwise.experiments.settings import SCHEMA, Experiment, make_phases, with_settings
 from layerwise.experiments.tune.search import optuna, propose
+from layerwise.experiments.tune.shorter import shortened
 from layerwise.experiments.tune.trials import (
     TRIALS,
     Objective,
@@ -462,40 +463,3 @@ class _Search:
         network = model.to(experiments.best_device())
         found = evaluate_run(network, data, chosen.evaluation, threat=chosen.threat, progress=False)
         return found["clean"].accuracy - drop
-
-
-def shortened(
-    chosen: Experiment, *, epochs: int, evaluation: EvaluationSettings | None = None
-) -> tuple[Experiment, Tree]:
-    """The experiment in so many epochs: schedule, phases and `max_steps` shrink (or grow) in proportion.
-
-    Args:
-        chosen: the experiment.
-        epochs: of the new one; at least as many as it has phases.
-        evaluation: how it is evaluated; None is as before.
-    """
-    training, old = chosen.training, chosen.training.epochs
-    if epochs != old:
-        steps = None if training.max_steps is None else max(1, training.max_steps * epochs // old)
-        training = replace(training, epochs=epochs, max_steps=steps, schedule=training.schedule.over(old))
-    new = replace(
-        chosen,
-        training=training,
-        phases=_shrunk(chosen.phases, epochs),
-        evaluation=evaluation or chosen.evaluation,
-    )
-    return new, SCHEMA.tree(new)
-
-
-def _shrunk(phases: list[dict[str, Any]], epochs: int) -> list[dict[str, Any]]:
-    """The phases in so many epochs, each at least one long.
-
-    >>> [phase["epochs"] for phase in _shrunk([{"epochs": 40}, {"epochs": 1}, {"epochs": 50}], 9)]
-    [4, 1, 4]
-    """
-    total, passed, end, found = sum(phase["epochs"] for phase in phases), 0, 0, []
-    for index, phase in enumerate(phases):
-        passed += phase["epochs"]
-        begin, end = end, max(end + 1, min(round(passed * epochs / total), epochs - (len(phases) - 1 - index)))
-        found.append({**phase, "epochs": end - begin})
-    return found
